@@ -1,0 +1,75 @@
+#include "base/metrics_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <httplib.h>
+#include <prometheus/counter.h>
+#include <prometheus/registry.h>
+
+#include <atomic>
+
+#include "base/host_port.h"
+
+namespace nibble {
+namespace {
+
+httplib::Result Get(const MetricsServer& server, const char* path) {
+  const auto where = ParseHostPort(server.address());
+  return httplib::Client(where->host, where->port).Get(path);
+}
+
+TEST(MetricsServer, ExportsEveryRegistryInTextForm) {
+  auto first = std::make_shared<prometheus::Registry>();
+  auto second = std::make_shared<prometheus::Registry>();
+  prometheus::BuildCounter()
+      .Name("nibble_eggs_total")
+      .Help("Eggs.")
+      .Register(*first)
+      .Add({{"kind", "brown"}})
+      .Increment(3);
+  prometheus::BuildCounter().Name("nibble_hens_total").Help("Hens.").Register(*second).Add({});
+  const auto server =
+      MetricsServer::Start({.address = "127.0.0.1:0", .collectables = {first, second}});
+  ASSERT_TRUE(server.ok()) << server.status();
+
+  const auto answer = Get(**server, "/metrics");
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->status, 200);
+  EXPECT_THAT(answer->get_header_value("Content-Type"),
+              testing::HasSubstr("text/plain; version=0.0.4"));
+  EXPECT_THAT(answer->body, testing::HasSubstr("# TYPE nibble_eggs_total counter\n"
+                                               "nibble_eggs_total{kind=\"brown\"} 3"));
+  EXPECT_THAT(answer->body, testing::HasSubstr("nibble_hens_total 0"));
+}
+
+TEST(MetricsServer, ProbesSayWhyNot) {
+  std::atomic<bool> ready{false};
+  const auto server = MetricsServer::Start(
+      {.address = "127.0.0.1:0", .ready = [&ready] {
+         return ready ? absl::OkStatus() : absl::UnavailableError("the model is loading");
+       }});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ(Get(**server, "/healthz")->status, 200);
+  const auto before = Get(**server, "/readyz");
+  EXPECT_EQ(before->status, 503);
+  EXPECT_EQ(before->body, "the model is loading\n");
+  ready = true;
+  EXPECT_EQ(Get(**server, "/readyz")->status, 200);
+  EXPECT_EQ(Get(**server, "/else")->status, 404);
+}
+
+TEST(MetricsServer, RefusesAPortThatIsTaken) {
+  const auto first = MetricsServer::Start({.address = "127.0.0.1:0"});
+  ASSERT_TRUE(first.ok());
+  const auto second = MetricsServer::Start({.address = (*first)->address()});
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(second.status().message()), testing::HasSubstr((*first)->address()));
+}
+
+TEST(MetricsServer, RefusesAnAddressThatDoesNotParse) {
+  EXPECT_EQ(MetricsServer::Start({.address = "nine"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace nibble
