@@ -45,8 +45,9 @@ struct DenseMatrix {
   ElementType type = ElementType::kF16;
 };
 
-// Activations quantized per token and group: sx = max|x| / 127, xq = round-to-nearest-even(x / sx)
-// in -127…127, X = sum of xq. An all-zero group has sx = 0.
+// Activations quantized per token and group: sx = max|x| / 127, xq = round-to-nearest-even(x * (127 /
+// max|x|)) in -127…127, X = sum of xq. A group of zeros (all below 2^-100) has sx = 0; one with NaN
+// or infinity has sx = NaN and xq = 0.
 struct Int8Activations {
   int32_t tokens = 0;
   int32_t columns = 0;

@@ -1,0 +1,82 @@
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "kernels/cpu/levels.h"
+
+namespace nibble::cpu {
+namespace {
+
+struct CpuidResult {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+CpuidResult Cpuid(uint32_t leaf, uint32_t subleaf) {
+  CpuidResult r;
+  if (__get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) == 0) return {};
+  return r;
+}
+
+constexpr bool Bit(uint32_t word, int bit) { return ((word >> bit) & 1U) != 0; }
+
+// The register states that the operating system saves (XCR0), 0 without XSAVE.
+uint64_t SavedStates() {
+  constexpr int kOsXsave = 27;
+  if (!Bit(Cpuid(1, 0).ecx, kOsXsave)) return 0;
+  uint32_t low = 0;
+  uint32_t high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+bool Saves(uint64_t states, uint64_t mask) { return (states & mask) == mask; }
+
+bool HasAvx2() {
+  const CpuidResult one = Cpuid(1, 0);
+  return Saves(SavedStates(), 0x6) && Bit(Cpuid(7, 0).ebx, 5) && Bit(one.ecx, 12) &&
+         Bit(one.ecx, 29);
+}
+
+bool HasAvx512Vnni() {
+  const CpuidResult seven = Cpuid(7, 0);
+  return HasAvx2() && Saves(SavedStates(), 0xe6) && Bit(seven.ebx, 16) && Bit(seven.ebx, 17) &&
+         Bit(seven.ebx, 30) && Bit(seven.ebx, 31) && Bit(seven.ecx, 11);
+}
+
+}  // namespace
+
+std::string_view IsaLevelName(IsaLevel level) {
+  switch (level) {
+    case IsaLevel::kReference: return "reference";
+    case IsaLevel::kAvx2: return "avx2";
+    case IsaLevel::kAvx512Vnni: return "avx512_vnni";
+    case IsaLevel::kAmx: return "amx";
+  }
+  return "unknown";
+}
+
+bool IsaLevelSupported(IsaLevel level) {
+  switch (level) {
+    case IsaLevel::kReference: return true;
+    case IsaLevel::kAvx2: return HasAvx2() && false;
+    case IsaLevel::kAvx512Vnni: return HasAvx512Vnni() && false;
+    case IsaLevel::kAmx: return false;
+  }
+  return false;
+}
+
+IsaLevel BestIsaLevel() {
+  for (const IsaLevel level : {IsaLevel::kAmx, IsaLevel::kAvx512Vnni, IsaLevel::kAvx2}) {
+    if (IsaLevelSupported(level)) return level;
+  }
+  return IsaLevel::kReference;
+}
+
+const Kernels& GetKernels(IsaLevel level) {
+  if (!IsaLevelSupported(level)) std::abort();
+  return kReferenceKernels;
+}
+
+}  // namespace nibble::cpu

@@ -1,0 +1,13 @@
+// The table of each level, for dispatch.cc alone.
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+
+namespace nibble::cpu {
+
+extern const Kernels kReferenceKernels;
+
+// The same code at every level: a sum in rising k has nothing to vectorize within a group.
+void GroupSums(const FloatRows& x, int32_t group, float* sums);
+
+}  // namespace nibble::cpu
