@@ -24,6 +24,7 @@ struct RopeSpec {
   float beta_fast = 32;             // yarn
   float beta_slow = 1;              // yarn
   float attention_factor = 0;       // yarn; 0 = 0.1 ln(factor) + 1
+  bool truncate = true;             // yarn: the ramp's bounds are whole numbers
 };
 
 // A decoder of RMSNorm, attention with rotary positions, RMSNorm, SwiGLU.
@@ -37,7 +38,9 @@ struct ModelSpec {
   int32_t kv_head_count = 0;
   int32_t head_dim = 0;
   int32_t vocab_size = 0;
-  int32_t max_context = 0;
+  int32_t max_context = 0;    // positions of one sequence, unless an operator says otherwise
+  int32_t context_limit = 0;  // what an operator may raise it to; more than max_context only
+                              // for dynamic rope, whose frequencies then change
   float norm_epsilon = 1e-5f;
   RopeSpec rope;
   int32_t sliding_window = 0;  // 0 = none; else positions p-window+1 … p are seen
