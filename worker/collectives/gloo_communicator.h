@@ -20,10 +20,10 @@ struct GlooOptions {
   int32_t size = 1;
   // Address (name or number) that this rank's connections are bound to. Where it is empty, the
   // address of `interface`; where that is empty too, loopback.
-  std::string bind_address;
-  std::string interface;
+  std::string bind_address = {};
+  std::string interface = {};
   // Where the group's StoreServer listens (store.h), and the group's key.
-  std::string store_host;
+  std::string store_host = {};
   uint16_t store_port = 0;
   uint64_t group_key = 0;
   Duration connect_timeout = std::chrono::seconds(60);  // until every rank has come
@@ -32,7 +32,8 @@ struct GlooOptions {
 
 // Blocks until all ranks are connected. UNAVAILABLE or DEADLINE_EXCEEDED when they are not in
 // time. A peer that dies later makes the pending call fail with ABORTED, one that hangs with
-// DEADLINE_EXCEEDED.
+// DEADLINE_EXCEEDED. Gloo writes to sockets that a peer may have closed, so SIGPIPE is ignored from
+// here on where it still had its deadly default.
 [[nodiscard]] absl::StatusOr<std::unique_ptr<Communicator>> MakeGlooCommunicator(
     const GlooOptions& options);
 
