@@ -1,0 +1,381 @@
+// Checks the decode matrix product against a plain kernel, then times the chain of a model's
+// matrices as a graph. Needs a GPU: built and run by hand or by `make cuda-all`.
+//
+//   w4_decode_check [json]
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/w4_decode.h"
+
+namespace nibble::cuda {
+namespace {
+
+#define CUDA_OK(expression)                                                             \
+  do {                                                                                  \
+    const cudaError_t error_ = (expression);                                            \
+    if (error_ != cudaSuccess) {                                                        \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_)); \
+      std::exit(1);                                                                     \
+    }                                                                                   \
+  } while (false)
+
+template <typename T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(size_t count) : count_(count) {
+    CUDA_OK(cudaMalloc(&data_, count * sizeof(T)));
+    CUDA_OK(cudaMemset(data_, 0xff, count * sizeof(T)));
+  }
+  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) { Set(host); }
+  ~DeviceArray() { cudaFree(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  void Set(const std::vector<T>& host) {
+    CUDA_OK(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  std::vector<T> Get() const {
+    std::vector<T> host(count_);
+    CUDA_OK(cudaMemcpy(host.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+  }
+  T* get() const { return data_; }
+
+ private:
+  size_t count_;
+  T* data_ = nullptr;
+};
+
+// y[token][row] in double from the logical form.
+__global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const half* scales,
+                                const half* dense, const half* x, int rows, int columns, int group,
+                                int tokens, double* y) {
+  const int row = blockIdx.x * blockDim.x + threadIdx.x;
+  const int token = blockIdx.y;
+  if (row >= rows || token >= tokens) return;
+  double sum = 0;
+  for (int k = 0; k < columns; ++k) {
+    double w;
+    if (group == 0) {
+      w = __half2float(dense[static_cast<int64_t>(row) * columns + k]);
+    } else {
+      const int64_t g = static_cast<int64_t>(row) * (columns / group) + k / group;
+      w = (static_cast<int>(q[static_cast<int64_t>(row) * columns + k]) - zeros[g]) *
+          static_cast<double>(__half2float(scales[g]));
+    }
+    sum += w * static_cast<double>(__half2float(x[static_cast<int64_t>(token) * columns + k]));
+  }
+  y[static_cast<int64_t>(token) * rows + row] = sum;
+}
+
+struct Logical {
+  std::vector<uint8_t> q, zeros;
+  std::vector<half> scales, dense;
+};
+
+Logical RandomLogical(int rows, int columns, int group, uint32_t seed) {
+  std::mt19937 random(seed);
+  Logical w;
+  const size_t count = static_cast<size_t>(rows) * columns;
+  if (group == 0) {
+    std::normal_distribution<float> normal(0, 0.02f);
+    w.dense.resize(count);
+    for (auto& value : w.dense) value = __float2half(normal(random));
+    return w;
+  }
+  w.q.resize(count);
+  for (auto& value : w.q) value = static_cast<uint8_t>(random() % 16);
+  const size_t groups = static_cast<size_t>(rows) * (columns / group);
+  w.zeros.resize(groups);
+  w.scales.resize(groups);
+  for (auto& value : w.zeros) value = static_cast<uint8_t>(random() % 16);
+  for (auto& value : w.scales) {
+    value = __float2half(0.001f + 0.00001f * static_cast<float>(random() % 1000));
+  }
+  return w;
+}
+
+struct Case {
+  int rows, columns, group, tokens;
+  DecodeInput input;
+  DecodeOutput output;
+};
+
+double RelativeError(const std::vector<double>& expected, const std::vector<double>& actual) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double d = expected[i] - actual[i];
+    difference += std::isfinite(d) ? d * d : 1e30;
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// True when the kernel agrees with the reference.
+bool Check(const Case& c, int multiprocessors) {
+  const Logical w = RandomLogical(c.rows, c.columns, c.group, 1234 + c.rows + c.tokens);
+  std::mt19937 random(99);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> residual(static_cast<size_t>(c.tokens) * c.columns);
+  for (auto& value : residual) value = normal(random);
+  std::vector<half> norm_weight(c.columns), x(residual.size());
+  for (auto& value : norm_weight) value = __float2half(0.5f + 0.1f * normal(random));
+  const int parts = 7;
+  std::vector<float> square_sums(static_cast<size_t>(c.tokens) * parts, 0.0f);
+  for (int t = 0; t < c.tokens; ++t) {
+    double sum = 0;
+    for (int k = 0; k < c.columns; ++k) {
+      const float value = residual[static_cast<size_t>(t) * c.columns + k];
+      square_sums[t * parts + k % parts] += value * value;
+      sum += static_cast<double>(value) * value;
+    }
+    const float inverse = static_cast<float>(1.0 / std::sqrt(sum / c.columns + 1e-5));
+    for (int k = 0; k < c.columns; ++k) {
+      const size_t at = static_cast<size_t>(t) * c.columns + k;
+      x[at] = __float2half(c.input == DecodeInput::kRmsNorm
+                               ? residual[at] * inverse * __half2float(norm_weight[k])
+                               : residual[at]);
+    }
+  }
+  DeviceArray<uint8_t> q(w.q.empty() ? std::vector<uint8_t>(1) : w.q);
+  DeviceArray<uint8_t> zeros(w.zeros.empty() ? std::vector<uint8_t>(1) : w.zeros);
+  DeviceArray<half> scales(w.scales.empty() ? std::vector<half>(1) : w.scales);
+  DeviceArray<half> dense(w.dense.empty() ? std::vector<half>(1) : w.dense);
+  DeviceArray<half> dx(x), dnorm(norm_weight);
+  DeviceArray<float> dresidual(residual), dsquares(square_sums);
+  DeviceArray<double> expected(static_cast<size_t>(c.tokens) * c.rows);
+  ReferenceKernel<<<dim3((c.rows + 127) / 128, c.tokens), 128>>>(
+      q.get(), zeros.get(), scales.get(), dense.get(), dx.get(), c.rows, c.columns, c.group,
+      c.tokens, expected.get());
+  CUDA_OK(cudaDeviceSynchronize());
+
+  const bool silu = c.output == DecodeOutput::kSiluMul;
+  DeviceArray<uint8_t> slabs(W4DecodeBytes(c.rows, c.columns, c.group));
+  CUDA_OK(PackW4({.q = q.get(), .zeros = zeros.get(), .scales = scales.get(), .dense = dense.get(),
+                  .rows = c.rows, .columns = c.columns, .group = c.group, .pair_rows = silu,
+                  .slabs = slabs.get()},
+                 nullptr));
+  const int out_rows = silu ? c.rows / 2 : c.rows;
+  std::vector<float> old(static_cast<size_t>(c.tokens) * c.rows, 0.25f);
+  DeviceArray<half> y_half(static_cast<size_t>(c.tokens) * out_rows);
+  DeviceArray<float> y_float(static_cast<size_t>(c.tokens) * out_rows), residual_out(old);
+  const int blocks = W4DecodeBlocks(c.rows, multiprocessors);
+  DeviceArray<float> squares_out(static_cast<size_t>(c.tokens) * blocks);
+  W4DecodeParams p;
+  p.slabs = slabs.get();
+  p.rows = c.rows;
+  p.columns = c.columns;
+  p.group = c.group;
+  p.tokens = c.tokens;
+  p.input = c.input;
+  p.x_half = dx.get();
+  p.residual = dresidual.get();
+  p.norm_weight = dnorm.get();
+  p.square_sums = dsquares.get();
+  p.square_parts = parts;
+  p.epsilon = 1e-5f;
+  p.output = c.output;
+  p.y_half = y_half.get();
+  p.y_float = y_float.get();
+  p.residual_out = residual_out.get();
+  p.square_sums_out = squares_out.get();
+  CUDA_OK(W4Decode(p, multiprocessors, nullptr));
+  CUDA_OK(cudaDeviceSynchronize());
+
+  const std::vector<double> plain = expected.Get();
+  std::vector<double> want, got;
+  double square_error = 0;
+  if (c.output == DecodeOutput::kAddResidual) {
+    const auto out = residual_out.Get();
+    const auto sums = squares_out.Get();
+    for (int t = 0; t < c.tokens; ++t) {
+      double total = 0, reported = 0;
+      for (int r = 0; r < c.rows; ++r) {
+        const size_t at = static_cast<size_t>(t) * c.rows + r;
+        want.push_back(plain[at] + 0.25);
+        got.push_back(out[at]);
+        total += want.back() * want.back();
+      }
+      for (int b = 0; b < blocks; ++b) reported += sums[static_cast<size_t>(t) * blocks + b];
+      square_error = std::max(square_error, std::abs(reported / total - 1));
+    }
+  } else if (silu) {
+    const auto out = y_half.Get();
+    for (int t = 0; t < c.tokens; ++t) {
+      for (int r = 0; r < out_rows; ++r) {
+        const double gate = plain[static_cast<size_t>(t) * c.rows + r];
+        const double up = plain[static_cast<size_t>(t) * c.rows + out_rows + r];
+        want.push_back(gate / (1 + std::exp(-gate)) * up);
+        got.push_back(__half2float(out[static_cast<size_t>(t) * out_rows + r]));
+      }
+    }
+  } else if (c.output == DecodeOutput::kFloat) {
+    const auto out = y_float.Get();
+    want = plain;
+    got.assign(out.begin(), out.end());
+  } else {
+    const auto out = y_half.Get();
+    want = plain;
+    for (const half value : out) got.push_back(__half2float(value));
+  }
+  const double error = RelativeError(want, got);
+  const bool ok = error < 1e-3 && square_error < 1e-3;
+  std::printf("%-4s rows %6d columns %6d group %3d tokens %2d input %d output %d error %.2e squares %.1e\n",
+              ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.input),
+              static_cast<int>(c.output), error, square_error);
+  return ok;
+}
+
+struct Chain {
+  const char* name;
+  int hidden, ffn, qkv_rows, layers, vocab;
+};
+
+// Times one decode step's matrices, in order, as a graph with dependent launches.
+void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, FILE* json) {
+  struct Matrix { int rows, columns; DecodeInput input; DecodeOutput output; };
+  const Matrix layer[4] = {
+      {chain.qkv_rows, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
+      {chain.hidden, chain.hidden, DecodeInput::kHalf, DecodeOutput::kAddResidual},
+      {2 * chain.ffn, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
+      {chain.hidden, chain.ffn, DecodeInput::kHalf, DecodeOutput::kAddResidual}};
+  int64_t layer_bytes = 0;
+  for (const auto& m : layer) layer_bytes += W4DecodeBytes(m.rows, m.columns, 128);
+  const int64_t head_bytes = W4DecodeBytes(chain.vocab, chain.hidden, 0);
+  DeviceArray<uint8_t> weights(layer_bytes * chain.layers + head_bytes);
+  {
+    int64_t offset = 0;
+    for (const auto& m : layer) {
+      const Logical w = RandomLogical(m.rows, m.columns, 128, 7);
+      DeviceArray<uint8_t> q(w.q), zeros(w.zeros);
+      DeviceArray<half> scales(w.scales);
+      CUDA_OK(PackW4({.q = q.get(), .zeros = zeros.get(), .scales = scales.get(),
+                      .rows = m.rows, .columns = m.columns, .group = 128,
+                      .pair_rows = m.output == DecodeOutput::kSiluMul,
+                      .slabs = weights.get() + offset}, nullptr));
+      CUDA_OK(cudaDeviceSynchronize());
+      offset += W4DecodeBytes(m.rows, m.columns, 128);
+    }
+    for (int l = 1; l < chain.layers; ++l) {
+      CUDA_OK(cudaMemcpy(weights.get() + l * layer_bytes, weights.get(), layer_bytes,
+                         cudaMemcpyDeviceToDevice));
+    }
+    const Logical head = RandomLogical(chain.vocab, chain.hidden, 0, 8);
+    DeviceArray<half> dense(head.dense);
+    CUDA_OK(PackW4({.dense = dense.get(), .rows = chain.vocab, .columns = chain.hidden, .group = 0,
+                    .slabs = weights.get() + layer_bytes * chain.layers}, nullptr));
+    CUDA_OK(cudaDeviceSynchronize());
+  }
+  const size_t t = tokens;
+  DeviceArray<float> residual(std::vector<float>(t * chain.hidden, 0.01f));
+  DeviceArray<float> squares(std::vector<float>(t * kDecodeBlocksMax, 1.0f));
+  DeviceArray<half> norm(std::vector<half>(chain.hidden, __float2half(1.0f)));
+  DeviceArray<half> y(std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
+  DeviceArray<half> y2(std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
+  DeviceArray<float> logits(t * chain.vocab);
+  cudaStream_t stream;
+  CUDA_OK(cudaStreamCreate(&stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  const int parts = W4DecodeBlocks(chain.hidden, multiprocessors);
+  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  int64_t offset = 0;
+  const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
+    W4DecodeParams p;
+    p.slabs = weights.get() + offset;
+    offset += W4DecodeBytes(m.rows, m.columns, group);
+    p.rows = m.rows;
+    p.columns = m.columns;
+    p.group = group;
+    p.tokens = tokens;
+    p.input = m.input;
+    p.x_half = x;
+    p.residual = residual.get();
+    p.norm_weight = norm.get();
+    p.square_sums = squares.get();
+    p.square_parts = parts;
+    p.epsilon = 1e-5f;
+    p.output = m.output;
+    p.y_half = out;
+    p.y_float = out_float;
+    p.residual_out = residual.get();
+    p.square_sums_out = squares.get();
+    p.dependent_launch = dependent;
+    CUDA_OK(W4Decode(p, multiprocessors, stream));
+  };
+  for (int l = 0; l < chain.layers; ++l) {
+    run(layer[0], 128, nullptr, y.get(), nullptr);
+    run(layer[1], 128, y.get(), nullptr, nullptr);
+    run(layer[2], 128, nullptr, y2.get(), nullptr);
+    run(layer[3], 128, y2.get(), nullptr, nullptr);
+  }
+  run({chain.vocab, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kFloat}, 0, nullptr, nullptr,
+      logits.get());
+  CUDA_OK(cudaStreamEndCapture(stream, &graph));
+  CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
+  std::vector<float> times;
+  cudaEvent_t begin, end;
+  CUDA_OK(cudaEventCreate(&begin));
+  CUDA_OK(cudaEventCreate(&end));
+  for (int i = 0; i < 25; ++i) {
+    CUDA_OK(cudaEventRecord(begin, stream));
+    CUDA_OK(cudaGraphLaunch(exec, stream));
+    CUDA_OK(cudaEventRecord(end, stream));
+    CUDA_OK(cudaEventSynchronize(end));
+    float ms = 0;
+    CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 5) times.push_back(ms * 1000);
+  }
+  std::sort(times.begin(), times.end());
+  const double us = times[times.size() / 2];
+  const double bytes = static_cast<double>(layer_bytes) * chain.layers + head_bytes;
+  const double tb = bytes / us / 1e6;
+  std::printf("%s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without attention\n",
+              chain.name, tokens, dependent ? "dependent launch" : "plain launch    ", us, times[0], tb,
+              tb / 4.65 * 100, tokens * 1e6 / us);
+  if (json != nullptr) {
+    std::fprintf(json, "{\"chain\": \"%s\", \"tokens\": %d, \"dependent_launch\": %s, \"us\": %.2f, \"bytes\": %.0f}\n",
+                 chain.name, tokens, dependent ? "true" : "false", us, bytes);
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+}  // namespace
+}  // namespace nibble::cuda
+
+int main(int argc, char** argv) {
+  using namespace nibble::cuda;
+  cudaDeviceProp properties;
+  CUDA_OK(cudaGetDeviceProperties(&properties, 0));
+  const int sm = properties.multiProcessorCount;
+  std::printf("%s, %d multiprocessors\n", properties.name, sm);
+  bool ok = true;
+  for (const int tokens : {1, 2, 3, 8, 9, 13, 16}) {
+    for (const Case& c : {
+             Case{6144, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
+             Case{4096, 14336, 128, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
+             Case{7168, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
+             Case{960, 576, 64, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
+             Case{576, 1536, 32, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
+             Case{3000, 4096, 0, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
+             Case{37, 128, 128, tokens, DecodeInput::kHalf, DecodeOutput::kHalf}}) {
+      ok = Check(c, sm) && ok;
+    }
+  }
+  FILE* json = argc > 1 ? std::fopen(argv[1], "w") : nullptr;
+  const Chain mistral{"mistral-7b", 4096, 14336, 6144, 32, 32000};
+  for (const int tokens : {1, 2, 4, 8, 16}) Time(mistral, tokens, true, sm, json);
+  Time(mistral, 1, false, sm, json);
+  if (json != nullptr) std::fclose(json);
+  std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
+  return ok ? 0 : 1;
+}
