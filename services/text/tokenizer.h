@@ -15,22 +15,27 @@ namespace nibble::text {
 
 struct TokenizerFiles {
   std::string tokenizer_json;
-  std::string tokenizer_config_json;  // may be empty
-  std::string chat_template;          // chat_template.jinja; empty = from tokenizer_config_json
+  std::string tokenizer_config_json = {};  // may be empty
+  std::string chat_template = {};          // chat_template.jinja; empty = the config's own
 };
 
 struct ChatMessage {
+  // system, developer, user, assistant, tool, function or ipython.
   std::string role;
   std::string content;
-  std::string name;             // empty = none
-  std::string tool_calls_json;  // JSON array; empty = none
-  std::string tool_call_id;     // empty = none
+  std::string name = {};  // empty = none
+  // JSON array; empty = none. A call's arguments may be an object or its JSON in a string.
+  std::string tool_calls_json = {};
+  std::string tool_call_id = {};  // empty = none
 };
 
 struct ChatOptions {
   bool add_generation_prompt = true;
-  std::string tools_json;   // JSON array of tool definitions; empty = none
-  std::string date_string;  // for templates that ask for the date; empty = not given
+  std::string tools_json = {};  // JSON array of tool definitions; empty = none
+  // For templates that ask for the date. "2025-01-31" or "2025-01-31T12:34:56" is what their
+  // strftime_now formats; other text is what it returns, and their variable date_string. Empty =
+  // the template gets neither.
+  std::string date_string = {};
 };
 
 // Turns token ids into text as they arrive. Emits whole UTF-8 characters only; the pieces
@@ -57,9 +62,14 @@ class Tokenizer {
   [[nodiscard]] virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                                                     bool add_special,
                                                                     bool parse_special) const = 0;
+  // An id that the vocabulary does not have adds nothing.
   [[nodiscard]] virtual absl::StatusOr<std::string> Decode(std::span<const int32_t> ids,
                                                            bool skip_special) const = 0;
   [[nodiscard]] virtual std::unique_ptr<TokenStream> NewStream(bool skip_special) const = 0;
+  // A stream whose text continues that of `before`, such as a raw prompt: sentencepiece-like
+  // tokenizers drop the space before the first word of a text, which here is not the first.
+  [[nodiscard]] std::unique_ptr<TokenStream> NewStreamAfter(std::span<const int32_t> before,
+                                                            bool skip_special) const;
 
   // Renders the model's chat template. Bounded time and output; FAILED_PRECONDITION where the
   // model has no template, INVALID_ARGUMENT with the template's own message where it refuses.
