@@ -11,7 +11,9 @@
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 #include "worker/model/model_spec.h"
+#include "worker/weights/layer_tensors.h"
 #include "worker/weights/logical_linear.h"
+#include "worker/weights/model_folder.h"
 #include "worker/weights/quantization_config.h"
 #include "worker/weights/safetensors.h"
 
@@ -33,6 +35,14 @@ class Checkpoint {
   // nullptr when absent.
   [[nodiscard]] const TensorView* Find(std::string_view name) const;
   [[nodiscard]] std::vector<std::string> TensorNames() const;
+
+  // What the headers say of the linear layer `name`: checked against the other tensors of the
+  // layer, the ModelSpec and the quantization config, without reading any value.
+  [[nodiscard]] absl::StatusOr<LinearInfo> DescribeLinear(std::string_view name) const;
+  [[nodiscard]] absl::StatusOr<LinearInfo> DescribeHead() const;
+  // The stored type of a dense tensor of that shape.
+  [[nodiscard]] absl::StatusOr<FloatType> DescribeDense(std::string_view name,
+                                                        const std::vector<int64_t>& shape) const;
 
   // The linear layer `name` in logical form, whichever way it is stored; decided per layer by
   // which tensors exist.
@@ -61,9 +71,18 @@ class Checkpoint {
   nlohmann::json generation_config_;
   model::ModelSpec spec_;
   QuantizationConfig quantization_;
+  ModelFolder root_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   struct Index;
   std::shared_ptr<const Index> index_;
+
+  [[nodiscard]] absl::Status OpenWeights();
+  [[nodiscard]] absl::Status BuildIndex();
+  [[nodiscard]] StoredTensor Stored(std::string_view name) const;
+  [[nodiscard]] LayerTensors TensorsOf(std::string_view layer) const;
+  [[nodiscard]] absl::Status CheckAgainstConfig(std::string_view layer, const LinearInfo& info,
+                                                const StoredTensor& tensor) const;
+  [[nodiscard]] absl::Status LoadBias(const LayerTensors& tensors, LogicalLinear* linear) const;
 };
 
 }  // namespace nibble::weights

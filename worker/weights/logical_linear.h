@@ -30,6 +30,11 @@ struct LogicalLinear {
   [[nodiscard]] int32_t group_count() const { return group_size > 0 ? columns / group_size : 0; }
 };
 
+// The group in which the kernels hold columns [begin, end) of a matrix with groups of
+// `group_size`: the largest of 128, 64, 32 that divides the group, begin and end; 0 where none
+// does.
+[[nodiscard]] int32_t PackedGroup(int32_t group_size, int32_t begin, int32_t end);
+
 // Rows [begin, end), with their bias.
 [[nodiscard]] LogicalLinear SliceRows(const LogicalLinear& linear, int32_t begin, int32_t end);
 
@@ -43,7 +48,9 @@ struct LogicalLinear {
 // The same values with every group split into groups of `group_size`, which divides the group.
 [[nodiscard]] LogicalLinear Regroup(const LogicalLinear& linear, int32_t group_size);
 
-// Matrices with the same columns and the same group, one behind the other on the rows.
+// Matrices with the same columns and the same group, one behind the other on the rows. Where
+// stored types differ the result's is kF32; where only some have a bias the others' is zero.
+// INVALID_ARGUMENT names two parts that do not match.
 [[nodiscard]] absl::StatusOr<LogicalLinear> ConcatenateRows(
     const std::vector<LogicalLinear>& parts);
 

@@ -29,6 +29,11 @@ struct TensorView {
   std::span<const std::byte> data;
 };
 
+inline constexpr size_t kHeaderBytesMax = 16 << 20;
+inline constexpr size_t kTensorsMax = 200'000;
+inline constexpr int kHeaderDepthMax = 4;
+inline constexpr size_t kTensorRankMax = 8;
+
 // Immutable after Open(); thread-safe.
 class SafetensorsFile {
  public:
@@ -36,6 +41,9 @@ class SafetensorsFile {
   // DATA_LOSS names the file, the tensor and what is wrong with it.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(
       const std::string& path);
+  // The same for an open descriptor, which is only borrowed; `name` begins every message.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Map(
+      int descriptor, const std::string& name);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
@@ -44,10 +52,12 @@ class SafetensorsFile {
     return tensors_;
   }
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  [[nodiscard]] const std::string& name() const { return name_; }
 
  private:
   SafetensorsFile() = default;
 
+  std::string name_;
   void* mapping_ = nullptr;
   size_t mapping_bytes_ = 0;
   std::map<std::string, TensorView, std::less<>> tensors_;

@@ -29,7 +29,10 @@ struct RankShare {
   Range vocab;
 };
 
-// INVALID_ARGUMENT when rank_count is not in 1 … head_count.
+inline constexpr int32_t kVocabUnit = 16;
+
+// INVALID_ARGUMENT when rank_count is not in 1 … head_count, or more than there are units of FFN
+// columns or of vocabulary. REQUIRES: ffn_unit divides ffn_size.
 [[nodiscard]] absl::StatusOr<std::vector<RankShare>> ComputeShares(const model::ModelSpec& spec,
                                                                    int32_t rank_count,
                                                                    int32_t ffn_unit);

@@ -1,0 +1,48 @@
+// The only way to a model's files: by plain name, and never out of the folder.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace nibble::weights {
+
+// Owns a descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor();
+  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  [[nodiscard]] int get() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+// Thread-safe.
+class ModelFolder {
+ public:
+  ModelFolder() = default;
+  // NOT_FOUND or FAILED_PRECONDITION names the folder.
+  [[nodiscard]] static absl::StatusOr<ModelFolder> Open(const std::string& path);
+
+  // A regular file, open for reading. The name holds no '/'; a symbolic link that leads out of the
+  // folder is refused (INVALID_ARGUMENT). NOT_FOUND when absent.
+  [[nodiscard]] absl::StatusOr<Descriptor> OpenFile(std::string_view name) const;
+
+  // The whole file. RESOURCE_EXHAUSTED when longer than size_max.
+  [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name,
+                                                     int64_t size_max) const;
+
+ private:
+  Descriptor folder_;
+};
+
+}  // namespace nibble::weights
