@@ -81,28 +81,56 @@ __device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Eight consecutive activations of a token from k on, as fp16 pairs.
-__device__ __forceinline__ uint4 LoadEight(const W4DecodeParams& p, int32_t token, int32_t k,
-                                           float inverse_rms) {
-  if (token >= p.tokens || k >= p.columns) return make_uint4(0, 0, 0, 0);
-  const int64_t offset = static_cast<int64_t>(token) * p.columns + k;
-  if (p.input == DecodeInput::kHalf) {
-    return *reinterpret_cast<const uint4*>(p.x_half + offset);
+// One lane's 32 activations of a slab and token, from column k on in runs of eight. All loads go out
+// before the first is used: a load that waits for the one before it costs a trip to the L2.
+// Columns and tokens that do not exist load something else and become zero.
+template <int32_t kGroup, DecodeInput kInput>
+__device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, int32_t token,
+                                         int32_t c, float inverse_rms, bool exists,
+                                         uint4 (&eights)[4]) {
+  const int64_t row = static_cast<int64_t>(token < p.tokens ? token : 0) * p.columns;
+  int32_t k[4];
+  bool valid[4];
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    k[i] = slab * layout::kGpuSlabColumns + GpuKIndex(2 * i, c, 0, kGroup);
+    valid[i] = exists && token < p.tokens && k[i] < p.columns;
+    if (!valid[i]) k[i] = 0;
   }
-  const float4 low = *reinterpret_cast<const float4*>(p.residual + offset);
-  const float4 high = *reinterpret_cast<const float4*>(p.residual + offset + 4);
-  const uint4 raw = *reinterpret_cast<const uint4*>(p.norm_weight + k);
-  const half2* w = reinterpret_cast<const half2*>(&raw);
-  const float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]), w2 = __half22float2(w[2]),
-               w3 = __half22float2(w[3]);
-  return make_uint4(PackHalf2(low.x * inverse_rms * w0.x, low.y * inverse_rms * w0.y),
-                    PackHalf2(low.z * inverse_rms * w1.x, low.w * inverse_rms * w1.y),
-                    PackHalf2(high.x * inverse_rms * w2.x, high.y * inverse_rms * w2.y),
-                    PackHalf2(high.z * inverse_rms * w3.x, high.w * inverse_rms * w3.y));
+  if constexpr (kInput == DecodeInput::kHalf) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+      eights[i] = *reinterpret_cast<const uint4*>(p.x_half + row + k[i]);
+    }
+  } else {
+    float4 x[8];
+    uint4 weights[4];
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+      x[2 * i] = *reinterpret_cast<const float4*>(p.residual + row + k[i]);
+      x[2 * i + 1] = *reinterpret_cast<const float4*>(p.residual + row + k[i] + 4);
+      weights[i] = *reinterpret_cast<const uint4*>(p.norm_weight + k[i]);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+      const half2* w = reinterpret_cast<const half2*>(&weights[i]);
+      const float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]),
+                   w2 = __half22float2(w[2]), w3 = __half22float2(w[3]);
+      const float4 low = x[2 * i], high = x[2 * i + 1];
+      eights[i] = make_uint4(PackHalf2(low.x * inverse_rms * w0.x, low.y * inverse_rms * w0.y),
+                             PackHalf2(low.z * inverse_rms * w1.x, low.w * inverse_rms * w1.y),
+                             PackHalf2(high.x * inverse_rms * w2.x, high.y * inverse_rms * w2.y),
+                             PackHalf2(high.z * inverse_rms * w3.x, high.w * inverse_rms * w3.y));
+    }
+  }
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    if (!valid[i]) eights[i] = make_uint4(0, 0, 0, 0);
+  }
 }
 
 // Fragments of slabs [first_slab, first_slab + chunk), zero beyond `end_slab`.
-template <typename S>
+template <typename S, DecodeInput kInput>
 __device__ __forceinline__ void LoadChunk(const W4DecodeParams& p, int32_t first_slab,
                                           int32_t end_slab, int32_t lane,
                                           const float (&inverse_rms)[S::kTokenTiles],
@@ -112,18 +140,15 @@ __device__ __forceinline__ void LoadChunk(const W4DecodeParams& p, int32_t first
   for (int32_t s = 0; s < S::kChunk; ++s) {
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+      uint4 eights[4];
+      LoadSlab<kGroup, kInput>(p, first_slab + s, tile * 8 + lane / 4, lane % 4,
+                               inverse_rms[tile], first_slab + s < end_slab, eights);
 #pragma unroll
-      for (int32_t ks = 0; ks < 8; ks += 2) {
-        uint4 eight = make_uint4(0, 0, 0, 0);
-        if (first_slab + s < end_slab) {
-          const int32_t k = (first_slab + s) * layout::kGpuSlabColumns +
-                            GpuKIndex(ks, lane % 4, 0, kGroup);
-          eight = LoadEight(p, tile * 8 + lane / 4, k, inverse_rms[tile]);
-        }
-        x->b[s][ks][tile][0] = eight.x;
-        x->b[s][ks][tile][1] = eight.y;
-        x->b[s][ks + 1][tile][0] = eight.z;
-        x->b[s][ks + 1][tile][1] = eight.w;
+      for (int32_t i = 0; i < 4; ++i) {
+        x->b[s][2 * i][tile][0] = eights[i].x;
+        x->b[s][2 * i][tile][1] = eights[i].y;
+        x->b[s][2 * i + 1][tile][0] = eights[i].z;
+        x->b[s][2 * i + 1][tile][1] = eights[i].w;
       }
     }
   }
@@ -396,7 +421,7 @@ struct SharedLayout {
   static constexpr int32_t kBytes = kSquares + kWarps * 16 * 4;  // [warp][token]
 };
 
-template <typename S>
+template <typename S, DecodeInput kInput>
 __global__ void __launch_bounds__(kThreads, 2)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -435,22 +460,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   LetNextKernelStart();
   WaitForPreviousKernel();
 
-  float inverse_rms[S::kTokenTiles];
-  if (p.input == DecodeInput::kRmsNorm) LoadInverseRms<S>(p, lane, inverse_rms);
+  float inverse_rms[S::kTokenTiles] = {};
+  if constexpr (kInput == DecodeInput::kRmsNorm) LoadInverseRms<S>(p, lane, inverse_rms);
 
   Fragments<S> x;
   if constexpr (S::kResident) {
-    LoadChunk<S>(p, range.begin, range.end, lane, inverse_rms, &x);
+    LoadChunk<S, kInput>(p, range.begin, range.end, lane, inverse_rms, &x);
   }
   int32_t buffer = 0;
   for (int32_t pass = 0; pass < tile_count; pass += S::kPass) {
     float acc[S::kPass][S::kTokenTiles][4] = {};
-    if constexpr (!S::kResident) LoadChunk<S>(p, range.begin, range.end, lane, inverse_rms, &x);
+    if constexpr (!S::kResident) LoadChunk<S, kInput>(p, range.begin, range.end, lane, inverse_rms, &x);
     for (int32_t chunk = 0; chunk < chunk_count; ++chunk) {
       const int32_t first = range.begin + chunk * S::kChunk;
       Fragments<S> next;
       if constexpr (!S::kResident) {
-        LoadChunk<S>(p, first + S::kChunk, range.end, lane, inverse_rms, &next);
+        LoadChunk<S, kInput>(p, first + S::kChunk, range.end, lane, inverse_rms, &next);
       }
 #pragma unroll
       for (int32_t tile = 0; tile < S::kPass; ++tile) {
@@ -488,10 +513,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <typename S>
-cudaError_t Launch(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
+template <typename S, DecodeInput kInput>
+cudaError_t LaunchInput(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
   constexpr int32_t kBytes = SharedLayout<S>::kBytes;
-  cudaError_t error = cudaFuncSetAttribute(W4DecodeKernel<S>,
+  cudaError_t error = cudaFuncSetAttribute(W4DecodeKernel<S, kInput>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
@@ -504,7 +529,15 @@ cudaError_t Launch(const W4DecodeParams& params, int32_t blocks, cudaStream_t st
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
   config.numAttrs = params.dependent_launch ? 1 : 0;
-  return cudaLaunchKernelEx(&config, W4DecodeKernel<S>, params);
+  return cudaLaunchKernelEx(&config, W4DecodeKernel<S, kInput>, params);
+}
+
+template <typename S>
+cudaError_t Launch(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
+  if (params.input == DecodeInput::kHalf) {
+    return LaunchInput<S, DecodeInput::kHalf>(params, blocks, stream);
+  }
+  return LaunchInput<S, DecodeInput::kRmsNorm>(params, blocks, stream);
 }
 
 // A warp's k range fits the registers up to 4 slabs at 8 tokens, 2 at 16.
