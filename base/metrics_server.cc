@@ -79,8 +79,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(Options opti
     port = -1;
   }
   if (port <= 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "metrics address ", state->options.address, " cannot be bound (in use, or not local)"));
+    return absl::InvalidArgumentError(absl::StrCat("metrics address ", state->options.address,
+                                                   " cannot be bound (in use, or not local)"));
   }
   state->listener = std::thread([raw = state.get()] { raw->server.listen_after_bind(); });
   // stop() does nothing before the listener runs, so the object is handed out only when it does.
