@@ -243,15 +243,15 @@ absl::StatusOr<ConfigParser::Flags> ConfigParser::ParseFlags(
     std::vector<std::pair<const ConfigOption*, CLI::Option*>> declared;
     for (const auto& option : options_) {
       const std::string flag = FlagName(option->key_);
-      std::string names =
-          option->short_flag_ != '\0' ? absl::StrCat("-", std::string(1, option->short_flag_), ",")
-                                      : "";
+      std::string names = option->short_flag_ != '\0'
+                              ? absl::StrCat("-", std::string(1, option->short_flag_), ",")
+                              : "";
       CLI::Option* target = nullptr;
       if (option->value_name_.empty()) {
         target = app.add_flag(absl::StrCat(names, flag, ",!--no-", flag.substr(2)));
       } else {
-        target = app.add_option(absl::StrCat(names, flag,
-                                             option->positional_ ? "," + option->key_ : ""));
+        target = app.add_option(
+            absl::StrCat(names, flag, option->positional_ ? "," + option->key_ : ""));
         target->expected(1)->allow_extra_args(false);
       }
       target->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
@@ -291,10 +291,10 @@ absl::StatusOr<ConfigParser::FileValues> ConfigParser::ReadFile(const std::strin
     const bool known = std::any_of(options_.begin(), options_.end(),
                                    [&](const auto& option) { return option->key_ == name; });
     if (!known) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "unknown key ", Shown({key}), " is ", "\"", Shown(texts), "\" in ", path,
-          "; allowed: the options of ", program_.name, " --help",
-          prefix.empty() ? "" : absl::StrCat(", in [", program_.section, "]")));
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown key ", Shown({key}), " is ", "\"", Shown(texts), "\" in ", path,
+                       "; allowed: the options of ", program_.name, " --help",
+                       prefix.empty() ? "" : absl::StrCat(", in [", program_.section, "]")));
     }
     values.emplace_back(name, std::move(texts));
   }
@@ -337,9 +337,9 @@ absl::Status ConfigParser::Apply(const Flags& flags, const GetEnv& env) {
     }
     const bool one_text = option->is_list_ || given->texts.size() == 1;
     if (one_text && option->set_(given->texts)) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        option->key_, " is \"", Shown(given->texts), "\" (from ", given->origin,
-        "); allowed: ", option->allowed_.empty() ? "one text" : option->allowed_));
+    return absl::InvalidArgumentError(
+        absl::StrCat(option->key_, " is \"", Shown(given->texts), "\" (from ", given->origin,
+                     "); allowed: ", option->allowed_.empty() ? "one text" : option->allowed_));
   }
   return absl::OkStatus();
 }

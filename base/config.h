@@ -113,8 +113,7 @@ class ConfigParser {
   ConfigOption& Int(std::string key, int64_t* target, Allowed<int64_t> allowed, std::string help);
   ConfigOption& Number(std::string key, double* target, Allowed<double> allowed, std::string help);
   // "24GiB", "512MB", "4096".
-  ConfigOption& Bytes(std::string key, int64_t* target, Allowed<int64_t> allowed,
-                      std::string help);
+  ConfigOption& Bytes(std::string key, int64_t* target, Allowed<int64_t> allowed, std::string help);
   // "500ms", "10s", "2m".
   ConfigOption& Time(std::string key, Duration* target, Allowed<Duration> allowed,
                      std::string help);
@@ -124,8 +123,9 @@ class ConfigParser {
                      std::string help);
   // One of a few words, each with its value.
   template <typename T>
-  ConfigOption& Choice(std::string key, T* target, std::vector<std::pair<std::string, T>> choices,
-                       std::string help);
+  ConfigOption& Choice(const std::string& key, T* target,
+                       const std::vector<std::pair<std::string, T>>& choices,
+                       const std::string& help);
 
   // `args` without the program's name.
   [[nodiscard]] ConfigOutcome Parse(const std::vector<std::string>& args, const GetEnv& env);
@@ -165,16 +165,16 @@ class ConfigParser {
 ReadTomlFile(const std::string& path);
 
 template <typename T>
-ConfigOption& ConfigParser::Choice(std::string key, T* target,
-                                   std::vector<std::pair<std::string, T>> choices,
-                                   std::string help) {
+ConfigOption& ConfigParser::Choice(const std::string& key, T* target,
+                                   const std::vector<std::pair<std::string, T>>& choices,
+                                   const std::string& help) {
   std::string allowed;
   std::string default_text;
   for (const auto& [word, value] : choices) {
     allowed += (allowed.empty() ? "" : ", ") + word;
     if (value == *target) default_text = word;
   }
-  ConfigOption& option = Add(std::move(key), std::move(help), "WORD", std::move(default_text),
+  ConfigOption& option = Add(key, help, "WORD", std::move(default_text),
                              [target, choices](const std::vector<std::string>& texts) {
                                for (const auto& [word, value] : choices) {
                                  if (word != texts.front()) continue;

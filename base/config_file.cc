@@ -59,7 +59,8 @@ absl::StatusOr<Values> ReadTomlFile(const std::string& path) {
     const toml::parse_error& error = parsed.error();
     const std::string place =
         error.source().begin.line > 0 ? absl::StrCat(":", error.source().begin.line) : "";
-    return absl::InvalidArgumentError(absl::StrCat(path, place, ": ", std::string(error.description())));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, place, ": ", std::string(error.description())));
   }
   Values values;
   RETURN_IF_ERROR(Flatten(path, parsed.table(), "", &values));

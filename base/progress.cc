@@ -58,9 +58,9 @@ void Progress::Draw(int64_t done, int64_t total) {
   const auto shown = [this](int64_t amount) {
     return options_.bytes ? FormatBytes(amount) : absl::StrCat(amount);
   };
-  const std::string numbers = absl::StrFormat(
-      "%3.0f %%  %s of %s, %.0f s", share * 100, shown(done), shown(total),
-      std::chrono::duration<double>(clock_->Now() - start_).count());
+  const std::string numbers =
+      absl::StrFormat("%3.0f %%  %s of %s, %.0f s", share * 100, shown(done), shown(total),
+                      std::chrono::duration<double>(clock_->Now() - start_).count());
   if (!options_.terminal) {
     WriteAll(options_.descriptor, absl::StrCat(options_.what, ": ", numbers, "\n"));
     return;

@@ -71,13 +71,12 @@ std::optional<Duration> ParseDuration(std::string_view text) {
 }
 
 std::string FormatDuration(Duration duration) {
-  constexpr std::array<std::pair<const char*, int64_t>, 6> kUnits = {
-      {{"h", 3'600'000'000'000},
-       {"m", 60'000'000'000},
-       {"s", 1'000'000'000},
-       {"ms", 1'000'000},
-       {"us", 1'000},
-       {"ns", 1}}};
+  constexpr std::array<std::pair<const char*, int64_t>, 6> kUnits = {{{"h", 3'600'000'000'000},
+                                                                      {"m", 60'000'000'000},
+                                                                      {"s", 1'000'000'000},
+                                                                      {"ms", 1'000'000},
+                                                                      {"us", 1'000},
+                                                                      {"ns", 1}}};
   const int64_t ns = duration.count();
   if (ns == 0) return "0";
   for (const auto& [name, length] : kUnits) {

@@ -15,14 +15,20 @@ option(NIBBLE_FUZZ "Build fuzz targets with libFuzzer (clang only)" OFF)
 
 find_program(NIBBLE_CCACHE ccache)
 if(NIBBLE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_C_COMPILER_LAUNCHER "${NIBBLE_CCACHE}")
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${NIBBLE_CCACHE}")
+  # Paths below the source tree are made relative, so that another clone finds the same objects.
+  set(launcher env "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" CCACHE_NOHASHDIR=1 "${NIBBLE_CCACHE}")
+  set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
 endif()
 
 add_library(nibble_flags INTERFACE)
 target_compile_options(nibble_flags INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion -Werror
   -fno-omit-frame-pointer -fno-math-errno -ffp-contract=off)
+if(NIBBLE_FUZZ)
+  # clang has warnings of its own; gcc's are the ones that are errors.
+  target_compile_options(nibble_flags INTERFACE -Wno-error)
+endif()
 target_compile_definitions(nibble_flags INTERFACE _GLIBCXX_ASSERTIONS)
 target_include_directories(nibble_flags INTERFACE "${CMAKE_SOURCE_DIR}")
 
@@ -37,7 +43,8 @@ function(nibble_module name)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
   if(ARG_SRCS)
     add_library(nibble_${name} STATIC ${ARG_SRCS})
-    target_link_libraries(nibble_${name} PUBLIC ${ARG_DEPS} PRIVATE nibble_flags ${ARG_PRIVATE_DEPS})
+    target_link_libraries(nibble_${name}
+      PUBLIC ${ARG_DEPS} PRIVATE nibble_flags ${ARG_PRIVATE_DEPS})
     target_include_directories(nibble_${name} PUBLIC "${CMAKE_SOURCE_DIR}")
   else()
     add_library(nibble_${name} INTERFACE)
@@ -54,8 +61,20 @@ function(nibble_binary name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} nibble_flags)
 endfunction()
 
+# nibble_label(step_plan_test unit) makes the target part of the target tests_unit.
+function(nibble_label name)
+  foreach(label IN LISTS ARGN)
+    if(NOT TARGET tests_${label})
+      add_custom_target(tests_${label})
+    endif()
+    add_dependencies(tests_${label} ${name})
+  endforeach()
+endfunction()
+
 # nibble_test(step_plan_test SRCS step_plan_test.cc DEPS ... [LABELS unit] [TIMEOUT 60])
-# declares one GoogleTest binary, registered with ctest under its name.
+# declares one GoogleTest binary, registered with ctest under its name. Labels: unit (host only,
+# no network), sim, integration, e2e; slow (not in `make test`); no_tsan (goes through libraries
+# that are not built for the thread sanitizer).
 function(nibble_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
@@ -66,6 +85,7 @@ function(nibble_test name)
   endif()
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} nibble_flags GTest::gmock GTest::gtest_main)
+  nibble_label(${name} ${ARG_LABELS})
   add_test(NAME ${name} COMMAND ${name} --gtest_brief=1)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "NIBBLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};NIBBLE_BINARY_DIR=${CMAKE_BINARY_DIR}")

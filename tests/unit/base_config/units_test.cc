@@ -14,8 +14,8 @@ TEST(Units, ReadsSizes) {
 }
 
 TEST(Units, RefusesWhatIsNoSize) {
-  for (const char* text : {"", "-1", "GiB", "1gib", "1 GiB", "1GiBs", "nan", "inf", "1e3",
-                           "99999999TiB"}) {
+  for (const char* text :
+       {"", "-1", "GiB", "1gib", "1 GiB", "1GiBs", "nan", "inf", "1e3", "99999999TiB"}) {
     EXPECT_EQ(ParseBytes(text), std::nullopt) << text;
   }
 }

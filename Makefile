@@ -1,0 +1,50 @@
+# Thin fronts for the CMake presets and tools/. `make help` lists them.
+.DEFAULT_GOAL := build
+.PHONY: help build debug test test-tsan test-fuzz demo bench format check clean
+
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 30
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## set up what the build needs, then build the programs into build/release/bin
+	tools/setup build
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS)
+
+debug: ## the same with debug information and without optimisation, into build/debug
+	tools/setup build
+	cmake --preset debug
+	cmake --build --preset debug -j $(JOBS)
+
+test: ## everything CI runs: all tests, sanitized unit tests, linters, end to end
+	python3 tools/run_tests.py
+
+test-tsan: ## unit tests under the thread sanitizer
+	tools/setup build
+	cmake --preset tsan
+	cmake --build --preset tsan -j $(JOBS)
+	ctest --preset tsan -j $(JOBS)
+
+test-fuzz: ## every fuzzer for FUZZ_SECONDS (30) seconds; findings go to build/fuzz/findings
+	tools/setup fuzz
+	tools/fuzz.sh $(FUZZ_SECONDS)
+
+demo: ## from nothing to a streamed answer of a real model
+	bash tools/demo.sh
+
+bench: ## measure the demo model on this machine
+	bash tools/bench.sh
+
+format: ## rewrite C++ and Rust files in the project's format
+	tools/setup
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
+	cargo fmt --manifest-path services/text/Cargo.toml
+
+check: ## linters alone, without clang-tidy: seconds
+	tools/setup
+	python3 tools/lint.py
+
+clean: ## remove what was built, not what was fetched
+	rm -rf build services/text/target
