@@ -29,7 +29,7 @@ struct SamplingParams {
   float presence_penalty = 0;
   float frequency_penalty = 0;
   float repetition_penalty = 1;  // over prompt and output; the other two over output only
-  std::vector<LogitBias> logit_bias;
+  std::vector<LogitBias> logit_bias = {};
 };
 
 // Makes a slot ready for a sequence: at admission, and again after preemption.
