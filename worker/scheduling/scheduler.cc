@@ -1,0 +1,473 @@
+#include "worker/scheduling/scheduler.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace nibble::scheduling {
+namespace {
+
+int32_t BlocksFor(int32_t positions) {
+  return (positions + step::kBlockTokens - 1) / step::kBlockTokens;
+}
+
+void InsertByArrival(Sequence* sequence, std::vector<Sequence*>* list) {
+  const auto place = std::upper_bound(
+      list->begin(), list->end(), sequence,
+      [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; });
+  list->insert(place, sequence);
+}
+
+void Remove(Sequence* sequence, std::vector<Sequence*>* list) {
+  const auto place = std::find(list->begin(), list->end(), sequence);
+  CHECK(place != list->end());
+  list->erase(place);
+}
+
+Sequence* Find(uint64_t id, const std::vector<Sequence*>& list) {
+  const auto place =
+      std::find_if(list.begin(), list.end(), [id](const Sequence* s) { return s->id == id; });
+  return place == list.end() ? nullptr : *place;
+}
+
+// What opening its slot adds to a plan, a little more than exactly.
+size_t SetupBytes(const Sequence& sequence) {
+  return 128 + sequence.sampling.logit_bias.size() * sizeof(step::LogitBias) +
+         (sequence.stop_ids.size() + sequence.tokens.size()) * sizeof(int32_t);
+}
+
+}  // namespace
+
+int32_t ContextTokens(const step::ExecutorLimits& limits) {
+  const int64_t pool = int64_t{limits.kv_blocks} * step::kBlockTokens;
+  return static_cast<int32_t>(std::min<int64_t>(limits.max_context, pool));
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options),
+      watermark_blocks_(static_cast<int32_t>(options.kv_watermark * options.limits.kv_blocks)),
+      pool_(options.limits.kv_blocks) {
+  CHECK(options_.limits.max_slots > 0);
+  CHECK(options_.limits.max_step_tokens > 0);
+  CHECK(options_.prefill_chunk_tokens > 0);
+  CHECK(options_.preemptions_max >= 0);
+  for (int32_t slot = options_.limits.max_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+}
+
+Scheduler::~Scheduler() = default;
+
+Sequence* Scheduler::NewSequence() {
+  if (unused_.empty()) {
+    store_.push_back(std::make_unique<Sequence>());
+    unused_.push_back(store_.back().get());
+  }
+  Sequence* sequence = unused_.back();
+  unused_.pop_back();
+  return sequence;
+}
+
+void Scheduler::Add(SequenceSpec spec) {
+  const int32_t context = ContextTokens(options_.limits);
+  CHECK(spec.id != 0);
+  CHECK(!spec.prompt.empty());
+  CHECK(spec.prompt.size() < static_cast<size_t>(context));
+  CHECK(spec.max_tokens >= 1);
+  Sequence* sequence = NewSequence();
+  sequence->id = spec.id;
+  sequence->arrival = ++arrivals_;
+  sequence->state = SequenceState::kWaiting;
+  sequence->admitted_before = false;
+  sequence->tokens.assign(spec.prompt.begin(), spec.prompt.end());
+  sequence->prompt_count = static_cast<int32_t>(spec.prompt.size());
+  sequence->outputs_max = std::min(spec.max_tokens, context - sequence->prompt_count);
+  sequence->outputs_planned = 0;
+  sequence->fed = 0;
+  sequence->steps_in_flight = 0;
+  sequence->last_step = 0;
+  sequence->preemptions = 0;
+  sequence->sampling = std::move(spec.sampling);
+  sequence->seed = spec.seed;
+  sequence->min_tokens = spec.min_tokens;
+  sequence->stop_ids = std::move(spec.stop_ids);
+  sequence->logprobs = spec.logprobs;
+  sequence->deadline = spec.deadline;
+  sequence->queue_deadline = spec.queue_deadline;
+  next_deadline_ = std::min({next_deadline_, spec.deadline, spec.queue_deadline});
+  waiting_.push_back(sequence);
+}
+
+void Scheduler::Cancel(uint64_t id) {
+  Sequence* sequence = Find(id, running_);
+  if (sequence == nullptr) sequence = Find(id, waiting_);
+  if (sequence != nullptr) End(sequence, EndReason::kCancelled);
+}
+
+void Scheduler::Expire(Deadline now) {
+  if (now < next_deadline_) return;
+  next_deadline_ = Deadline::max();
+  // Backwards, because End() takes the sequence out of its list.
+  for (std::vector<Sequence*>* list : {&running_, &waiting_}) {
+    for (size_t i = list->size(); i-- > 0;) {
+      Sequence* sequence = (*list)[i];
+      const bool queued = !sequence->admitted_before;
+      if (sequence->deadline <= now) {
+        End(sequence, EndReason::kExpired);
+      } else if (queued && sequence->queue_deadline <= now) {
+        End(sequence, EndReason::kQueueTimeout);
+      } else {
+        next_deadline_ = std::min(next_deadline_, sequence->deadline);
+        if (queued) next_deadline_ = std::min(next_deadline_, sequence->queue_deadline);
+      }
+    }
+  }
+}
+
+void Scheduler::EndAll(EndReason reason) {
+  while (!running_.empty()) End(running_.back(), reason);
+  while (!waiting_.empty()) End(waiting_.back(), reason);
+}
+
+std::optional<PlannedStep> Scheduler::Schedule(step::StepPlan* plan) {
+  CHECK(in_flight_ < 2);
+  plan->Clear();
+  StepRecord& record = records_[(oldest_record_ + static_cast<size_t>(in_flight_)) % 2];
+  record.rows.clear();
+  record.step_id = last_step_id_ + 1;
+  starved_ = 0;
+  Budget budget = {.step_tokens = options_.limits.max_step_tokens,
+                   .prefill_tokens = options_.prefill_chunk_tokens,
+                   .setup_bytes = options_.setup_bytes_max};
+  // AddRow writes to the record behind the steps in flight.
+  PlanDecodes(plan, &budget);
+  const bool decodes = !plan->sequences.empty();
+  const size_t decode_rows = plan->sequences.size();
+  PlanPrefills(plan, &budget);
+  // Blocks that are free now belong to those who starve.
+  if (starved_ == 0) AdmitAndPrefill(plan, &budget);
+  if (plan->sequences.empty()) return std::nullopt;
+
+  const bool prefills = plan->sequences.size() > decode_rows;
+  plan->step_id = ++last_step_id_;
+  plan->closed.assign(slots_to_close_.begin(), slots_to_close_.end());
+  slots_to_close_.clear();
+  ++in_flight_;
+  return PlannedStep{
+      .step_id = plan->step_id,
+      .kind = decodes && prefills ? step::kMixedStep
+              : prefills          ? step::kPrefillStep
+                                  : step::kDecodeStep,
+      .tokens = static_cast<int32_t>(plan->token_ids.size()),
+  };
+}
+
+void Scheduler::PlanDecodes(step::StepPlan* plan, Budget* budget) {
+  // A preemption takes sequences out of running_, but only behind the current one.
+  for (size_t i = 0; i < running_.size() && budget->step_tokens > 0; ++i) {
+    Sequence* sequence = running_[i];
+    if (sequence->prefilling || sequence->AllPlanned()) continue;
+    const int32_t blocks = static_cast<int32_t>(sequence->blocks.size());
+    if (sequence->fed == blocks * step::kBlockTokens && !GiveBlock(i)) continue;
+    AddRow(sequence, 1, plan);
+    --budget->step_tokens;
+  }
+}
+
+// One more block for running_[running_index], from a younger sequence if need be.
+bool Scheduler::GiveBlock(size_t running_index) {
+  Sequence* sequence = running_[running_index];
+  if (pool_.Allocate(1, &sequence->blocks)) return true;
+  ++starved_;
+  while (BlocksOnTheirWay() < starved_) {
+    Sequence* victim = YoungestVictim(running_index);
+    if (victim == nullptr) return false;
+    Preempt(victim);
+    if (pool_.Allocate(1, &sequence->blocks)) {
+      --starved_;
+      return true;
+    }
+  }
+  return false;
+}
+
+// Blocks that will be free without anyone's loss, once the steps in flight have retired.
+int32_t Scheduler::BlocksOnTheirWay() const {
+  int32_t blocks = pool_.quarantined();
+  for (const Sequence* sequence : running_) {
+    if (sequence->AllPlanned()) blocks += static_cast<int32_t>(sequence->blocks.size());
+  }
+  return blocks;
+}
+
+Sequence* Scheduler::YoungestVictim(size_t behind) const {
+  for (size_t i = running_.size(); i-- > behind + 1;) {
+    Sequence* sequence = running_[i];
+    if (sequence->preemptions < options_.preemptions_max && !sequence->AllPlanned()) {
+      return sequence;
+    }
+  }
+  return nullptr;
+}
+
+// What it has in flight still counts when it comes back; it is not admitted again before that.
+void Scheduler::Preempt(Sequence* sequence) {
+  Remove(sequence, &running_);
+  GiveUpSlotAndBlocks(sequence);
+  sequence->state = SequenceState::kWaiting;
+  tokens_given_up_ += static_cast<uint64_t>(sequence->fed);
+  sequence->fed = 0;
+  ++sequence->preemptions;
+  InsertByArrival(sequence, &waiting_);
+  events_.push_back({.id = sequence->id, .kind = EventKind::kPreempted});
+}
+
+void Scheduler::PlanPrefills(step::StepPlan* plan, Budget* budget) {
+  for (Sequence* sequence : running_) {
+    if (sequence->prefilling) PlanChunk(sequence, plan, budget);
+  }
+}
+
+void Scheduler::PlanChunk(Sequence* sequence, step::StepPlan* plan, Budget* budget) {
+  const int32_t count = std::min(
+      {sequence->token_count() - sequence->fed, budget->prefill_tokens, budget->step_tokens});
+  if (count == 0) return;
+  AddRow(sequence, count, plan);
+  budget->prefill_tokens -= count;
+  budget->step_tokens -= count;
+}
+
+void Scheduler::AdmitAndPrefill(step::StepPlan* plan, Budget* budget) {
+  while (!waiting_.empty() && !free_slots_.empty() && budget->step_tokens > 0 &&
+         budget->prefill_tokens > 0) {
+    Sequence* sequence = waiting_.front();
+    if (!MayAdmit(*sequence)) return;
+    const size_t setup_bytes = SetupBytes(*sequence);
+    if (!plan->opened.empty() && setup_bytes > budget->setup_bytes) return;
+    Admit(sequence, plan);
+    budget->setup_bytes -= std::min(budget->setup_bytes, setup_bytes);
+    PlanChunk(sequence, plan, budget);
+  }
+}
+
+// Room for its tokens and the first one to come; after too many preemptions, for everything.
+int32_t Scheduler::BlocksToAdmit(const Sequence& sequence) const {
+  const bool reserve = sequence.preemptions >= options_.preemptions_max;
+  const int32_t positions = reserve
+                                ? sequence.positions_max()
+                                : std::min(sequence.token_count() + 1, sequence.positions_max());
+  return BlocksFor(positions);
+}
+
+bool Scheduler::MayAdmit(const Sequence& sequence) const {
+  if (sequence.steps_in_flight > 0) return false;
+  const int32_t need = BlocksToAdmit(sequence);
+  if (need > pool_.free()) return false;
+  return running_.empty() || pool_.total() - pool_.free() + need <= watermark_blocks_;
+}
+
+void Scheduler::Admit(Sequence* sequence, step::StepPlan* plan) {
+  waiting_.erase(waiting_.begin());
+  InsertByArrival(sequence, &running_);
+  sequence->state = SequenceState::kRunning;
+  sequence->slot = free_slots_.back();
+  free_slots_.pop_back();
+  CHECK(pool_.Allocate(BlocksToAdmit(*sequence), &sequence->blocks));
+  sequence->prefilling = true;
+  plan->opened.push_back({.slot = sequence->slot,
+                          .seed = sequence->seed,
+                          .sampling = sequence->sampling,
+                          .stop_ids = sequence->stop_ids,
+                          .min_tokens = sequence->min_tokens,
+                          .history = sequence->tokens,
+                          .prompt_count = sequence->prompt_count});
+  if (!sequence->admitted_before) {
+    sequence->admitted_before = true;
+    events_.push_back({.id = sequence->id, .kind = EventKind::kAdmitted});
+  }
+}
+
+void Scheduler::AddRow(Sequence* sequence, int32_t token_count, step::StepPlan* plan) {
+  const int32_t known = sequence->token_count();
+  // The one token that may be unknown is what the step in flight samples.
+  const bool feed_sampled = sequence->fed >= known;
+  const bool samples =
+      sequence->fed + token_count == sequence->prompt_count + sequence->outputs_planned;
+  plan->sequences.push_back({
+      .slot = sequence->slot,
+      .first_position = sequence->fed,
+      .token_begin = static_cast<int32_t>(plan->token_ids.size()),
+      .token_count = token_count,
+      .feed_sampled = feed_sampled,
+      .block_table_index = sequence->blocks_sent,
+      .block_begin = static_cast<int32_t>(plan->block_ids.size()),
+      .block_count = static_cast<int32_t>(sequence->blocks.size()) - sequence->blocks_sent,
+      .draft_count = 0,
+      .sample_count = samples ? 1 : 0,
+      .logprobs = samples ? sequence->logprobs : -1,
+      .mask = step::MaskSource::kNone,
+  });
+  if (feed_sampled) {
+    CHECK(token_count == 1);
+    plan->token_ids.push_back(-1);
+  } else {
+    const auto first = sequence->tokens.begin() + sequence->fed;
+    plan->token_ids.insert(plan->token_ids.end(), first, first + token_count);
+  }
+  plan->block_ids.insert(plan->block_ids.end(), sequence->blocks.begin() + sequence->blocks_sent,
+                         sequence->blocks.end());
+  sequence->blocks_sent = static_cast<int32_t>(sequence->blocks.size());
+  sequence->fed += token_count;
+  sequence->last_step = last_step_id_ + 1;
+  ++sequence->steps_in_flight;
+  if (samples) {
+    ++sequence->outputs_planned;
+    sequence->prefilling = false;
+  }
+  StepRecord& record = records_[(oldest_record_ + static_cast<size_t>(in_flight_)) % 2];
+  record.rows.push_back(
+      {.sequence = sequence, .id = sequence->id, .slot = sequence->slot, .sampled = samples});
+}
+
+absl::Status Scheduler::CheckAnswers(const StepRecord& record,
+                                     const step::StepResult& result) const {
+  const auto wrong = [&](absl::string_view what) {
+    return absl::InternalError(absl::StrCat("result of step ", record.step_id, ": ", what));
+  };
+  if (result.step_id != record.step_id) return wrong("names another step");
+  size_t answered = 0;
+  for (const Row& row : record.rows) {
+    if (!row.sampled) continue;
+    if (answered == result.sequences.size()) return wrong("has too few rows");
+    if (result.sequences[answered++].slot != row.slot) return wrong("answers for another slot");
+  }
+  if (answered != result.sequences.size()) return wrong("has too many rows");
+  for (const step::SampledSequence& sampled : result.sequences) {
+    if (sampled.token_count != (sampled.non_finite ? 0 : 1)) return wrong("has a bad token count");
+    if (sampled.non_finite) continue;
+    if (sampled.token_begin < 0 ||
+        static_cast<size_t>(sampled.token_begin) >= result.tokens.size()) {
+      return wrong("has tokens out of range");
+    }
+    const int32_t token_id = result.tokens[static_cast<size_t>(sampled.token_begin)].token_id;
+    if (token_id < 0 || token_id >= options_.limits.vocab_size) {
+      return wrong("has a token outside the vocabulary");
+    }
+    if (sampled.top_begin < 0 || sampled.top_count < 0 ||
+        int64_t{sampled.top_begin} + sampled.top_count >
+            static_cast<int64_t>(result.top_logprobs.size())) {
+      return wrong("has alternatives out of range");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Commit(const step::StepResult& result) {
+  CHECK(in_flight_ > 0);
+  StepRecord& record = records_[oldest_record_];
+  RETURN_IF_ERROR(CheckAnswers(record, result));
+  oldest_record_ = (oldest_record_ + 1) % 2;
+  --in_flight_;
+  pool_.Retire(record.step_id);
+  size_t next = 0;
+  for (const Row& row : record.rows) {
+    const step::SampledSequence* sampled = row.sampled ? &result.sequences[next++] : nullptr;
+    Sequence* sequence = row.sequence;
+    if (sequence->id != row.id) continue;  // ended since: nobody may see this
+    --sequence->steps_in_flight;
+    if (sampled != nullptr) CommitSample(sequence, *sampled, result);
+  }
+  return absl::OkStatus();
+}
+
+void Scheduler::CommitSample(Sequence* sequence, const step::SampledSequence& sampled,
+                             const step::StepResult& result) {
+  if (sampled.non_finite) {
+    End(sequence, EndReason::kNonFinite);
+    return;
+  }
+  const step::TokenLogprob& token = result.tokens[static_cast<size_t>(sampled.token_begin)];
+  const bool may_stop = sequence->output_count() >= sequence->min_tokens;
+  sequence->tokens.push_back(token.token_id);
+  events_.push_back({.id = sequence->id,
+                     .kind = EventKind::kToken,
+                     .token_id = token.token_id,
+                     .logprob = token.logprob,
+                     .top_begin = sampled.top_begin,
+                     .top_count = sampled.top_count});
+  if (may_stop && sequence->IsStopId(token.token_id)) {
+    End(sequence, EndReason::kStop);
+  } else if (sequence->output_count() == sequence->outputs_max) {
+    End(sequence, EndReason::kLength);
+  }
+}
+
+void Scheduler::End(Sequence* sequence, EndReason reason) {
+  events_.push_back({.id = sequence->id,
+                     .kind = EventKind::kEnded,
+                     .reason = reason,
+                     .output_count = sequence->output_count(),
+                     .preemptions = sequence->preemptions,
+                     .was_admitted = sequence->admitted_before});
+  if (sequence->state == SequenceState::kRunning) {
+    Remove(sequence, &running_);
+    GiveUpSlotAndBlocks(sequence);
+  } else {
+    Remove(sequence, &waiting_);
+  }
+  // Rows in flight look for this id and drop their results.
+  sequence->id = 0;
+  sequence->state = SequenceState::kUnused;
+  unused_.push_back(sequence);
+}
+
+void Scheduler::GiveUpSlotAndBlocks(Sequence* sequence) {
+  pool_.Free(sequence->blocks, sequence->last_step);
+  sequence->blocks.clear();
+  sequence->blocks_sent = 0;
+  // The executor closes it before it opens anything in the same step.
+  slots_to_close_.push_back(sequence->slot);
+  free_slots_.push_back(sequence->slot);
+  sequence->slot = -1;
+}
+
+absl::Status Scheduler::CheckInvariants() const {
+  RETURN_IF_ERROR(pool_.CheckInvariants());
+  const auto broken = [](const Sequence& sequence, absl::string_view what) {
+    return absl::InternalError(absl::StrCat("sequence ", sequence.id, ": ", what));
+  };
+  std::vector<bool> owned(static_cast<size_t>(pool_.total()), false);
+  int32_t used = 0;
+  uint64_t arrival = 0;
+  for (const Sequence* s : running_) {
+    if (s->state != SequenceState::kRunning || s->slot < 0) return broken(*s, "has no slot");
+    if (s->arrival <= arrival) return broken(*s, "is out of order");
+    arrival = s->arrival;
+    const int32_t capacity = static_cast<int32_t>(s->blocks.size()) * step::kBlockTokens;
+    if (s->fed > capacity) return broken(*s, "was fed beyond its blocks");
+    if (s->fed > s->positions_max()) return broken(*s, "was fed beyond its last position");
+    if (s->outputs_planned > s->outputs_max) return broken(*s, "has too many outputs planned");
+    if (s->preemptions > options_.preemptions_max) return broken(*s, "was preempted too often");
+    for (const int32_t block : s->blocks) {
+      if (owned[static_cast<size_t>(block)]) return broken(*s, "shares a block");
+      owned[static_cast<size_t>(block)] = true;
+      ++used;
+    }
+  }
+  arrival = 0;
+  for (const Sequence* s : waiting_) {
+    if (s->state != SequenceState::kWaiting) return broken(*s, "waits in the wrong state");
+    if (s->arrival <= arrival) return broken(*s, "is out of order");
+    arrival = s->arrival;
+    if (s->slot >= 0 || !s->blocks.empty()) return broken(*s, "holds something while it waits");
+  }
+  if (used != pool_.used()) return absl::InternalError("blocks are used by nobody");
+  if (static_cast<int32_t>(free_slots_.size() + running_.size()) != options_.limits.max_slots) {
+    return absl::InternalError("slots do not add up");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::scheduling
