@@ -171,6 +171,8 @@ absl::Status FakeExecutor::Open(const step::SlotSetup& setup) {
   slot.min_tokens = setup.min_tokens;
   slot.stop_ids = setup.stop_ids;
   slot.tokens = setup.history;
+  slot.tokens.reserve(static_cast<size_t>(options_.limits.max_context) + 1);
+  slot.table.reserve(static_cast<size_t>(options_.limits.max_context / step::kBlockTokens) + 1);
   slot.fed = 0;
   slot.last_step = 0;
   return absl::OkStatus();

@@ -22,7 +22,7 @@ struct Request {
   std::vector<int32_t> prompt;
   step::SamplingParams sampling;
   uint64_t seed = 0;
-  int32_t max_tokens = 0;  // >= 1
+  int32_t max_tokens = 0;  // >= 1; output ends with the context (or the KV pool) at the latest
   int32_t min_tokens = 0;
   std::vector<int32_t> stop_ids;
   int32_t logprobs = -1;
@@ -61,11 +61,11 @@ class Sink {
 };
 
 struct EngineOptions {
-  int32_t queue_size = 128;          // waiting requests; more are RESOURCE_EXHAUSTED
+  int32_t queue_size = 128;  // waiting requests; more are RESOURCE_EXHAUSTED
   int64_t queue_prompt_tokens = 1 << 20;
   int32_t prefill_chunk_tokens = 512;  // of one step, all sequences together
   Duration step_deadline = std::chrono::seconds(10);
-  double kv_watermark = 0.90;        // no new prefill above this share of used blocks
+  double kv_watermark = 0.90;  // no new prefill above this share of used blocks
 };
 
 struct Load {
@@ -80,15 +80,16 @@ using RequestId = uint64_t;
 
 class Engine {
  public:
-  // Borrowed objects outlive the engine. `publisher` is nullptr for a group of one rank.
+  // Borrowed objects outlive the engine. `publisher` is nullptr for a group of one rank. The engine
+  // counts the requests that it rejects itself; `ready` is 1 while Run() is in its loop.
   [[nodiscard]] static std::unique_ptr<Engine> Create(const EngineOptions& options,
                                                       step::Executor* executor,
                                                       step::PlanPublisher* publisher,
-                                                      const Clock* clock,
-                                                      step::EngineStats* stats);
+                                                      const Clock* clock, step::EngineStats* stats);
   virtual ~Engine() = default;
 
-  // Any thread. INVALID_ARGUMENT (prompt empty, too long for the context or for the KV pool),
+  // Any thread. INVALID_ARGUMENT (prompt empty, too long for the context or for the KV pool; a token
+  // id outside the vocabulary; a count out of range),
   // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining, or the group ends). On success the
   // sink will see OnFinished exactly once.
   [[nodiscard]] virtual absl::StatusOr<RequestId> Submit(Request request,
@@ -100,7 +101,8 @@ class Engine {
   [[nodiscard]] virtual Load GetLoad() const = 0;  // any thread
 
   // Runs the loop on the calling thread until Stop() (OK) or a fault of the group (its status);
-  // before it returns every request has had OnFinished.
+  // before it returns every request has had OnFinished. On Stop() steps in flight are waited for
+  // and the publisher is stopped.
   [[nodiscard]] virtual absl::Status Run() = 0;
   virtual void Stop() = 0;  // any thread
 

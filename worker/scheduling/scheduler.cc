@@ -11,6 +11,9 @@
 namespace nibble::scheduling {
 namespace {
 
+// Steps of ordinary requests grow no vector; longer ones grow theirs as they go.
+constexpr int32_t kOutputsReserved = 4096;
+
 int32_t BlocksFor(int32_t positions) {
   return (positions + step::kBlockTokens - 1) / step::kBlockTokens;
 }
@@ -84,6 +87,9 @@ void Scheduler::Add(SequenceSpec spec) {
   sequence->tokens.assign(spec.prompt.begin(), spec.prompt.end());
   sequence->prompt_count = static_cast<int32_t>(spec.prompt.size());
   sequence->outputs_max = std::min(spec.max_tokens, context - sequence->prompt_count);
+  const int32_t soon = std::min(sequence->outputs_max, kOutputsReserved);
+  sequence->tokens.reserve(spec.prompt.size() + static_cast<size_t>(soon));
+  sequence->blocks.reserve(static_cast<size_t>(BlocksFor(sequence->prompt_count + soon)));
   sequence->outputs_planned = 0;
   sequence->fed = 0;
   sequence->steps_in_flight = 0;

@@ -1,0 +1,100 @@
+// Cancelling, at every moment there is.
+#include "engine_bench.h"
+#include "gtest/gtest.h"
+#include "worker/engine/engine.h"
+
+namespace nibble::engine {
+namespace {
+
+// A prompt of three chunks and some tokens, so that the turns pass through waiting, each chunk,
+// the first token, decoding, the last token and after.
+constexpr int32_t kPhases = 16;
+
+BenchOptions ChunkedOptions() {
+  BenchOptions options;
+  options.engine.prefill_chunk_tokens = 16;
+  return options;
+}
+
+TEST(EngineCancelTest, EndsOnceInEveryPhaseAndFreesWithinTwoSteps) {
+  for (int phase = 0; phase < kPhases; ++phase) {
+    EngineBench bench(ChunkedOptions());
+    const auto other = bench.Submit(MakeRequest(1, 4, 60));
+    const auto target = bench.Submit(MakeRequest(2, 48, 8));
+    bench.Turns(phase);
+    const bool ended_before = target.sink->ended();
+    const auto others_blocks = [&] { return (4 + 60 + 15) / 16; };
+    bench.engine().Cancel(target.id);
+    bench.engine().Cancel(target.id);
+    bench.Turns(1);
+    ASSERT_TRUE(target.sink->ended()) << "phase " << phase;
+    EXPECT_EQ(target.sink->code(),
+              ended_before ? absl::StatusCode::kOk : absl::StatusCode::kCancelled);
+    bench.Turns(1);
+    EXPECT_EQ(bench.stats().kv_blocks_quarantined.Get(), 0) << "phase " << phase;
+    EXPECT_LE(bench.stats().kv_blocks_used.Get(), others_blocks()) << "phase " << phase;
+    bench.engine().Cancel(target.id);
+    bench.RunToEnd();
+    EXPECT_EQ(other.sink->tokens().size(), 60u);
+    EXPECT_EQ(bench.stats().requests_cancelled.Get(), ended_before ? 0u : 1u);
+  }
+}
+
+TEST(EngineCancelTest, EndsOnceFromEveryCallback) {
+  for (const int callback : {0, 1, 2, 3}) {
+    EngineBench bench(ChunkedOptions());
+    const Request request = MakeRequest(2, 20, 8);
+    auto sink = bench.MakeSink(request);
+    RequestId id = 0;
+    const auto cancel = [&] { bench.engine().Cancel(id); };
+    if (callback == 0) sink->on_admitted = cancel;
+    if (callback == 1) sink->on_tokens = [&](size_t) { cancel(); };
+    if (callback == 2)
+      sink->on_tokens = [&](size_t tokens) {
+        if (tokens == 8) cancel();
+      };
+    if (callback == 3) sink->on_finished = cancel;
+    id = bench.engine().Submit(request, sink).value();
+    bench.RunToEnd();
+    EXPECT_EQ(sink->code(), callback < 2 ? absl::StatusCode::kCancelled : absl::StatusCode::kOk);
+  }
+}
+
+TEST(EngineCancelTest, AnIdOfThePastNeverNamesALaterRequest) {
+  EngineBench bench;
+  std::vector<RequestId> past;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    const auto request = bench.Submit(MakeRequest(seed, 4, 3));
+    for (const RequestId id : past) {
+      EXPECT_NE(id, request.id);
+      bench.engine().Cancel(id);
+    }
+    bench.RunToEnd();
+    EXPECT_EQ(request.sink->code(), absl::StatusCode::kOk);
+    past.push_back(request.id);
+  }
+}
+
+TEST(EngineCancelTest, UnknownIdsAreNoError) {
+  EngineBench bench;
+  const auto request = bench.Submit(MakeRequest(1, 4, 3));
+  for (const RequestId id : {RequestId{0}, RequestId{1}, ~RequestId{0}, request.id + 1}) {
+    bench.engine().Cancel(id);
+  }
+  bench.RunToEnd();
+  EXPECT_EQ(request.sink->code(), absl::StatusCode::kOk);
+}
+
+TEST(EngineCancelTest, ACancelInTheSameTurnAsItsSubmitWins) {
+  EngineBench bench;
+  const auto request = bench.Submit(MakeRequest(1, 4, 3));
+  bench.engine().Cancel(request.id);
+  bench.Turns(1);
+  EXPECT_EQ(request.sink->code(), absl::StatusCode::kCancelled);
+  EXPECT_FALSE(request.sink->admitted());
+  bench.RunToEnd();
+  EXPECT_EQ(bench.executor().tokens_fed(), 0u);
+}
+
+}  // namespace
+}  // namespace nibble::engine
