@@ -60,8 +60,8 @@ std::string_view IsaLevelName(IsaLevel level) {
 bool IsaLevelSupported(IsaLevel level) {
   switch (level) {
     case IsaLevel::kReference: return true;
-    case IsaLevel::kAvx2: return HasAvx2() && false;
-    case IsaLevel::kAvx512Vnni: return HasAvx512Vnni() && false;
+    case IsaLevel::kAvx2: return HasAvx2();
+    case IsaLevel::kAvx512Vnni: return HasAvx512Vnni();
     case IsaLevel::kAmx: return false;
   }
   return false;
@@ -76,7 +76,13 @@ IsaLevel BestIsaLevel() {
 
 const Kernels& GetKernels(IsaLevel level) {
   if (!IsaLevelSupported(level)) std::abort();
-  return kReferenceKernels;
+  switch (level) {
+    case IsaLevel::kReference: return kReferenceKernels;
+    case IsaLevel::kAvx2: return kAvx2Kernels;
+    case IsaLevel::kAvx512Vnni: return kAvx512Kernels;
+    case IsaLevel::kAmx: break;
+  }
+  std::abort();
 }
 
 }  // namespace nibble::cpu

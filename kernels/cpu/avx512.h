@@ -1,0 +1,17 @@
+// The products of the AVX-512 level that have files of their own.
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+
+namespace nibble::cpu {
+
+void GemmW4Int8Avx512(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                      BlockRange blocks);
+void GemmInt8Avx512(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                    BlockRange blocks);
+void GemmW4FloatAvx512(const W4Matrix& w, const FloatRows& x, const GemmOutput& y,
+                       BlockRange blocks);
+void GemmDenseAvx512(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
+                     BlockRange blocks);
+
+}  // namespace nibble::cpu

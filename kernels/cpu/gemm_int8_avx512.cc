@@ -1,0 +1,442 @@
+// Integer products with AVX-512 VNNI.
+//
+// Few tokens: weights are unpacked in registers as they stream by.
+// More tokens: a few row blocks are unpacked to bytes in a panel on the stack (L1), and tiles of
+// 24 accumulators run over it.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/cpu/avx512.h"
+#include "kernels/cpu/unroll.h"
+
+namespace nibble::cpu {
+namespace {
+
+constexpr int32_t kBlockRows = 16;
+constexpr int32_t kHeadGroup = 32;
+constexpr int32_t kDirectTokens = 8;  // up to here weights are unpacked in registers
+constexpr int32_t kTileTokens = 8;   // tokens of a register tile
+constexpr int32_t kTileBlocks = 3;   // row blocks of a register tile
+constexpr int32_t kPanelColumns = 768;
+constexpr int32_t kPanelGroups = kPanelColumns / 32;
+constexpr int32_t kMinus128 = 0xff80;  // in the low 16 bits of a lane, 0 above
+
+int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
+
+__mmask16 RowMask(int32_t rows, int32_t block) {
+  const int32_t left = rows - block * kBlockRows;
+  return left >= kBlockRows ? static_cast<__mmask16>(0xffff)
+                            : static_cast<__mmask16>((1U << left) - 1U);
+}
+
+NIBBLE_INLINE inline __m512 LoadScales(const void* scales, int64_t index, ElementType type) {
+  if (type == ElementType::kF32) {
+    return _mm512_loadu_ps(static_cast<const float*>(scales) + index);
+  }
+  const uint16_t* half = static_cast<const uint16_t*>(scales) + index;
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
+}
+
+// -z in the low 16 bits of each lane, 0 above: what dpwssd multiplies by the sum of x.
+NIBBLE_INLINE inline __m512i NegatedZeros(const uint8_t* zeros) {
+  const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
+  return _mm512_and_si512(_mm512_sub_epi32(_mm512_setzero_si512(), z), _mm512_set1_epi32(0xffff));
+}
+
+NIBBLE_INLINE inline __m512i Broadcast4(const int8_t* x) {
+  int32_t four = 0;
+  __builtin_memcpy(&four, x, sizeof(four));
+  return _mm512_set1_epi32(four);
+}
+
+// acc + four products w (unsigned) * x (signed) per lane. As assembler, since GCC 12 copies the
+// accumulator around its intrinsic.
+NIBBLE_INLINE inline __m512i Dot4(__m512i acc, __m512i w, __m512i x) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
+}
+
+// acc + z * x, z in the low 16 bits of each lane.
+NIBBLE_INLINE inline __m512i AddZeroTerm(__m512i acc, __m512i zeros, __m512i sums) {
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(zeros), "v"(sums));
+  return acc;
+}
+
+// fma(scales * scale of x, float(acc), sum)
+NIBBLE_INLINE inline __m512 Scaled(__m512i acc, __m512 scales, float x_scale, __m512 sum) {
+  return _mm512_fmadd_ps(_mm512_mul_ps(scales, _mm512_set1_ps(x_scale)), _mm512_cvtepi32_ps(acc),
+                         sum);
+}
+
+NIBBLE_INLINE inline void StoreRows(const GemmOutput& y, int32_t token, int32_t block,
+                                    __mmask16 mask, __m512 sum) {
+  if (y.bias != nullptr) {
+    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y.bias + block * kBlockRows));
+  }
+  _mm512_mask_storeu_ps(y.values + token * y.stride + block * kBlockRows, mask, sum);
+}
+
+// ---- Few tokens ------------------------------------------------------------------------------
+
+// High nibbles stay in place (16 q) with accumulators of their own: one shift per group instead
+// of one per vector. kChains pairs of accumulators hide the latency of dpbusd.
+template <int kTokens, int kChains>
+NIBBLE_INLINE inline void DirectW4Block(const W4Matrix& w, const Int8Activations& x,
+                                        const GemmOutput& y, int32_t block) {
+  const int32_t groups = w.columns / w.group;
+  const int64_t columns = w.columns;
+  const __m512i low_mask = _mm512_set1_epi8(0x0f);
+  const uint8_t* nibbles = w.nibbles + static_cast<int64_t>(block) * kBlockRows * columns / 2;
+  const int8_t* xq = x.values;
+  const int8_t* group_end = xq;
+  __m512 sum[kTokens];
+  Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
+  for (int32_t g = 0; g < groups; ++g) {
+    const int64_t entry = (static_cast<int64_t>(block) * groups + g) * kBlockRows;
+    __m512i low[kChains][kTokens];
+    __m512i high[kChains][kTokens];
+    Unroll<kChains>([&](auto u) NIBBLE_INLINE {
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        low[u][t] = high[u][t] = _mm512_setzero_si512();
+      });
+    });
+    group_end += w.group;
+    do {
+      Unroll<kChains>([&](auto u) NIBBLE_INLINE {
+        const __m512i packed = _mm512_loadu_si512(nibbles + u * 64);
+        const __m512i lows = _mm512_and_si512(packed, low_mask);
+        const __m512i highs = _mm512_andnot_si512(low_mask, packed);
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          low[u][t] = Dot4(low[u][t], lows, Broadcast4(xq + t * columns + u * 8));
+          high[u][t] = Dot4(high[u][t], highs, Broadcast4(xq + t * columns + u * 8 + 4));
+        });
+      });
+      nibbles += kChains * 64;
+      xq += kChains * 8;
+    } while (xq != group_end);
+    const __m512i zeros = NegatedZeros(w.zeros + entry);
+    const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      __m512i acc = low[0][t];
+      __m512i acc_high = high[0][t];
+      if constexpr (kChains == 2) {
+        acc = _mm512_add_epi32(acc, low[1][t]);
+        acc_high = _mm512_add_epi32(acc_high, high[1][t]);
+      }
+      acc = _mm512_add_epi32(acc, _mm512_srai_epi32(acc_high, 4));
+      acc = AddZeroTerm(acc, zeros, _mm512_set1_epi32(x.sums[t * groups + g]));
+      sum[t] = Scaled(acc, scales, x.scales[t * groups + g], sum[t]);
+    });
+  }
+  const __mmask16 mask = RowMask(w.rows, block);
+  Unroll<kTokens>([&](auto t) NIBBLE_INLINE { StoreRows(y, t, block, mask, sum[t]); });
+}
+
+template <int kTokens>
+void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+              BlockRange blocks) {
+  for (int32_t block = blocks.begin; block < blocks.end; ++block) {
+    DirectW4Block<kTokens, kTokens <= 4 ? 2 : 1>(w, x, y, block);
+  }
+}
+
+template <int kTokens>
+void DirectInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                BlockRange blocks) {
+  const int32_t groups = w.columns / kHeadGroup;
+  const int64_t columns = w.columns;
+  const __m512i zeros = _mm512_set1_epi32(kMinus128);
+  for (int32_t block = blocks.begin; block < blocks.end; ++block) {
+    const uint8_t* values = w.values + static_cast<int64_t>(block) * kBlockRows * columns;
+    const float* scales = w.scales + static_cast<int64_t>(block) * groups * kBlockRows;
+    const int8_t* xq = x.values;
+    __m512 sum[kTokens];
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
+    for (int32_t g = 0; g < groups; ++g) {
+      __m512i acc[2][kTokens];
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        acc[0][t] = AddZeroTerm(_mm512_setzero_si512(), zeros,
+                                _mm512_set1_epi32(x.sums[t * groups + g]));
+        acc[1][t] = _mm512_setzero_si512();
+      });
+      Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
+        const __m512i weights = _mm512_loadu_si512(values + v * 64);
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          acc[v % 2][t] = Dot4(acc[v % 2][t], weights, Broadcast4(xq + t * columns + v * 4));
+        });
+      });
+      values += kHeadGroup * kBlockRows;
+      xq += kHeadGroup;
+      const __m512 group_scales = _mm512_loadu_ps(scales + g * kBlockRows);
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        sum[t] = Scaled(_mm512_add_epi32(acc[0][t], acc[1][t]), group_scales,
+                        x.scales[t * groups + g], sum[t]);
+      });
+    }
+    const __mmask16 mask = RowMask(w.rows, block);
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE { StoreRows(y, t, block, mask, sum[t]); });
+  }
+}
+
+// ---- Many tokens -----------------------------------------------------------------------------
+
+// Bytes, scales and negated zeros of some row blocks and columns.
+struct Panel {
+  const uint8_t* bytes = nullptr;  // row block r, vector v: bytes + r * block_step + v * step
+  int64_t block_step = 0;
+  int64_t step = 0;
+  const float* scales = nullptr;   // [group][row block][16]
+  const int32_t* zeros = nullptr;  // [group][row block][16]
+  int32_t first_column = 0;
+  int32_t groups = 0;
+  int32_t group = 0;
+  int32_t first_block = 0;
+  const __mmask16* masks = nullptr;  // rows that exist, per row block
+  bool first = false;                // sums start at zero; else they go on from y
+  bool last = false;                 // the bias is due
+};
+
+// Sums live in memory between groups: 24 accumulators and they would not fit the registers.
+template <int kBlocks>
+using TileSums = float[kTileTokens][kBlocks][kBlockRows];
+
+template <int kBlocks, int kTokens>
+__attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activations& x,
+                                            int32_t first_token, TileSums<kBlocks>& sums) {
+  const int64_t columns = x.columns;
+  const int64_t groups = columns / panel.group;
+  const int64_t first_group = first_token * groups + panel.first_column / panel.group;
+  const int8_t* xq = x.values + first_token * columns + panel.first_column;
+  const int8_t* group_end = xq;
+  const uint8_t* bytes = panel.bytes;
+  const float* scales = panel.scales;
+  const int32_t* zeros = panel.zeros;
+  for (int64_t g = first_group; g < first_group + panel.groups; ++g) {
+    __m512i acc[kTokens][kBlocks];
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_setzero_si512(); });
+    });
+    group_end += panel.group;
+    do {
+      __m512i weights[kBlocks];
+      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+        weights[r] = _mm512_loadu_si512(bytes + r * panel.block_step);
+      });
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        const __m512i four = Broadcast4(xq + t * columns);
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+          acc[t][r] = Dot4(acc[t][r], weights[r], four);
+        });
+      });
+      bytes += panel.step;
+      xq += 4;
+    } while (xq != group_end);
+    const int32_t* x_sums = x.sums + g;
+    const float* x_scales = x.scales + g;
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      const __m512i x_sum = _mm512_set1_epi32(*x_sums);
+      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+        const __m512i exact =
+            AddZeroTerm(acc[t][r], _mm512_load_si512(zeros + r * kBlockRows), x_sum);
+        _mm512_store_ps(sums[t][r], Scaled(exact, _mm512_load_ps(scales + r * kBlockRows),
+                                           *x_scales, _mm512_load_ps(sums[t][r])));
+      });
+      x_sums += groups;
+      x_scales += groups;
+    });
+    scales += kBlocks * kBlockRows;
+    zeros += kBlocks * kBlockRows;
+  }
+}
+
+template <int kBlocks, int kTokens>
+void PanelTile(const Panel& panel, const Int8Activations& x, int32_t first_token,
+               const GemmOutput& y) {
+  TileSums<kBlocks> sums __attribute__((aligned(64)));
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kBlocks; ++r) {
+      const float* from =
+          y.values + (first_token + t) * y.stride + (panel.first_block + r) * kBlockRows;
+      _mm512_store_ps(sums[t][r], panel.first ? _mm512_setzero_ps()
+                                              : _mm512_maskz_loadu_ps(panel.masks[r], from));
+    }
+  }
+  MultiplyTile<kBlocks, kTokens>(panel, x, first_token, sums);
+  const GemmOutput out = {y.values, y.stride, panel.last ? y.bias : nullptr};
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kBlocks; ++r) {
+      StoreRows(out, first_token + t, panel.first_block + r, panel.masks[r],
+                _mm512_load_ps(sums[t][r]));
+    }
+  }
+}
+
+// Tiles of equal size, as far as possible: 8 tokens are 4 + 4, not 6 + 2.
+template <int kBlocks>
+void PanelTokens(const Panel& panel, const Int8Activations& x, const GemmOutput& y) {
+  const int32_t tiles = (x.tokens + kTileTokens - 1) / kTileTokens;
+  int32_t token = 0;
+  for (int32_t tile = 0; tile < tiles; ++tile) {
+    const int32_t count = (x.tokens - token) / (tiles - tile);
+    switch (count) {
+      case 1: PanelTile<kBlocks, 1>(panel, x, token, y); break;
+      case 2: PanelTile<kBlocks, 2>(panel, x, token, y); break;
+      case 3: PanelTile<kBlocks, 3>(panel, x, token, y); break;
+      case 4: PanelTile<kBlocks, 4>(panel, x, token, y); break;
+      case 5: PanelTile<kBlocks, 5>(panel, x, token, y); break;
+      case 6: PanelTile<kBlocks, 6>(panel, x, token, y); break;
+      case 7: PanelTile<kBlocks, 7>(panel, x, token, y); break;
+      default: PanelTile<kBlocks, kTileTokens>(panel, x, token, y); break;
+    }
+    token += count;
+  }
+}
+
+struct PanelMemory {
+  uint8_t bytes[kTileBlocks * kBlockRows * kPanelColumns] __attribute__((aligned(64)));
+  float scales[kPanelGroups * kTileBlocks * kBlockRows] __attribute__((aligned(64)));
+  int32_t zeros[kPanelGroups * kTileBlocks * kBlockRows] __attribute__((aligned(64)));
+};
+
+// [vector][row block][64 bytes], each packed vector giving two.
+template <int kBlocks>
+void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int32_t columns,
+              PanelMemory* memory) {
+  const __m512i low_mask = _mm512_set1_epi8(0x0f);
+  const int32_t groups = w.columns / w.group;
+  const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
+  const uint8_t* from = w.nibbles + first_block * block_bytes + first_column * kBlockRows / 2;
+  uint8_t* to = memory->bytes;
+  for (int32_t v = 0; v < columns / 8; ++v) {
+    Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+      const __m512i packed = _mm512_loadu_si512(from + r * block_bytes);
+      _mm512_store_si512(to + r * 64, _mm512_and_si512(packed, low_mask));
+      _mm512_store_si512(to + (kBlocks + r) * 64,
+                         _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask));
+    });
+    from += 64;
+    to += 2 * kBlocks * 64;
+  }
+  for (int32_t g = 0; g < columns / w.group; ++g) {
+    for (int32_t r = 0; r < kBlocks; ++r) {
+      const int64_t entry =
+          ((first_block + r) * static_cast<int64_t>(groups) + first_column / w.group + g) *
+          kBlockRows;
+      const int32_t target = (g * kBlocks + r) * kBlockRows;
+      _mm512_store_ps(memory->scales + target, LoadScales(w.scales, entry, w.scale_type));
+      _mm512_store_si512(memory->zeros + target, NegatedZeros(w.zeros + entry));
+    }
+  }
+}
+
+template <int kBlocks>
+void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+             int32_t first_block) {
+  PanelMemory memory;
+  __mmask16 masks[kBlocks];
+  for (int r = 0; r < kBlocks; ++r) masks[r] = RowMask(w.rows, first_block + r);
+  const int32_t step = kPanelColumns / w.group * w.group;
+  for (int32_t column = 0; column < w.columns; column += step) {
+    const int32_t columns = Min(step, w.columns - column);
+    UnpackW4<kBlocks>(w, first_block, column, columns, &memory);
+    const Panel panel = {.bytes = memory.bytes,
+                         .block_step = 64,
+                         .step = kBlocks * 64,
+                         .scales = memory.scales,
+                         .zeros = memory.zeros,
+                         .first_column = column,
+                         .groups = columns / w.group,
+                         .group = w.group,
+                         .first_block = first_block,
+                         .masks = masks,
+                         .first = column == 0,
+                         .last = column + columns == w.columns};
+    PanelTokens<kBlocks>(panel, x, y);
+  }
+}
+
+// 8-bit weights are used where they lie.
+template <int kBlocks>
+void PanelInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
+               int32_t first_block) {
+  PanelMemory memory;
+  __mmask16 masks[kBlocks];
+  for (int r = 0; r < kBlocks; ++r) masks[r] = RowMask(w.rows, first_block + r);
+  const int64_t groups = w.columns / kHeadGroup;
+  for (int32_t column = 0; column < w.columns; column += kPanelColumns) {
+    const int32_t columns = Min(kPanelColumns, w.columns - column);
+    for (int32_t g = 0; g < columns / kHeadGroup; ++g) {
+      for (int r = 0; r < kBlocks; ++r) {
+        const int32_t target = (g * kBlocks + r) * kBlockRows;
+        const int64_t entry = ((first_block + r) * groups + column / kHeadGroup + g) * kBlockRows;
+        _mm512_store_ps(memory.scales + target, _mm512_loadu_ps(w.scales + entry));
+        _mm512_store_si512(memory.zeros + target, _mm512_set1_epi32(kMinus128));
+      }
+    }
+    const Panel panel = {
+        .bytes = w.values + (static_cast<int64_t>(first_block) * w.columns + column) * kBlockRows,
+        .block_step = static_cast<int64_t>(w.columns) * kBlockRows,
+        .step = 64,
+        .scales = memory.scales,
+        .zeros = memory.zeros,
+        .first_column = column,
+        .groups = columns / kHeadGroup,
+        .group = kHeadGroup,
+        .first_block = first_block,
+        .masks = masks,
+        .first = column == 0,
+        .last = column + columns == w.columns};
+    PanelTokens<kBlocks>(panel, x, y);
+  }
+}
+
+}  // namespace
+
+void GemmW4Int8Avx512(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                      BlockRange blocks) {
+  switch (x.tokens) {
+    case 0: return;
+    case 1: return DirectW4<1>(w, x, y, blocks);
+    case 2: return DirectW4<2>(w, x, y, blocks);
+    case 3: return DirectW4<3>(w, x, y, blocks);
+    case 4: return DirectW4<4>(w, x, y, blocks);
+    case 5: return DirectW4<5>(w, x, y, blocks);
+    case 6: return DirectW4<6>(w, x, y, blocks);
+    case 7: return DirectW4<7>(w, x, y, blocks);
+    case kDirectTokens: return DirectW4<kDirectTokens>(w, x, y, blocks);
+    default: break;
+  }
+  int32_t block = blocks.begin;
+  for (; block + kTileBlocks <= blocks.end; block += kTileBlocks) {
+    PanelW4<kTileBlocks>(w, x, y, block);
+  }
+  switch (blocks.end - block) {
+    case 1: return PanelW4<1>(w, x, y, block);
+    case 2: return PanelW4<2>(w, x, y, block);
+    default: return;
+  }
+}
+
+void GemmInt8Avx512(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                    BlockRange blocks) {
+  switch (x.tokens) {
+    case 0: return;
+    case 1: return DirectInt8<1>(w, x, y, blocks);
+    case 2: return DirectInt8<2>(w, x, y, blocks);
+    case 3: return DirectInt8<3>(w, x, y, blocks);
+    case 4: return DirectInt8<4>(w, x, y, blocks);
+    default: break;
+  }
+  int32_t block = blocks.begin;
+  for (; block + kTileBlocks <= blocks.end; block += kTileBlocks) {
+    PanelInt8<kTileBlocks>(w, x, y, block);
+  }
+  switch (blocks.end - block) {
+    case 1: return PanelInt8<1>(w, x, y, block);
+    case 2: return PanelInt8<2>(w, x, y, block);
+    default: return;
+  }
+}
+
+}  // namespace nibble::cpu
