@@ -31,6 +31,9 @@ class Checkpoint {
   [[nodiscard]] const model::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const QuantizationConfig& quantization() const { return quantization_; }
   [[nodiscard]] const std::string& folder() const { return folder_; }
+  [[nodiscard]] const std::vector<std::unique_ptr<SafetensorsFile>>& files() const {
+    return files_;
+  }
 
   // nullptr when absent.
   [[nodiscard]] const TensorView* Find(std::string_view name) const;
