@@ -74,9 +74,8 @@ nibble_text_facts nibble_text_tokenizer_facts(const nibble_text_tokenizer* token
 /* -1 where the vocabulary does not have it. */
 int32_t nibble_text_token_id(const nibble_text_tokenizer* tokenizer, nibble_text_view token);
 
-nibble_text_status nibble_text_encode(const nibble_text_tokenizer* tokenizer,
-                                      nibble_text_view text, bool add_special, bool parse_special,
-                                      nibble_text_ids* out);
+nibble_text_status nibble_text_encode(const nibble_text_tokenizer* tokenizer, nibble_text_view text,
+                                      bool add_special, bool parse_special, nibble_text_ids* out);
 nibble_text_status nibble_text_decode(const nibble_text_tokenizer* tokenizer, const int32_t* ids,
                                       size_t id_count, bool skip_special, nibble_text_bytes* out);
 

@@ -130,8 +130,7 @@ class RustTokenizer final : public Tokenizer {
                                          const ChatOptions& options) const override {
     const Conversation conversation(messages, options);
     nibble_text_bytes text{};
-    RETURN_IF_ERROR(
-        StatusOf(nibble_text_render_chat(tokenizer_.get(), conversation.get(), &text)));
+    RETURN_IF_ERROR(StatusOf(nibble_text_render_chat(tokenizer_.get(), conversation.get(), &text)));
     return StringOf(text);
   }
 
@@ -164,9 +163,9 @@ class RustTokenizer final : public Tokenizer {
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Create(const TokenizerFiles& files) {
   const nibble_text_tokenizer* tokenizer = nullptr;
-  RETURN_IF_ERROR(StatusOf(nibble_text_tokenizer_create(
-      ViewOf(files.tokenizer_json), ViewOf(files.tokenizer_config_json),
-      ViewOf(files.chat_template), &tokenizer)));
+  RETURN_IF_ERROR(StatusOf(nibble_text_tokenizer_create(ViewOf(files.tokenizer_json),
+                                                        ViewOf(files.tokenizer_config_json),
+                                                        ViewOf(files.chat_template), &tokenizer)));
   CHECK(tokenizer != nullptr);
   return std::make_shared<const RustTokenizer>(tokenizer);
 }

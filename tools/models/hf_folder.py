@@ -92,9 +92,8 @@ class Progress:
     def step(self) -> None:
         self.done += 1
         last = self.done == self.total
-        terminal = sys.stderr.isatty()
-        if terminal:
-            end = "\n" if last else ""
-            print(f"\r{self.what}: {self.done} of {self.total}", end=end, file=sys.stderr, flush=True)
+        line = f"{self.what}: {self.done} of {self.total}"
+        if sys.stderr.isatty():
+            print("\r" + line, end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or self.done % max(1, self.total // 10) == 0:
-            print(f"{self.what}: {self.done} of {self.total}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)

@@ -117,7 +117,8 @@ def merges_of(pieces: list[tuple[str, float]]) -> list[list[str]]:
 def tokenizer_files(pieces: list[tuple[str, float]], seq_len: int) -> tuple[dict, dict]:
     """tokenizer.json and tokenizer_config.json."""
     names = {"unk_token": UNKNOWN, "bos_token": BOS, "eos_token": EOS}
-    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    template = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = template + [{"Sequence": {"id": "B", "type_id": 1}}]
     vocab = {text: i for i, (text, _) in enumerate(pieces)}
     tokenizer = tokenizer_json(

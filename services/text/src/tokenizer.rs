@@ -117,10 +117,15 @@ impl Tokenizer {
                 text.len()
             ))
         })?;
-        let mut ids = if add_ends { self.with_ends(encoding)? } else { to_ids(&encoding) };
-        // A text that begins with BOS already does not get a second one.
-        let twice = |bos: i32| ids.len() > 1 && ids[0] == bos && ids[1] == bos;
-        if add_ends && self.bos_id.is_some_and(twice) {
+        if !add_ends {
+            return Ok(to_ids(&encoding));
+        }
+        let own_count = encoding.len();
+        let begins_with_bos = encoding.get_ids().first().copied();
+        let mut ids = self.with_ends(encoding)?;
+        // A text that begins with BOS by itself does not get a second one.
+        let bos = begins_with_bos.and_then(|id| i32::try_from(id).ok());
+        if bos.is_some() && bos == self.bos_id && ids.len() > own_count && ids[..2] == [ids[0]; 2] {
             ids.remove(0);
         }
         Ok(ids)
