@@ -79,8 +79,9 @@ std::vector<std::string> SplitItems(const std::vector<std::string>& texts) {
   return items;
 }
 
-template <typename T>
-auto NumberSetter(T* target, Allowed<T> allowed) {
+// Target is T or std::optional<T>.
+template <typename T, typename Target>
+auto NumberSetter(Target* target, Allowed<T> allowed) {
   return [target, allowed](const std::vector<std::string>& texts) {
     T value{};
     if (!ParseNumber(texts.front(), &value) || !Within(allowed, value)) return false;
@@ -159,6 +160,22 @@ ConfigOption& ConfigParser::Number(std::string key, double* target, Allowed<doub
                              NumberSetter(target, allowed));
   option.allowed_ = RangeText(allowed, NumberText<double>);
   if (option.allowed_.empty()) option.allowed_ = "a number";
+  return option;
+}
+
+ConfigOption& ConfigParser::Int(std::string key, std::optional<int64_t>* target,
+                                Allowed<int64_t> allowed, std::string help) {
+  ConfigOption& option =
+      Add(std::move(key), std::move(help), "INT", "", NumberSetter(target, allowed));
+  option.allowed_ = RangeText(allowed, NumberText<int64_t>);
+  return option;
+}
+
+ConfigOption& ConfigParser::Number(std::string key, std::optional<double>* target,
+                                   Allowed<double> allowed, std::string help) {
+  ConfigOption& option =
+      Add(std::move(key), std::move(help), "NUMBER", "", NumberSetter(target, allowed));
+  option.allowed_ = RangeText(allowed, NumberText<double>);
   return option;
 }
 

@@ -112,6 +112,11 @@ class ConfigParser {
   ConfigOption& Int(std::string key, int32_t* target, Allowed<int32_t> allowed, std::string help);
   ConfigOption& Int(std::string key, int64_t* target, Allowed<int64_t> allowed, std::string help);
   ConfigOption& Number(std::string key, double* target, Allowed<double> allowed, std::string help);
+  // Stay unset where nothing is given.
+  ConfigOption& Int(std::string key, std::optional<int64_t>* target, Allowed<int64_t> allowed,
+                    std::string help);
+  ConfigOption& Number(std::string key, std::optional<double>* target, Allowed<double> allowed,
+                       std::string help);
   // "24GiB", "512MB", "4096".
   ConfigOption& Bytes(std::string key, int64_t* target, Allowed<int64_t> allowed, std::string help);
   // "500ms", "10s", "2m".

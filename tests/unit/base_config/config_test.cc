@@ -28,6 +28,7 @@ struct Options {
   std::vector<std::string> groups;
   std::vector<int32_t> batches = {1, 8};
   double share = 0.5;
+  std::optional<int64_t> seed;
 };
 
 class ConfigTest : public ::testing::Test {
@@ -56,6 +57,7 @@ class ConfigTest : public ::testing::Test {
     parser.List("groups", &options_.groups, "Addresses");
     parser.Ints("batches", &options_.batches, {1, 256}, "Sizes");
     parser.Number("share", &options_.share, {0, 1}, "Share");
+    parser.Int("seed", &options_.seed, {0, 9}, "Seed");
     return parser.Parse(args, [this](const char* name) -> const char* {
       const auto found = env_.find(name);
       return found == env_.end() ? nullptr : found->second.c_str();
@@ -211,6 +213,14 @@ TEST_F(ConfigTest, VersionNamesTheBuild) {
   const ConfigOutcome outcome = Parse({"--version"});
   EXPECT_EQ(outcome.exit_code, 0);
   EXPECT_THAT(outcome.out, ::testing::MatchesRegex("prog [0-9]+\\.[0-9]+\\.[0-9]+ \\(.*\\)\n"));
+}
+
+TEST_F(ConfigTest, OptionalNumbersStayUnset) {
+  EXPECT_EQ(Parse({"m"}).error, "");
+  EXPECT_EQ(options_.seed, std::nullopt);
+  EXPECT_EQ(Parse({"m", "--seed", "0"}).error, "");
+  EXPECT_EQ(options_.seed, 0);
+  EXPECT_EQ(Parse({"m", "--seed", "10"}).exit_code, 2);
 }
 
 TEST_F(ConfigTest, LastOfARepeatedScalarWins) {

@@ -1,0 +1,90 @@
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/exit_codes.h"
+#include "base/logging.h"
+#include "services/cli/commands.h"
+#include "services/cli/planned_model.h"
+#include "services/cli/serve_options.h"
+#include "services/cli/supervision.h"
+
+namespace nibble::cli {
+namespace {
+
+// Longest path of a unix socket.
+constexpr size_t kSocketPathMax = 107;
+
+// A private folder that goes with its owner.
+class ScratchFolder {
+ public:
+  [[nodiscard]] static absl::StatusOr<ScratchFolder> Create() {
+    const char* base = std::getenv("TMPDIR");
+    std::string path = absl::StrCat(base != nullptr ? base : "/tmp", "/nibble-XXXXXX");
+    const size_t longest = path.size() + std::string("/worker.sock").size();
+    if (longest > kSocketPathMax || path.find(',') != std::string::npos) {
+      path = "/tmp/nibble-XXXXXX";
+    }
+    if (mkdtemp(path.data()) == nullptr) {
+      return absl::InternalError(absl::StrCat("no private folder can be made at ", path));
+    }
+    return ScratchFolder(path);
+  }
+  ~ScratchFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  ScratchFolder(ScratchFolder&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+  ScratchFolder& operator=(ScratchFolder&&) = delete;
+
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  explicit ScratchFolder(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
+std::string FolderOfThisProgram() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+}
+
+int Fail(const absl::Status& status, int code) {
+  std::fprintf(stderr, "nibble serve: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+}  // namespace
+
+int RunServe(int argc, const char* const* argv) {
+  ServeOptions options;
+  ConfigParser parser(CommandProgram(
+      "serve", "Serves a model: a gateway and one group of workers, until told to end.",
+      "nibble serve build/models/smollm2-135m-awq --tp 2 --port 50051"));
+  DeclareServeOptions(&parser, &options);
+  if (const auto code = parser.ParseMain(argc, argv)) return *code;
+  if (const auto status = CheckServeOptions(options); !status.ok()) {
+    return Fail(status, kExitConfiguration);
+  }
+  if (const auto status = InitLogging(
+          {.level = options.log_level, .format = options.log_format, .process = "serve"});
+      !status.ok()) {
+    return Fail(status, kExitConfiguration);
+  }
+  // The worker reads the same headers again: a model that cannot be served is refused here in one
+  // line, before any process starts or port opens.
+  int exit_code = kExitDrained;
+  const auto planned = OpenAndPlan(options.model, options.tp, options.memory, &exit_code);
+  if (!planned.ok()) return Fail(planned.status(), exit_code);
+  const auto scratch = ScratchFolder::Create();
+  if (!scratch.ok()) return Fail(scratch.status(), kExitFailure);
+  Supervision supervision(options, {.programs = FolderOfThisProgram(), .scratch = scratch->path()});
+  return supervision.Run();
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,158 @@
+#include "services/cli/serve_options.h"
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "base/host_port.h"
+#include "base/status.h"
+#include "base/units.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr int64_t kMemoryMin = int64_t{1} << 20;
+constexpr int64_t kMemoryMax = int64_t{1} << 44;
+
+const char* NumericsWord(weights::Numerics numerics) {
+  return numerics == weights::Numerics::kFast ? "fast" : "exact";
+}
+
+const char* HeadWord(weights::HeadFormat head) {
+  return head == weights::HeadFormat::kInt8 ? "int8" : "stored";
+}
+
+absl::Status CheckAddress(const char* key, const std::string& value) {
+  const auto parsed = ParseHostPort(value);
+  if (parsed.ok()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      key, " is \"", value, "\"; allowed: host:port, such as 127.0.0.1:9100 (port 0: any free)"));
+}
+
+}  // namespace
+
+void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options) {
+  parser->Bytes(
+      "memory", &options->memory_bytes, {0, kMemoryMax},
+      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV");
+  parser->Int("context", &options->max_context, {0, 1 << 24},
+              "Positions of one sequence; 0: the model's");
+  parser->Int("max_sequences", &options->max_slots, {1, 4096}, "Sequences that run at once");
+  parser->Int("max_step_tokens", &options->max_step_tokens, {16, 1 << 16},
+              "Tokens of one step, all sequences together");
+  parser->Int("kv_blocks", &options->kv_blocks, {0, 1 << 28},
+              "KV blocks of 16 positions; 0: what the budget leaves");
+  parser->Choice<weights::Numerics>(
+      "numerics", &options->numerics,
+      {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
+      "int8 or fp32 activations");
+  parser->Choice<weights::HeadFormat>(
+      "head", &options->head,
+      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
+      "How a 16-bit output head is held in fast mode");
+}
+
+void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
+  parser->Group("Model");
+  parser->String("model", &options->model, "Folder of the model").Positional().Required();
+  parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
+  parser->Group("Compute");
+  parser->Int("tp", &options->tp, {1, 64}, "Ranks that share the model");
+  parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}}, "Where ranks compute");
+  parser->Int("threads", &options->threads, {0, 1024}, "Threads of one rank; 0: a fair share");
+  DeclareMemoryOptions(parser, &options->memory);
+  parser->Group("Listening");
+  parser->String("host", &options->host, "Address that clients reach");
+  parser->Int("port", &options->port, {0, 65535}, "gRPC port; 0: any free");
+  parser->String("metrics_listen", &options->metrics_listen, "The gateway's /metrics and probes");
+  parser->String("worker_metrics_listen", &options->worker_metrics_listen,
+                 "The workers' /metrics and probes");
+  parser->String("admin_listen", &options->admin_listen, "Admin service; empty: none");
+  parser->String("announce", &options->announce, "File that gets the addresses once all is ready");
+  parser->Group("Requests");
+  parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
+  parser->Choice<std::string>("sampling_defaults", &options->sampling_defaults,
+                              {{"model", "model"}, {"nibble", "nibble"}},
+                              "Whose defaults fill unset sampling fields");
+  parser->Time("drain_timeout", &options->drain_timeout,
+               {std::chrono::seconds(0), std::chrono::hours(1)},
+               "Longest wait for running requests when told to end");
+  parser->Time("start_timeout", &options->start_timeout,
+               {std::chrono::seconds(1), std::chrono::hours(24)}, "Longest wait for the model");
+  parser->Group("Log");
+  parser->Choice<std::string>("log.level", &options->log_level,
+                              {{"trace", "trace"},
+                               {"debug", "debug"},
+                               {"info", "info"},
+                               {"warn", "warn"},
+                               {"error", "error"},
+                               {"off", "off"}},
+                              "Least important lines shown");
+  parser->Choice<std::string>("log.format", &options->log_format,
+                              {{"text", "text"}, {"json", "json"}}, "Form of the lines");
+}
+
+absl::Status CheckServeOptions(const ServeOptions& options) {
+  RETURN_IF_ERROR(CheckAddress("host", FormatHostPort(options.host, 0)));
+  RETURN_IF_ERROR(CheckAddress("metrics_listen", options.metrics_listen));
+  RETURN_IF_ERROR(CheckAddress("worker_metrics_listen", options.worker_metrics_listen));
+  if (!options.admin_listen.empty()) {
+    RETURN_IF_ERROR(CheckAddress("admin_listen", options.admin_listen));
+  }
+  if (options.memory.memory_bytes > 0 && options.memory.memory_bytes < kMemoryMin) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("memory is \"", FormatBytes(options.memory.memory_bytes),
+                     "\"; allowed: 0, or at least ", FormatBytes(kMemoryMin)));
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(options.model, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model is \"", options.model, "\"; allowed: a folder that exists"));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const ServePaths& paths) {
+  std::vector<std::string> line = {
+      paths.programs + "/nibble-worker",
+      "--model=" + options.model,
+      absl::StrCat("--tp=", options.tp),
+      "--device=" + options.device,
+      "--listen=" + paths.worker_socket(),
+      "--metrics-listen=" + options.worker_metrics_listen,
+      "--announce=" + paths.worker_announce(),
+      absl::StrCat("--numerics=", NumericsWord(options.memory.numerics)),
+      absl::StrCat("--head=", HeadWord(options.memory.head)),
+      absl::StrCat("--max-sequences=", options.memory.max_slots),
+      absl::StrCat("--max-step-tokens=", options.memory.max_step_tokens),
+      absl::StrCat("--queue-size=", options.queue_size),
+      "--log-level=" + options.log_level,
+      "--log-format=" + options.log_format,
+  };
+  const auto add_set = [&line](const char* flag, int64_t value) {
+    if (value > 0) line.push_back(absl::StrCat(flag, "=", value));
+  };
+  if (!options.model_name.empty()) line.push_back("--model-name=" + options.model_name);
+  add_set("--threads", options.threads);
+  add_set("--context", options.memory.max_context);
+  add_set("--memory", options.memory.memory_bytes);
+  add_set("--kv-blocks", options.memory.kv_blocks);
+  return line;
+}
+
+std::vector<std::string> GatewayCommandLine(const ServeOptions& options, const ServePaths& paths) {
+  std::vector<std::string> line = {
+      paths.programs + "/nibble-gateway",
+      "--listen=" + FormatHostPort(options.host, static_cast<uint16_t>(options.port)),
+      "--metrics-listen=" + options.metrics_listen,
+      "--groups=" + paths.worker_socket(),
+      "--announce=" + paths.gateway_announce(),
+      "--sampling-defaults=" + options.sampling_defaults,
+      "--drain-timeout=" + FormatDuration(options.drain_timeout),
+      "--log-level=" + options.log_level,
+      "--log-format=" + options.log_format,
+  };
+  if (!options.admin_listen.empty()) line.push_back("--admin-listen=" + options.admin_listen);
+  return line;
+}
+
+}  // namespace nibble::cli

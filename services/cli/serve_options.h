@@ -1,0 +1,60 @@
+// What `nibble serve` can be told, and the command lines of the two programs that it starts.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/clock.h"
+#include "base/config.h"
+#include "worker/weights/memory_plan.h"
+
+namespace nibble::cli {
+
+struct ServeOptions {
+  std::string model;  // folder
+  std::string model_name;
+  int32_t tp = 1;
+  std::string device = "cpu";
+  std::string host = "127.0.0.1";
+  int32_t port = 50051;
+  std::string metrics_listen = "127.0.0.1:9100";
+  std::string worker_metrics_listen = "127.0.0.1:9110";
+  std::string admin_listen;
+  std::string announce;
+
+  int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
+  weights::MemoryOptions memory;
+  int32_t queue_size = 128;
+
+  std::string sampling_defaults = "model";
+  Duration drain_timeout = std::chrono::seconds(60);
+  Duration start_timeout = std::chrono::minutes(30);
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void DeclareServeOptions(ConfigParser* parser, ServeOptions* options);
+// Memory and numerics alone: `nibble plan` has the same.
+void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options);
+
+// What a range cannot say. INVALID_ARGUMENT names key, value and what is allowed.
+[[nodiscard]] absl::Status CheckServeOptions(const ServeOptions& options);
+
+// Where the programs of one `nibble serve` meet; all inside one private folder.
+struct ServePaths {
+  std::string programs;  // folder of nibble-worker and nibble-gateway
+  std::string scratch;
+
+  [[nodiscard]] std::string worker_socket() const { return "unix:" + scratch + "/worker.sock"; }
+  [[nodiscard]] std::string worker_announce() const { return scratch + "/worker.json"; }
+  [[nodiscard]] std::string gateway_announce() const { return scratch + "/gateway.json"; }
+};
+
+[[nodiscard]] std::vector<std::string> WorkerCommandLine(const ServeOptions& options,
+                                                         const ServePaths& paths);
+[[nodiscard]] std::vector<std::string> GatewayCommandLine(const ServeOptions& options,
+                                                          const ServePaths& paths);
+
+}  // namespace nibble::cli

@@ -1,0 +1,76 @@
+#include "services/cli/serve_options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/config.h"
+
+namespace nibble::cli {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+ConfigOutcome Parse(const std::vector<std::string>& args, ServeOptions* options) {
+  ConfigParser parser({.name = "nibble serve", .summary = "s", .example = "e"});
+  DeclareServeOptions(&parser, options);
+  return parser.Parse(args, [](const char*) { return nullptr; });
+}
+
+const ServePaths kPaths = {.programs = "/opt/nibble", .scratch = "/tmp/nibble-x"};
+
+TEST(ServeOptions, ReachTheWorker) {
+  ServeOptions options;
+  ASSERT_EQ(Parse({"dir", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory",
+                   "2GiB", "--context", "1024", "--threads", "1", "--model-name", "m"},
+                  &options)
+                .error,
+            "");
+  const auto line = WorkerCommandLine(options, kPaths);
+  EXPECT_EQ(line.front(), "/opt/nibble/nibble-worker");
+  for (const char* word :
+       {"--model=dir", "--tp=3", "--device=cpu", "--numerics=exact", "--head=stored",
+        "--memory=2147483648", "--context=1024", "--threads=1", "--model-name=m",
+        "--listen=unix:/tmp/nibble-x/worker.sock", "--metrics-listen=127.0.0.1:9110"}) {
+    EXPECT_THAT(line, Contains(word));
+  }
+}
+
+TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
+  ServeOptions options;
+  ASSERT_EQ(Parse({"dir"}, &options).error, "");
+  const auto line = WorkerCommandLine(options, kPaths);
+  for (const char* flag : {"--memory", "--context", "--threads", "--model-name", "--kv-blocks"}) {
+    EXPECT_THAT(line, Not(Contains(StartsWith(flag))));
+  }
+}
+
+TEST(ServeOptions, ReachTheGateway) {
+  ServeOptions options;
+  ASSERT_EQ(Parse({"dir", "--port", "0", "--drain-timeout", "5s"}, &options).error, "");
+  const auto line = GatewayCommandLine(options, kPaths);
+  EXPECT_EQ(line.front(), "/opt/nibble/nibble-gateway");
+  for (const char* word : {"--listen=127.0.0.1:0", "--groups=unix:/tmp/nibble-x/worker.sock",
+                           "--drain-timeout=5s", "--sampling-defaults=model"}) {
+    EXPECT_THAT(line, Contains(word));
+  }
+  EXPECT_THAT(line, Not(Contains(StartsWith("--admin-listen"))));
+}
+
+TEST(ServeOptions, AddressesAndFoldersAreCheckedByName) {
+  ServeOptions options;
+  options.model = ::testing::TempDir();
+  EXPECT_TRUE(CheckServeOptions(options).ok());
+  options.metrics_listen = "9100";
+  EXPECT_THAT(std::string(CheckServeOptions(options).message()),
+              HasSubstr("metrics_listen is \"9100\"; allowed: host:port"));
+  options.metrics_listen = "127.0.0.1:0";
+  options.model = "/nowhere/at/all";
+  EXPECT_THAT(std::string(CheckServeOptions(options).message()),
+              HasSubstr("model is \"/nowhere/at/all\""));
+}
+
+}  // namespace
+}  // namespace nibble::cli
