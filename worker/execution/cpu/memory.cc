@@ -44,6 +44,7 @@ void* Arena::AllocateBytes(int64_t bytes) {
   CHECK(bytes >= 0);
   bytes = RoundUp(bytes, layout::kAlignment);
   bytes_ += bytes;
+  const std::lock_guard<std::mutex> lock(mutex_);
   if (chunks_.empty() || chunks_.back().bytes() - last_used_ < bytes) {
     chunks_.emplace_back(RoundUp(std::max(bytes, kChunk), kHugePage));
     last_used_ = 0;

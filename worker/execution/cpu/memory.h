@@ -2,8 +2,10 @@
 // in huge pages where there is enough of it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 namespace nibble::execution {
@@ -29,7 +31,7 @@ class MappedMemory {
   int64_t bytes_ = 0;
 };
 
-// Hands out 64-byte aligned pieces of large mappings; all are freed together.
+// Hands out 64-byte aligned pieces of large mappings; all are freed together. Thread-safe.
 class Arena {
  public:
   // Zeroed. The pieces' total is bytes().
@@ -38,14 +40,15 @@ class Arena {
     return static_cast<T*>(AllocateBytes(count * static_cast<int64_t>(sizeof(T))));
   }
   // What was handed out, rounded up to the alignment.
-  [[nodiscard]] int64_t bytes() const { return bytes_; }
+  [[nodiscard]] int64_t bytes() const { return bytes_.load(); }
 
  private:
   [[nodiscard]] void* AllocateBytes(int64_t bytes);
 
+  std::mutex mutex_;
   std::vector<MappedMemory> chunks_;
   int64_t last_used_ = 0;  // bytes of the last chunk
-  int64_t bytes_ = 0;
+  std::atomic<int64_t> bytes_{0};
 };
 
 }  // namespace nibble::execution

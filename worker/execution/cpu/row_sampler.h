@@ -17,7 +17,7 @@
 namespace nibble::execution {
 
 inline constexpr float kGreedyBelow = 1e-5f;
-inline constexpr int32_t kDraftsMax = 15;  // of one sequence and step
+inline constexpr int32_t kDraftsMax = 255;  // of one sequence and step
 
 // What one row asks of the sampler. Pointers are borrowed for the step.
 struct RowRequest {
