@@ -67,6 +67,40 @@ __device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Shared memory written by ordinary stores may next be written by the copy engine.
+__device__ __forceinline__ void FenceSharedForCopies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// All threads of all blocks of the cluster meet; shared memory written before is visible after.
+__device__ __forceinline__ void ClusterBarrier() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ uint32_t ClusterBlocks() {
+  uint32_t blocks;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+// What another block of the cluster has at the same place of its shared memory.
+__device__ __forceinline__ float4 LoadClusterShared128(const void* pointer, uint32_t rank) {
+  float4 value;
+  asm volatile(
+      "{\n.reg .u32 address;\n"
+      "mapa.shared::cluster.u32 address, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [address];\n}"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "r"(SharedAddress(pointer)), "r"(rank)
+      : "memory");
+  return value;
+}
+
 // (w & mask) | bits in one instruction: nibbles become fp16 numbers 1024 + v or 1024 + 16 v.
 template <uint32_t kMask>
 __device__ __forceinline__ uint32_t AndOr(uint32_t w, uint32_t bits) {
@@ -74,17 +108,6 @@ __device__ __forceinline__ uint32_t AndOr(uint32_t w, uint32_t bits) {
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(w), "n"(kMask), "r"(bits));
   return result;
 }
-__device__ __forceinline__ uint32_t AddHalf2(uint32_t a, uint32_t b) {
-  uint32_t result;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-}
-__device__ __forceinline__ uint32_t FmaHalf2(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t result;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
-  return result;
-}
-
 __device__ __forceinline__ uint4 LoadShared128(const void* pointer) {
   return *static_cast<const uint4*>(pointer);
 }

@@ -13,37 +13,39 @@ constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 constexpr int32_t kRingBytes = 12 * 1024;  // of one warp: 96 KB a block, so that two blocks fit
-constexpr int32_t kPassTiles = 4;          // tiles summed at once where k is streamed
+constexpr int32_t kRoundTiles = 8;         // row tiles between two meetings of a cluster
 
-// What a kernel instance is compiled for.
-template <int32_t kGroupT, int32_t kTokenTilesT, int32_t kChunkT, bool kResidentT>
+// What a kernel instance is compiled for. A warp's range of k is at most kChunk slabs: its
+// activations stay in registers for the whole launch. Longer rows are split over the blocks of a
+// cluster.
+template <int32_t kGroupT, int32_t kTokenTilesT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
   static constexpr int32_t kTokenTiles = kTokenTilesT;  // 8 tokens each
-  static constexpr int32_t kChunk = kChunkT;            // slabs of x held in registers
-  // Resident: a warp's whole range of k is one chunk; else chunks are streamed, double-buffered.
-  static constexpr bool kResident = kResidentT;
+  static constexpr int32_t kChunk = 4 / kTokenTiles;
   static constexpr int32_t kSlabBytes = kGroup == 0 ? kDenseSlabBytes : GpuSlabBytes(kGroup);
   static constexpr int32_t kCopySlabs = kGroup == 0 ? 1 : kChunk;
   static constexpr int32_t kSlotBytes = kCopySlabs * kSlabBytes;
   static constexpr int32_t kSlots =
       kRingBytes / kSlotBytes < 3 ? 3 : (kRingBytes / kSlotBytes > 8 ? 8 : kRingBytes / kSlotBytes);
-  static constexpr int32_t kCopies = kChunk / kCopySlabs;  // of one tile and chunk
-  static constexpr int32_t kPass = kResident ? 1 : kPassTiles;
+  static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// Activations of one chunk: [slab][k-step][token tile] B fragments.
+// A warp's activations: [slab][k-step][token tile] B fragments, and per group the sums over k of
+// the two tokens that this lane's results belong to.
 template <typename S>
 struct Fragments {
   uint32_t b[S::kChunk][8][S::kTokenTiles][2];
+  float sums[S::kChunk][S::kGroupsOfSlab][S::kTokenTiles][2];
 };
 
+// Slabs [begin, end) of this warp, in this block's part of the row.
 struct WarpRange {
   int32_t begin;
   int32_t end;
 };
-__device__ __forceinline__ WarpRange SlabRange(int32_t slabs, int32_t warp) {
-  return {slabs * warp / kWarps, slabs * (warp + 1) / kWarps};
+__device__ __forceinline__ WarpRange SlabRange(int32_t slabs, int32_t part, int32_t parts) {
+  return {slabs * part / parts, slabs * (part + 1) / parts};
 }
 
 // 1 / rms of the tokens this lane's fragments belong to. The whole warp loads each token's parts,
@@ -129,20 +131,21 @@ __device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, 
   }
 }
 
-// Fragments of slabs [first_slab, first_slab + chunk), zero beyond `end_slab`.
+// Fills the fragments of slabs [range.begin, range.end), zero beyond. The sums come from the tensor
+// cores: a product with ones puts every token's sum where the lane needs it.
 template <typename S, DecodeInput kInput>
-__device__ __forceinline__ void LoadChunk(const W4DecodeParams& p, int32_t first_slab,
-                                          int32_t end_slab, int32_t lane,
-                                          const float (&inverse_rms)[S::kTokenTiles],
-                                          Fragments<S>* x) {
+__device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const WarpRange& range,
+                                                int32_t lane,
+                                                const float (&inverse_rms)[S::kTokenTiles],
+                                                Fragments<S>* x) {
   constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
 #pragma unroll
   for (int32_t s = 0; s < S::kChunk; ++s) {
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
       uint4 eights[4];
-      LoadSlab<kGroup, kInput>(p, first_slab + s, tile * 8 + lane / 4, lane % 4,
-                               inverse_rms[tile], first_slab + s < end_slab, eights);
+      LoadSlab<kGroup, kInput>(p, range.begin + s, tile * 8 + lane / 4, lane % 4,
+                               inverse_rms[tile], range.begin + s < range.end, eights);
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
         x->b[s][2 * i][tile][0] = eights[i].x;
@@ -152,49 +155,69 @@ __device__ __forceinline__ void LoadChunk(const W4DecodeParams& p, int32_t first
       }
     }
   }
+  if constexpr (S::kGroup == 0) return;
+  constexpr int32_t kSteps = kGroup / 16;
+  constexpr uint32_t kOnes = 0x3c003c00u;
+  const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+  for (int32_t s = 0; s < S::kChunk; ++s) {
+#pragma unroll
+    for (int32_t group = 0; group < S::kGroupsOfSlab; ++group) {
+#pragma unroll
+      for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+        float sum[4] = {};
+#pragma unroll
+        for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
+          MmaF16(sum, ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+        }
+        x->sums[s][group][tile][0] = sum[0];
+        x->sums[s][group][tile][1] = sum[1];
+      }
+    }
+  }
 }
 
-// Dequantizes one word of nibbles to an A fragment: exact (q - z) in fp16.
-__device__ __forceinline__ void Dequantize(uint32_t w, uint32_t minus_low, uint32_t minus_high,
-                                           uint32_t (&a)[4]) {
-  a[0] = AddHalf2(AndOr<0x000f000f>(w, 0x64006400u), minus_low);
-  a[1] = FmaHalf2(AndOr<0x00f000f0>(w, 0x64006400u), 0x2c002c00u, minus_high);
-  a[2] = AddHalf2(AndOr<0x000f000f>(w >> 8, 0x64006400u), minus_low);
-  a[3] = FmaHalf2(AndOr<0x00f000f0>(w >> 8, 0x64006400u), 0x2c002c00u, minus_high);
+// One word of nibbles to an A fragment: rows r hold 1024 + q, rows r + 8 hold 1024 + 16 q. What is
+// too much is taken off the sum of the group, not off every weight: 5 instructions for 8 weights.
+__device__ __forceinline__ void Widen(uint32_t w, uint32_t (&a)[4]) {
+  constexpr uint32_t kBias = 0x64006400u;
+  a[0] = AndOr<0x000f000f>(w, kBias);
+  a[1] = AndOr<0x00f000f0>(w, kBias);
+  a[2] = AndOr<0x000f000f>(w >> 8, kBias);
+  a[3] = AndOr<0x00f000f0>(w >> 8, kBias);
 }
 
 struct GroupConstants {
-  float scale_low, scale_high;      // of rows r and r + 8
-  uint32_t minus_low, minus_high;   // -(1024 + z), -(64 + z) as fp16 pairs
+  float scale_low, scale_high;  // of row r; of row r + 8, divided by 16
+  float bias_low, bias_high;    // -(1024 + z), -(1024 + 16 z)
 };
 __device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int32_t group,
                                                         int32_t lane) {
   const uint8_t* constants = slab + kGpuSlabNibbleBytes + group * layout::kGpuGroupBytes;
   const half2 scales = *reinterpret_cast<const half2*>(constants + lane / 4 * 4);
   const uint32_t zeros = *reinterpret_cast<const uint16_t*>(constants + 32 + lane / 4 * 2);
-  return {__low2float(scales), __high2float(scales),
-          (zeros & 0xff) * 0x00010001u | 0xe400e400u,
-          (zeros >> 8) * 0x00100010u | 0xd400d400u};
+  constexpr uint32_t kMinus1024 = 0xc4800000u;  // z lands in the mantissa
+  return {__low2float(scales), __high2float(scales) * 0.0625f,
+          __uint_as_float(kMinus1024 + ((zeros & 0xff) << 13)),
+          __uint_as_float(kMinus1024 + ((zeros >> 8) << 17))};
 }
 
-// acc += W x over the first `count` slabs of a copy. The slabs' products interleave: a chain of
-// dependent tensor-core instructions would wait for each one's latency. fp32 sums, one scale a
-// group.
+// acc += W x over the slabs of a copy; those beyond `count` meet activations that are zero. The
+// slabs' products interleave: a chain of dependent tensor-core instructions would wait for each
+// one's latency.
 template <typename S>
-__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t count, int32_t lane,
+__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane,
                                            const Fragments<S>& x,
                                            float (&acc)[S::kTokenTiles][4]) {
   constexpr int32_t kSteps = S::kGroup / 16;
   constexpr int32_t kStepsAtOnce = kSteps < 4 ? kSteps : 4;
   float part[S::kChunk][S::kTokenTiles][4] = {};
-  GroupConstants constants[S::kChunk];
 #pragma unroll
   for (int32_t first = 0; first < 8; first += kStepsAtOnce) {
     uint32_t words[S::kChunk][kStepsAtOnce];
 #pragma unroll
     for (int32_t s = 0; s < S::kChunk; ++s) {
-      const uint8_t* slab = data + (s < count ? s : 0) * S::kSlabBytes;
-      const uint8_t* at = slab + first / 4 * 512 + lane * 16 + first % 4 * 4;
+      const uint8_t* at = data + s * S::kSlabBytes + first / 4 * 512 + lane * 16 + first % 4 * 4;
       if constexpr (kStepsAtOnce == 4) {
         const uint4 four = LoadShared128(at);
         words[s][0] = four.x;
@@ -206,14 +229,13 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t count, i
         words[s][0] = two.x;
         words[s][1] = two.y;
       }
-      if (first % kSteps == 0) constants[s] = LoadConstants(slab, first / kSteps, lane);
     }
 #pragma unroll
     for (int32_t step = 0; step < kStepsAtOnce; ++step) {
 #pragma unroll
       for (int32_t s = 0; s < S::kChunk; ++s) {
         uint32_t a[4];
-        Dequantize(words[s][step], constants[s].minus_low, constants[s].minus_high, a);
+        Widen(words[s][step], a);
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
           MmaF16(part[s][tile], a, x.b[s][first + step][tile][0], x.b[s][first + step][tile][1]);
@@ -221,14 +243,17 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t count, i
       }
     }
     if ((first + kStepsAtOnce) % kSteps != 0) continue;
+    const int32_t group = (first + kStepsAtOnce) / kSteps - 1;
 #pragma unroll
     for (int32_t s = 0; s < S::kChunk; ++s) {
+      const GroupConstants c = LoadConstants(data + s * S::kSlabBytes, group, lane);
 #pragma unroll
       for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
 #pragma unroll
         for (int32_t i = 0; i < 4; ++i) {
-          const float scale = i < 2 ? constants[s].scale_low : constants[s].scale_high;
-          acc[tile][i] = fmaf(s < count ? scale : 0.0f, part[s][tile][i], acc[tile][i]);
+          const float exact = fmaf(i < 2 ? c.bias_low : c.bias_high, x.sums[s][group][tile][i % 2],
+                                   part[s][tile][i]);
+          acc[tile][i] = fmaf(i < 2 ? c.scale_low : c.scale_high, exact, acc[tile][i]);
           part[s][tile][i] = 0;
         }
       }
@@ -257,56 +282,40 @@ __device__ __forceinline__ void MultiplyDense(const uint8_t* slab, int32_t lane,
   }
 }
 
-// The order in which a warp reads its weights: passes of tiles, in each the chunks of its k range,
-// in each the tiles of the pass, in each the copies.
-template <typename S>
-struct Cursor {
-  int32_t tile_count, chunk_count;
-  int32_t pass = 0, chunk = 0, tile = 0, copy = 0;
-
-  __device__ __forceinline__ bool done() const { return pass >= tile_count; }
-  __device__ __forceinline__ void Next() {
-    if (++copy < S::kCopies) return;
-    copy = 0;
-    if (++tile < min(S::kPass, tile_count - pass)) return;
-    tile = 0;
-    if (++chunk < chunk_count) return;
-    chunk = 0;
-    pass += S::kPass;
-  }
-};
-
-// One warp's stream of weights through its ring of shared memory.
+// One warp's stream of weights through its ring of shared memory: for each row tile of the block
+// the warp's slabs, in copies of kCopySlabs.
 template <typename S>
 struct WeightStream {
+  static constexpr int32_t kCopies = S::kChunk / S::kCopySlabs;
+
   uint8_t* ring;
   uint64_t* full;
-  const uint8_t* slabs;
-  int32_t slab_count;  // of a row tile
-  WarpRange range;
   uint64_t policy;
-  Cursor<S> ahead;
+  const uint8_t* next;   // where the next copy of the first slab of a tile comes from
+  int64_t tile_stride;   // bytes from one row tile of this block to its next
+  int32_t slabs;         // of this warp
+  int32_t tiles_left;    // not yet asked for
+  int32_t copy = 0;
+  int32_t ahead_slot = 0;
   int32_t slot = 0;
   uint32_t phase = 0;
-  int32_t ahead_slot = 0;
 
-  // Lane 0: starts the copy the cursor stands at, empty ranges included (they complete at once).
+  // Lane 0. A copy beyond the warp's slabs moves nothing and completes at once.
   __device__ __forceinline__ void Issue() {
-    if (ahead.done()) return;
-    const int32_t row_tile = blockIdx.x + (ahead.pass + ahead.tile) * gridDim.x;
-    const int32_t first = range.begin + ahead.chunk * S::kChunk + ahead.copy * S::kCopySlabs;
-    const int32_t count = min(S::kCopySlabs, range.end - first);
-    if (count > 0) {
-      const int32_t bytes = count * S::kSlabBytes;
-      BarrierExpect(full + ahead_slot, bytes);
-      BulkCopy(ring + ahead_slot * S::kSlotBytes,
-               slabs + (static_cast<int64_t>(row_tile) * slab_count + first) * S::kSlabBytes,
-               bytes, full + ahead_slot, policy);
-    } else {
-      BarrierExpect(full + ahead_slot, 0);
+    if (tiles_left == 0) return;
+    const int32_t count = min(S::kCopySlabs, slabs - copy * S::kCopySlabs);
+    const int32_t bytes = max(count, 0) * S::kSlabBytes;
+    BarrierExpect(full + ahead_slot, bytes);
+    if (bytes > 0) {
+      BulkCopy(ring + ahead_slot * S::kSlotBytes, next + copy * S::kSlotBytes, bytes,
+               full + ahead_slot, policy);
     }
     if (++ahead_slot == S::kSlots) ahead_slot = 0;
-    ahead.Next();
+    if (++copy == kCopies) {
+      copy = 0;
+      next += tile_stride;
+      --tiles_left;
+    }
   }
   __device__ __forceinline__ const uint8_t* Acquire() {
     BarrierWait(full + slot, phase);
@@ -322,21 +331,21 @@ struct WeightStream {
   }
 };
 
-// One tile and chunk: acc += W x.
+// One row tile: acc = W x over this warp's range of k.
 template <typename S>
-__device__ __forceinline__ void MultiplyTile(WeightStream<S>* stream, int32_t slabs_here,
-                                             int32_t lane, const Fragments<S>& x,
+__device__ __forceinline__ void MultiplyTile(WeightStream<S>* stream, int32_t lane,
+                                             const Fragments<S>& x,
                                              float (&acc)[S::kTokenTiles][4]) {
   if constexpr (S::kGroup == 0) {
 #pragma unroll
-    for (int32_t copy = 0; copy < S::kCopies; ++copy) {
+    for (int32_t copy = 0; copy < WeightStream<S>::kCopies; ++copy) {
       const uint8_t* data = stream->Acquire();
-      if (copy < slabs_here) MultiplyDense<S>(data, lane, x.b[copy], acc);
+      if (copy < stream->slabs) MultiplyDense<S>(data, lane, x.b[copy], acc);
       stream->Release(lane);
     }
   } else {
     const uint8_t* data = stream->Acquire();
-    if (slabs_here > 0) MultiplyW4<S>(data, slabs_here, lane, x, acc);
+    MultiplyW4<S>(data, lane, x, acc);
     stream->Release(lane);
   }
 }
@@ -382,22 +391,32 @@ __device__ __forceinline__ float2 StoreTile(const W4DecodeParams& p, int32_t row
   return squares;
 }
 
-// Sums the warps' partial tiles in warp order and stores the result.
+// One block's sum of a tile over its warps, in warp order.
 template <typename S>
-__device__ __forceinline__ void ReduceTile(const W4DecodeParams& p, const float4* partial,
-                                           int32_t row_tile, int32_t lane, float* square_sums) {
+__device__ __forceinline__ void SumWarps(const float4* partial, int32_t lane,
+                                         float4 (&sum)[S::kTokenTiles]) {
 #pragma unroll
   for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-    float4 sum = partial[tile * 32 + lane];
+    sum[tile] = partial[tile * 32 + lane];
 #pragma unroll
     for (int32_t warp = 1; warp < kWarps; ++warp) {
       const float4 other = partial[(warp * S::kTokenTiles + tile) * 32 + lane];
-      sum.x += other.x;
-      sum.y += other.y;
-      sum.z += other.z;
-      sum.w += other.w;
+      sum[tile].x += other.x;
+      sum[tile].y += other.y;
+      sum[tile].z += other.z;
+      sum[tile].w += other.w;
     }
-    float2 squares = StoreTile(p, row_tile, tile, lane, sum);
+  }
+}
+
+// Stores a finished tile and adds to this warp's sums of squares.
+template <typename S>
+__device__ __forceinline__ void FinishTile(const W4DecodeParams& p, int32_t row_tile, int32_t lane,
+                                           const float4 (&sum)[S::kTokenTiles],
+                                           float* square_sums) {
+#pragma unroll
+  for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+    float2 squares = StoreTile(p, row_tile, tile, lane, sum[tile]);
     if (p.output == DecodeOutput::kAddResidual) {
 #pragma unroll
       for (int32_t offset = 4; offset < 32; offset *= 2) {
@@ -415,43 +434,82 @@ __device__ __forceinline__ void ReduceTile(const W4DecodeParams& p, const float4
 template <typename S>
 struct SharedLayout {
   static constexpr int32_t kRing = kWarps * S::kSlots * S::kSlotBytes;
-  static constexpr int32_t kPartial = kWarps * S::kTokenTiles * 32 * 16;  // of one tile
-  static constexpr int32_t kBars = kRing + 2 * kPartial;
+  static constexpr int32_t kTileSum = S::kTokenTiles * 32 * 16;  // one sum of one tile
+  static constexpr int32_t kPartial = kWarps * kTileSum;
+  static constexpr int32_t kRound = kRing + 2 * kPartial;  // [2][kRoundTiles] block sums
+  static constexpr int32_t kBars = kRound + 2 * kRoundTiles * kTileSum;
   static constexpr int32_t kSquares = kBars + kWarps * S::kSlots * 8;
   static constexpr int32_t kBytes = kSquares + kWarps * 16 * 4;  // [warp][token]
 };
 
-template <typename S, DecodeInput kInput>
+// A round of tiles whose block sums lie in every block's shared memory: the blocks of the cluster
+// meet, then each finishes its part of the tiles, adding in block order.
+template <typename S>
+__device__ __forceinline__ void FinishRound(const W4DecodeParams& p, uint8_t* round_sums,
+                                            int32_t first_tile, int32_t tiles, int32_t lane,
+                                            int32_t warp, float* square_sums) {
+  ClusterBarrier();
+  const int32_t blocks = static_cast<int32_t>(ClusterBlocks());
+  const int32_t me = static_cast<int32_t>(ClusterRank());
+  for (int32_t index = me + blocks * warp; index < tiles; index += blocks * kWarps) {
+    float4 sum[S::kTokenTiles];
+#pragma unroll
+    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+      const void* at =
+          round_sums + index * SharedLayout<S>::kTileSum + (tile * 32 + lane) * 16;
+      sum[tile] = make_float4(0, 0, 0, 0);
+      for (int32_t block = 0; block < blocks; ++block) {
+        const float4 other = LoadClusterShared128(at, static_cast<uint32_t>(block));
+        sum[tile].x += other.x;
+        sum[tile].y += other.y;
+        sum[tile].z += other.z;
+        sum[tile].w += other.w;
+      }
+    }
+    const int32_t clusters = static_cast<int32_t>(gridDim.x) / blocks;
+    const int32_t cluster = static_cast<int32_t>(blockIdx.x) / blocks;
+    FinishTile<S>(p, cluster + (first_tile + index) * clusters, lane, sum, square_sums);
+  }
+}
+
+template <typename S, DecodeInput kInput, bool kCluster>
 __global__ void __launch_bounds__(kThreads, 2)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
+  using Layout = SharedLayout<S>;
   const int32_t warp = threadIdx.x / 32;
   const int32_t lane = threadIdx.x % 32;
-  using Layout = SharedLayout<S>;
   float4* partials = reinterpret_cast<float4*>(shared + Layout::kRing);
-  uint64_t* full = reinterpret_cast<uint64_t*>(shared + Layout::kBars) + warp * S::kSlots;
   float* squares = reinterpret_cast<float*>(shared + Layout::kSquares) + warp * 16;
 
-  const int32_t row_tiles = layout::GpuRowTiles(p.rows);
+  const int32_t parts = kCluster ? static_cast<int32_t>(ClusterBlocks()) : 1;
+  const int32_t part = kCluster ? static_cast<int32_t>(ClusterRank()) : 0;
+  const int32_t columns_of_tiles = static_cast<int32_t>(gridDim.x) / parts;
+  const int32_t first_tile = static_cast<int32_t>(blockIdx.x) / parts;
   const int32_t slab_count = layout::GpuSlabs(p.columns);
   const int32_t tile_count =
-      (row_tiles - static_cast<int32_t>(blockIdx.x) + static_cast<int32_t>(gridDim.x) - 1) /
-      static_cast<int32_t>(gridDim.x);
-  const WarpRange range = SlabRange(slab_count, warp);
-  const int32_t chunk_count =
-      S::kResident ? 1 : max(1, (range.end - range.begin + S::kChunk - 1) / S::kChunk);
+      (layout::GpuRowTiles(p.rows) - first_tile + columns_of_tiles - 1) / columns_of_tiles;
+  const WarpRange range = SlabRange(slab_count, part * kWarps + warp, parts * kWarps);
 
   WeightStream<S> stream;
   stream.ring = shared + warp * S::kSlots * S::kSlotBytes;
-  stream.full = full;
-  stream.slabs = p.slabs;
-  stream.slab_count = slab_count;
-  stream.range = range;
+  stream.full = reinterpret_cast<uint64_t*>(shared + Layout::kBars) + warp * S::kSlots;
   stream.policy = EvictFirstPolicy();
-  stream.ahead.tile_count = tile_count;
-  stream.ahead.chunk_count = chunk_count;
+  stream.next = p.slabs + (static_cast<int64_t>(first_tile) * slab_count + range.begin) *
+                              S::kSlabBytes;
+  stream.tile_stride = static_cast<int64_t>(columns_of_tiles) * slab_count * S::kSlabBytes;
+  stream.slabs = range.end - range.begin;
+  stream.tiles_left = tile_count;
+  // Slabs that a warp lacks are never copied: they must hold finite numbers all the same.
+  if (stream.slabs < S::kChunk) {
+    for (int32_t i = lane; i < S::kSlots * S::kSlotBytes / 16; i += 32) {
+      reinterpret_cast<uint4*>(stream.ring)[i] = make_uint4(0, 0, 0, 0);
+    }
+    FenceSharedForCopies();
+  }
+  __syncwarp();
   if (lane == 0) {
-    for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(full + i, 1);
+    for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(stream.full + i, 1);
     FenceBarrierInit();
     for (int32_t i = 0; i < S::kSlots; ++i) stream.Issue();
   }
@@ -462,44 +520,41 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   float inverse_rms[S::kTokenTiles] = {};
   if constexpr (kInput == DecodeInput::kRmsNorm) LoadInverseRms<S>(p, lane, inverse_rms);
-
   Fragments<S> x;
-  if constexpr (S::kResident) {
-    LoadChunk<S, kInput>(p, range.begin, range.end, lane, inverse_rms, &x);
-  }
-  int32_t buffer = 0;
-  for (int32_t pass = 0; pass < tile_count; pass += S::kPass) {
-    float acc[S::kPass][S::kTokenTiles][4] = {};
-    if constexpr (!S::kResident) LoadChunk<S, kInput>(p, range.begin, range.end, lane, inverse_rms, &x);
-    for (int32_t chunk = 0; chunk < chunk_count; ++chunk) {
-      const int32_t first = range.begin + chunk * S::kChunk;
-      Fragments<S> next;
-      if constexpr (!S::kResident) {
-        LoadChunk<S, kInput>(p, first + S::kChunk, range.end, lane, inverse_rms, &next);
-      }
+  LoadActivations<S, kInput>(p, range, lane, inverse_rms, &x);
+
+  int32_t round = 0;
+  for (int32_t tile = 0; tile < tile_count; ++tile) {
+    float acc[S::kTokenTiles][4] = {};
+    MultiplyTile<S>(&stream, lane, x, acc);
+    float4* partial = partials + tile % 2 * (Layout::kPartial / 16);
 #pragma unroll
-      for (int32_t tile = 0; tile < S::kPass; ++tile) {
-        if (pass + tile < tile_count) {
-          MultiplyTile<S>(&stream, range.end - first, lane, x, acc[tile]);
-        }
-      }
-      if constexpr (!S::kResident) x = next;
+    for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+      partial[(warp * S::kTokenTiles + t) * 32 + lane] =
+          make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
     }
+    __syncthreads();
+    const int32_t in_round = tile % kRoundTiles;
+    uint8_t* round_sums =
+        shared + Layout::kRound + round % 2 * kRoundTiles * Layout::kTileSum;
+    if (tile % kWarps == warp) {
+      float4 sum[S::kTokenTiles];
+      SumWarps<S>(partial, lane, sum);
+      if constexpr (kCluster) {
 #pragma unroll
-    for (int32_t tile = 0; tile < S::kPass; ++tile) {
-      const int32_t index = pass + tile;
-      if (index >= tile_count) break;
-      float4* partial = partials + buffer * (Layout::kPartial / 16);
-#pragma unroll
-      for (int32_t t = 0; t < S::kTokenTiles; ++t) {
-        partial[(warp * S::kTokenTiles + t) * 32 + lane] =
-            make_float4(acc[tile][t][0], acc[tile][t][1], acc[tile][t][2], acc[tile][t][3]);
+        for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+          reinterpret_cast<float4*>(round_sums + in_round * Layout::kTileSum)[t * 32 + lane] =
+              sum[t];
+        }
+      } else {
+        FinishTile<S>(p, first_tile + tile * columns_of_tiles, lane, sum, squares);
       }
-      __syncthreads();
-      if (index % kWarps == warp) {
-        ReduceTile<S>(p, partial, blockIdx.x + index * gridDim.x, lane, squares);
+    }
+    if constexpr (kCluster) {
+      if (in_round == kRoundTiles - 1 || tile == tile_count - 1) {
+        FinishRound<S>(p, round_sums, tile - in_round, in_round + 1, lane, warp, squares);
+        ++round;
       }
-      buffer ^= 1;
     }
   }
   if (p.output == DecodeOutput::kAddResidual) {
@@ -511,53 +566,79 @@ __global__ void __launch_bounds__(kThreads, 2)
       p.square_sums_out[threadIdx.x * gridDim.x + blockIdx.x] = sum;
     }
   }
+  // A block's shared memory must outlive its readers.
+  if constexpr (kCluster) ClusterBarrier();
 }
 
-template <typename S, DecodeInput kInput>
-cudaError_t LaunchInput(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
+template <typename S, DecodeInput kInput, bool kCluster>
+cudaError_t LaunchInput(const W4DecodeParams& params, const DecodeGrid& grid,
+                        cudaStream_t stream) {
   constexpr int32_t kBytes = SharedLayout<S>::kBytes;
-  cudaError_t error = cudaFuncSetAttribute(W4DecodeKernel<S, kInput>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  const auto kernel = W4DecodeKernel<S, kInput, kCluster>;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<uint32_t>(blocks));
+  config.gridDim = dim3(static_cast<uint32_t>(grid.blocks));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = params.dependent_launch ? 1 : 0;
-  return cudaLaunchKernelEx(&config, W4DecodeKernel<S, kInput>, params);
+  cudaLaunchAttribute attributes[3] = {};
+  if (params.dependent_launch) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if constexpr (kCluster) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = static_cast<uint32_t>(grid.cluster_blocks);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+    // Two blocks fit on a multiprocessor; a cluster must not take half of them.
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+    attributes[config.numAttrs++].val.clusterSchedulingPolicyPreference =
+        cudaClusterSchedulingPolicySpread;
+  }
+  config.attrs = attributes;
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-template <typename S>
-cudaError_t Launch(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
+template <int32_t kGroup, int32_t kTokenTiles, DecodeInput kInput>
+cudaError_t LaunchCluster(const W4DecodeParams& params, const DecodeGrid& grid,
+                          cudaStream_t stream) {
+  using S = Shape<kGroup, kTokenTiles>;
+  if (grid.cluster_blocks > 1) return LaunchInput<S, kInput, true>(params, grid, stream);
+  return LaunchInput<S, kInput, false>(params, grid, stream);
+}
+
+template <int32_t kGroup, int32_t kTokenTiles>
+cudaError_t LaunchTokens(const W4DecodeParams& params, const DecodeGrid& grid,
+                         cudaStream_t stream) {
   if (params.input == DecodeInput::kHalf) {
-    return LaunchInput<S, DecodeInput::kHalf>(params, blocks, stream);
+    return LaunchCluster<kGroup, kTokenTiles, DecodeInput::kHalf>(params, grid, stream);
   }
-  return LaunchInput<S, DecodeInput::kRmsNorm>(params, blocks, stream);
+  return LaunchCluster<kGroup, kTokenTiles, DecodeInput::kRmsNorm>(params, grid, stream);
 }
 
-// A warp's k range fits the registers up to 4 slabs at 8 tokens, 2 at 16.
 template <int32_t kGroup>
-cudaError_t Dispatch(const W4DecodeParams& params, int32_t blocks, cudaStream_t stream) {
-  const int32_t slabs = layout::GpuSlabs(params.columns);
-  const int32_t slabs_per_warp = (slabs + kWarps - 1) / kWarps;
-  if (params.tokens <= 8) {
-    if (slabs_per_warp <= 4) return Launch<Shape<kGroup, 1, 4, true>>(params, blocks, stream);
-    return Launch<Shape<kGroup, 1, 2, false>>(params, blocks, stream);
-  }
-  if (slabs_per_warp <= 2) return Launch<Shape<kGroup, 2, 2, true>>(params, blocks, stream);
-  return Launch<Shape<kGroup, 2, 1, false>>(params, blocks, stream);
+cudaError_t Launch(const W4DecodeParams& params, const DecodeGrid& grid, cudaStream_t stream) {
+  if (params.tokens <= 8) return LaunchTokens<kGroup, 1>(params, grid, stream);
+  return LaunchTokens<kGroup, 2>(params, grid, stream);
 }
 
 }  // namespace
 
-int32_t W4DecodeBlocks(int32_t rows, int32_t multiprocessors) {
+DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens, int32_t multiprocessors) {
+  const int32_t slabs_of_block = kWarps * (tokens <= 8 ? 4 : 2);
+  DecodeGrid grid;
+  while (grid.cluster_blocks * slabs_of_block < layout::GpuSlabs(columns)) {
+    grid.cluster_blocks *= 2;
+  }
+  // Multiprocessors come in clusters of 16 or 18: some stay out of large clusters.
+  const int32_t usable = grid.cluster_blocks <= 2 ? multiprocessors : multiprocessors / 8 * 8;
   const int32_t tiles = layout::GpuRowTiles(rows);
-  return tiles < multiprocessors ? tiles : multiprocessors;
+  const int32_t clusters = usable / grid.cluster_blocks;
+  grid.blocks = (tiles < clusters ? tiles : clusters) * grid.cluster_blocks;
+  return grid;
 }
 
 int64_t W4DecodeBytes(int32_t rows, int32_t columns, int32_t group) {
@@ -570,16 +651,18 @@ cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cuda
   if (params.tokens < 1 || params.tokens > 16 || params.columns % 8 != 0) {
     return cudaErrorInvalidValue;
   }
-  const int32_t blocks = W4DecodeBlocks(params.rows, multiprocessors);
+  const DecodeGrid grid =
+      W4DecodeGrid(params.rows, params.columns, params.tokens, multiprocessors);
+  if (grid.cluster_blocks > 8) return cudaErrorInvalidValue;
   switch (params.group) {
     case 0:
-      return Dispatch<0>(params, blocks, stream);
+      return Launch<0>(params, grid, stream);
     case 32:
-      return Dispatch<32>(params, blocks, stream);
+      return Launch<32>(params, grid, stream);
     case 64:
-      return Dispatch<64>(params, blocks, stream);
+      return Launch<64>(params, grid, stream);
     case 128:
-      return Dispatch<128>(params, blocks, stream);
+      return Launch<128>(params, grid, stream);
     default:
       return cudaErrorInvalidValue;
   }

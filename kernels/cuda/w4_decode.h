@@ -54,10 +54,17 @@ struct W4DecodeParams {
   bool dependent_launch = true;         // programmatic dependent launch on the stream
 };
 
-// Blocks that a launch of these rows uses on a device of `multiprocessors`.
-[[nodiscard]] int32_t W4DecodeBlocks(int32_t rows, int32_t multiprocessors);
+// How a launch is laid out: a row of weights is split over the blocks of a cluster so that every
+// warp's activations fit its registers (512 columns a warp, 256 above 8 tokens).
+struct DecodeGrid {
+  int32_t blocks = 0;          // also how many parts a sum of squares has
+  int32_t cluster_blocks = 1;  // 1, 2, 4 or 8; more is refused
+};
+[[nodiscard]] DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens,
+                                      int32_t multiprocessors);
 
-// REQUIRES: columns a multiple of 8, tokens 1 … 16, 16-byte aligned pointers. Graph-capturable.
+// REQUIRES: columns a multiple of 8 and at most 32768 (16384 above 8 tokens), tokens 1 … 16, 16-byte
+// aligned pointers. Graph-capturable.
 [[nodiscard]] cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors,
                                    cudaStream_t stream);
 

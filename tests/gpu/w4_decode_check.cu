@@ -166,7 +166,7 @@ bool Check(const Case& c, int multiprocessors) {
   std::vector<float> old(static_cast<size_t>(c.tokens) * c.rows, 0.25f);
   DeviceArray<half> y_half(static_cast<size_t>(c.tokens) * out_rows);
   DeviceArray<float> y_float(static_cast<size_t>(c.tokens) * out_rows), residual_out(old);
-  const int blocks = W4DecodeBlocks(c.rows, multiprocessors);
+  const int blocks = W4DecodeGrid(c.rows, c.columns, c.tokens, multiprocessors).blocks;
   DeviceArray<float> squares_out(static_cast<size_t>(c.tokens) * blocks);
   W4DecodeParams p;
   p.slabs = slabs.get();
@@ -284,9 +284,9 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
   CUDA_OK(cudaStreamCreate(&stream));
   cudaGraph_t graph;
   cudaGraphExec_t exec;
-  const int parts = W4DecodeBlocks(chain.hidden, multiprocessors);
-  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   int64_t offset = 0;
+  int parts = 1;
   const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
     W4DecodeParams p;
     p.slabs = weights.get() + offset;
@@ -309,6 +309,9 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
     p.square_sums_out = squares.get();
     p.dependent_launch = dependent;
     CUDA_OK(W4Decode(p, multiprocessors, stream));
+    if (m.output == DecodeOutput::kAddResidual) {
+      parts = W4DecodeGrid(m.rows, m.columns, tokens, multiprocessors).blocks;
+    }
   };
   for (int l = 0; l < chain.layers; ++l) {
     run(layer[0], 128, nullptr, y.get(), nullptr);
