@@ -10,12 +10,25 @@
 #include "services/cli/commands.h"
 #include "services/cli/table.h"
 #include "worker/weights/checkpoint.h"
-#include "worker/weights/memory_plan.h"
+#include "worker/weights/inspect.h"
 
 namespace nibble::cli {
 namespace {
 
 constexpr int32_t kDegreesShownMax = 16;
+constexpr size_t kNameColumns = 16;
+
+const char* TypeName(weights::FloatType type) {
+  switch (type) {
+    case weights::FloatType::kF16:
+      return "fp16";
+    case weights::FloatType::kBF16:
+      return "bf16";
+    case weights::FloatType::kF32:
+      break;
+  }
+  return "fp32";
+}
 
 std::string DescribeQuantization(const weights::QuantizationConfig& config) {
   if (config.layout == weights::Layout::kNone) return "none";
@@ -32,71 +45,56 @@ std::string DescribeQuantization(const weights::QuantizationConfig& config) {
   return text;
 }
 
-std::string DescribeModel(const weights::Checkpoint& checkpoint) {
-  const model::ModelSpec& spec = checkpoint.spec();
-  int64_t stored = 0;
-  const std::vector<std::string> names = checkpoint.TensorNames();
-  for (const std::string& name : names) {
-    stored += static_cast<int64_t>(checkpoint.Find(name)->data.size());
+std::string DescribeStorage(const weights::StorageSummary& storage) {
+  const std::string count = absl::StrCat(storage.linear_count, " linear layers, ",
+                                         storage.weight_count / 1'000'000, " M weights: ");
+  if (storage.layout == weights::Layout::kNone) {
+    return absl::StrCat(count, TypeName(storage.stored_type));
   }
+  return absl::StrCat(count, weights::LayoutName(storage.layout), ", groups of ",
+                      storage.group_size, ", scales ", TypeName(storage.stored_type));
+}
+
+std::string DescribeModel(const weights::Checkpoint& checkpoint,
+                          const weights::CheckpointReport& report) {
+  const model::ModelSpec& spec = checkpoint.spec();
   std::string text;
-  const auto line = [&text](const char* name, const std::string& value) {
-    absl::StrAppend(&text, name, std::string(16 - std::string(name).size(), ' '), value, "\n");
+  const auto line = [&text](const std::string& name, const std::string& value) {
+    absl::StrAppend(&text, name, std::string(kNameColumns - name.size(), ' '), value, "\n");
   };
-  line("architecture", absl::StrCat(spec.architecture, " (", spec.family, ")"));
+  line("architecture", absl::StrCat(spec.architecture, " (", spec.family, "), ",
+                                    report.parameter_count / 1'000'000, " M parameters"));
   line("shape",
        absl::StrCat(spec.layer_count, " layers, hidden ", spec.hidden_size, ", ", spec.head_count,
                     " query heads over ", spec.kv_head_count, " KV heads of ", spec.head_dim,
                     ", FFN ", spec.ffn_size, ", vocabulary ", spec.vocab_size));
   line("context", absl::StrCat(spec.max_context, " positions"));
-  line("quantization", DescribeQuantization(checkpoint.quantization()));
+  line("format", DescribeQuantization(checkpoint.quantization()));
+  for (const weights::StorageSummary& storage : report.storage) {
+    line("layers", DescribeStorage(storage));
+  }
+  line("embedding", TypeName(report.embedding_type));
   line("head", spec.tied_head ? "tied to the embedding" : "its own");
-  line("stored", absl::StrCat(names.size(), " tensors, ", FormatBytes(stored)));
+  for (const weights::FileSummary& file : report.files) {
+    line("file", absl::StrCat(file.name, ": ", file.tensor_count, " tensors, ",
+                              FormatBytes(file.tensor_bytes)));
+  }
   return text;
 }
 
-// Heads and FFN columns of all ranks alike.
-bool SplitsEvenly(const weights::MemoryPlan& plan) {
-  const weights::RankShare& first = plan.ranks.front().share;
-  return std::all_of(plan.ranks.begin(), plan.ranks.end(), [&first](const auto& rank) {
-    return rank.share.heads.count() == first.heads.count() &&
-           rank.share.kv_heads.count() == first.kv_heads.count() &&
-           rank.share.ffn.count() == first.ffn.count();
-  });
-}
-
-// "3", or "2 to 3" over the ranks.
-template <typename Value, typename Text>
-std::string Spread(const weights::MemoryPlan& plan, const Value& value, const Text& text) {
-  const auto [low, high] =
-      std::minmax_element(plan.ranks.begin(), plan.ranks.end(),
-                          [&value](const auto& a, const auto& b) { return value(a) < value(b); });
-  if (value(*low) == value(*high)) return text(value(*low));
-  return absl::StrCat(text(value(*low)), " to ", text(value(*high)));
-}
-
-std::string DescribeDegrees(const weights::Checkpoint& checkpoint) {
-  std::vector<std::vector<std::string>> rows = {
-      {"tp", "even", "query heads", "KV heads", "FFN columns", "weights per rank"}};
-  const auto number = [](int64_t value) { return absl::StrCat(value); };
-  const int32_t most = std::min(checkpoint.spec().head_count, kDegreesShownMax);
-  for (int32_t tp = 1; tp <= most; ++tp) {
-    const auto plan = weights::PlanMemory(checkpoint, tp, {});
-    if (!plan.ok()) {
-      rows.push_back({absl::StrCat(tp), "no", "-", "-", "-", "-"});
+std::string DescribeDegrees(const weights::CheckpointReport& report) {
+  std::vector<std::vector<std::string>> rows = {{"tp", "split", "KV heads", "weights of a rank"}};
+  for (const weights::DegreeSummary& degree : report.degrees) {
+    const std::string tp = absl::StrCat(degree.rank_count);
+    if (!degree.possible.ok()) {
+      rows.push_back({tp, "not possible", "-", "-"});
       continue;
     }
-    using Rank = weights::RankMemoryPlan;
-    rows.push_back(
-        {absl::StrCat(tp), SplitsEvenly(*plan) ? "yes" : "no",
-         Spread(
-             *plan, [](const Rank& rank) { return rank.share.heads.count(); }, number),
-         Spread(
-             *plan, [](const Rank& rank) { return rank.share.kv_heads.count(); }, number),
-         Spread(
-             *plan, [](const Rank& rank) { return rank.share.ffn.count(); }, number),
-         Spread(
-             *plan, [](const Rank& rank) { return rank.weight_bytes; }, FormatBytes)});
+    const auto [low, high] =
+        std::minmax_element(degree.weight_bytes.begin(), degree.weight_bytes.end());
+    rows.push_back({tp, degree.even ? "even" : "uneven", degree.kv_replicated ? "shared" : "own",
+                    *low == *high ? FormatBytes(*low)
+                                  : absl::StrCat(FormatBytes(*low), " to ", FormatBytes(*high))});
   }
   return FormatTable(rows);
 }
@@ -107,19 +105,20 @@ int RunInspect(int argc, const char* const* argv) {
   std::string model;
   ConfigParser parser(CommandProgram("inspect",
                                      "Says what a model folder holds and how it splits over ranks.",
-                                     "nibble inspect build/models/smollm2-135m-awq"));
+                                     "nibble inspect .cache/models/smollm2-135m-awq"));
   parser.Group("Model");
   parser.String("model", &model, "Folder of the model").Positional().Required();
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
-  const auto checkpoint = weights::Checkpoint::Open(model);
-  // A tensor that is missing or does not fit is found by the plan of one rank.
-  const absl::Status sound =
-      checkpoint.ok() ? weights::PlanMemory(**checkpoint, 1, {}).status() : checkpoint.status();
-  if (!sound.ok()) {
-    std::fprintf(stderr, "nibble inspect: %s\n", std::string(sound.message()).c_str());
+  const auto fail = [](const absl::Status& status) {
+    std::fprintf(stderr, "nibble inspect: %s\n", std::string(status.message()).c_str());
     return kExitModel;
-  }
-  std::printf("%s\n%s", DescribeModel(**checkpoint).c_str(), DescribeDegrees(**checkpoint).c_str());
+  };
+  const auto checkpoint = weights::Checkpoint::Open(model);
+  if (!checkpoint.ok()) return fail(checkpoint.status());
+  const auto report = weights::InspectCheckpoint(**checkpoint, {}, kDegreesShownMax);
+  if (!report.ok()) return fail(report.status());
+  std::printf("%s\n%s", DescribeModel(**checkpoint, *report).c_str(),
+              DescribeDegrees(*report).c_str());
   return kExitDrained;
 }
 

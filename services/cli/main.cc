@@ -31,7 +31,7 @@ std::string Help() {
   std::string help =
       "Serve language models whose weights are 4-bit AWQ.\n\n"
       "Usage: nibble COMMAND [options]\n\nExample:\n"
-      "  nibble serve build/models/smollm2-135m-awq --tp 2\n\nCommands:\n";
+      "  nibble serve .cache/models/smollm2-135m-awq --tp 2\n\nCommands:\n";
   for (const Command& command : kCommands) {
     help += absl::StrFormat("  %-10s %s\n", command.name, command.summary);
   }

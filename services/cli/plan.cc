@@ -45,7 +45,7 @@ int RunPlan(int argc, const char* const* argv) {
   weights::MemoryOptions options;
   ConfigParser parser(CommandProgram(
       "plan", "Says what every rank allocates, from the headers of the files alone.",
-      "nibble plan build/models/smollm2-135m-awq --tp 2 --context 2048 --memory 2GiB"));
+      "nibble plan .cache/models/smollm2-135m-awq --tp 2 --context 2048 --memory 2GiB"));
   parser.Group("Model");
   parser.String("model", &model, "Folder of the model").Positional().Required();
   parser.Group("Compute");

@@ -26,7 +26,7 @@ int RunQuantize(int argc, const char* const* argv) {
   ConfigParser parser(CommandProgram(
       "quantize", "Writes a 4-bit AutoAWQ gemm checkpoint of an unquantized model folder.",
       "nibble quantize --method rtn --group-size 64 \\\n"
-      "  build/models/smollm2-135m build/models/smollm2-135m-awq"));
+      "  .cache/models/smollm2-135m .cache/models/smollm2-135m-awq"));
   parser.Group("Folders");
   parser.String("input", &options.input_folder, "The model").Positional().Required();
   parser.String("output", &options.output_folder, "The checkpoint; must not exist, or be empty")

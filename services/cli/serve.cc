@@ -65,7 +65,7 @@ int RunServe(int argc, const char* const* argv) {
   ServeOptions options;
   ConfigParser parser(CommandProgram(
       "serve", "Serves a model: a gateway and one group of workers, until told to end.",
-      "nibble serve build/models/smollm2-135m-awq --tp 2 --port 50051"));
+      "nibble serve .cache/models/smollm2-135m-awq --tp 2 --port 50051"));
   DeclareServeOptions(&parser, &options);
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
   if (const auto status = CheckServeOptions(options); !status.ok()) {
