@@ -58,10 +58,13 @@ std::string_view IsaLevelName(IsaLevel level) {
 }
 
 bool IsaLevelSupported(IsaLevel level) {
+  // Asked once: on a virtual machine every CPUID is a trip to the hypervisor (tens of us).
+  static const bool has_avx2 = HasAvx2();
+  static const bool has_avx512_vnni = HasAvx512Vnni();
   switch (level) {
     case IsaLevel::kReference: return true;
-    case IsaLevel::kAvx2: return HasAvx2();
-    case IsaLevel::kAvx512Vnni: return HasAvx512Vnni();
+    case IsaLevel::kAvx2: return has_avx2;
+    case IsaLevel::kAvx512Vnni: return has_avx512_vnni;
     case IsaLevel::kAmx: return false;
   }
   return false;
