@@ -139,7 +139,8 @@ absl::StatusOr<Scheme> ParseScheme(const ConfigReader& scheme) {
 absl::Status CheckEmpty(const ConfigReader& reader, std::string_view key) {
   const json* value = reader.Find(key);
   if (value == nullptr || (value->is_object() && value->empty())) return absl::OkStatus();
-  if (value->is_object() && value->value("format", "") == "dense") return absl::OkStatus();
+  const auto format = value->find("format");
+  if (format != value->end() && *format == "dense") return absl::OkStatus();
   return Refused(reader, key, *value, "null, {}");
 }
 

@@ -154,7 +154,21 @@ std::vector<std::pair<LinearRole, Range>> GateUpRows(const RankShare& share) {
   return {{LinearRole::kGate, share.ffn}, {LinearRole::kUp, share.ffn}};
 }
 
-// The unit at which FFN columns are cut.
+// The largest unit at which FFN columns can be cut for that many ranks: of the candidates that
+// divide ffn_size, the first that shares evenly where `even`, else that gives each rank some.
+int32_t FirstUnit(int32_t ffn_size, int32_t rank_count, const std::vector<int32_t>& candidates,
+                  bool even) {
+  int32_t unit = 0;
+  for (const int32_t candidate : candidates) {
+    if (ffn_size % candidate != 0) continue;
+    const int32_t units = ffn_size / candidate;
+    if (even && units % rank_count != 0) continue;
+    unit = candidate;
+    if (units >= rank_count) break;
+  }
+  return unit;
+}
+
 absl::StatusOr<int32_t> FfnUnit(const Checkpoint& checkpoint, int32_t rank_count) {
   const model::ModelSpec& spec = checkpoint.spec();
   int32_t group = 0;  // common divisor of every quantized down_proj's groups
@@ -163,16 +177,17 @@ absl::StatusOr<int32_t> FfnUnit(const Checkpoint& checkpoint, int32_t rank_count
                      checkpoint.DescribeLinear(LinearName(layer, LinearRole::kDown)));
     group = std::gcd(group, info.group_size);
   }
-  const int32_t whole = group > 0 ? group : 64;
-  int32_t unit = 0;
-  for (const int32_t candidate : {whole, 128, 64, 32, 16, 8, 4, 2, 1}) {
-    if (spec.ffn_size % candidate != 0) continue;
-    if (group > 0 && (group % candidate != 0 || (candidate < 32 && unit > 0))) continue;
-    if (candidate > whole) continue;
-    unit = candidate;
-    if (spec.ffn_size / unit >= rank_count) break;
+  if (rank_count < 1) return 1;  // ComputeShares refuses it
+  if (group == 0) {  // dense columns may be cut anywhere
+    const std::vector<int32_t> candidates = {64, 32, 16, 8, 4, 2, 1};
+    const int32_t unit = FirstUnit(spec.ffn_size, rank_count, candidates, /*even=*/true);
+    return unit > 0 ? unit : FirstUnit(spec.ffn_size, rank_count, candidates, /*even=*/false);
   }
-  return unit;
+  std::vector<int32_t> candidates = {group};
+  for (const int32_t smaller : {128, 64, 32}) {
+    if (smaller < group && group % smaller == 0) candidates.push_back(smaller);
+  }
+  return FirstUnit(spec.ffn_size, rank_count, candidates, /*even=*/false);
 }
 
 }  // namespace

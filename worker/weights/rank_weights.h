@@ -71,8 +71,8 @@ struct LayerFormats {
 [[nodiscard]] absl::StatusOr<LogicalLinear> LoadRankHead(const Checkpoint& checkpoint,
                                                          const RankShare& share);
 
-// ComputeShares with the FFN cut at the groups of every down_proj; at smaller groups only where
-// there are fewer groups than ranks.
+// ComputeShares with the FFN cut at the groups of every down_proj, at smaller groups only where
+// there are fewer groups than ranks; dense ones are cut evenly where that is possible.
 [[nodiscard]] absl::StatusOr<std::vector<RankShare>> PlanShares(const Checkpoint& checkpoint,
                                                                 int32_t rank_count);
 
