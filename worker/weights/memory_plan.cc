@@ -18,6 +18,7 @@ using model::Message;
 
 constexpr int32_t kMaxSlots = 1 << 16;
 constexpr int32_t kMaxStepTokens = 1 << 20;
+constexpr int32_t kMaxThreads = 1024;
 
 absl::Status CheckRange(std::string_view name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -28,6 +29,7 @@ absl::Status CheckRange(std::string_view name, int64_t value, int64_t low, int64
 absl::Status CheckOptions(const model::ModelSpec& spec, const MemoryOptions& options) {
   RETURN_IF_ERROR(CheckRange("max slots", options.max_slots, 1, kMaxSlots));
   RETURN_IF_ERROR(CheckRange("max step tokens", options.max_step_tokens, 1, kMaxStepTokens));
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kMaxThreads));
   RETURN_IF_ERROR(CheckRange("max context", options.max_context, 0, spec.context_limit));
   RETURN_IF_ERROR(CheckRange("memory bytes", options.memory_bytes, 0,
                              std::numeric_limits<int64_t>::max()));
