@@ -35,7 +35,7 @@ absl::Status Ask(const ClientOptions& options, pb::InferenceService::Stub* stub,
   grpc::ClientContext context;
   SetDeadline(options, &context);
   const auto reader = stub->ChatStream(&context, request);
-  const absl::Status status = ShowStream(reader.get(), &printer);
+  absl::Status status = ShowStream(reader.get(), &printer);
   const std::string stats = printer.End();
   if (!status.ok()) return status;
   if (options.stats) std::fprintf(stderr, "%s\n", stats.c_str());
