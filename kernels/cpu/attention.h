@@ -11,7 +11,7 @@
 namespace nibble::cpu {
 namespace {
 
-inline constexpr int32_t kMaxRows = 48;           // rows that share a converted tile
+inline constexpr int32_t kMaxRows = 96;           // rows that share a converted tile
 inline constexpr int32_t kPanelRows = 7;          // from here on conversion pays
 inline constexpr int32_t kPanelHeadDim = 256;     // larger heads convert in registers
 inline constexpr int32_t kTileBlocks = kAttentionTile / kKvBlock;
@@ -31,89 +31,149 @@ NIBBLE_INLINE inline Vec LoadKv(const uint16_t* p) { return LoadHalf(p); }
 NIBBLE_INLINE inline Vec LoadKv8(const float* p) { return LoadFirst(p, 8); }
 NIBBLE_INLINE inline Vec LoadKv8(const uint16_t* p) { return LoadHalf8(p); }
 
-// The blocks of one tile. Blocks that hold no visible position repeat one that does: their lanes
-// are computed and thrown away.
+// The blocks of one tile where they lie. Blocks that hold no visible position repeat one that
+// does: their lanes are computed and thrown away.
 template <class T>
-struct Tile {
+struct CacheTile {
   const T* keys[kTileBlocks] = {};    // [head_dim][16]
   const T* values[kTileBlocks] = {};  // [16][head_dim]
-  int32_t first = 0;                  // position of the tile's first lane
+  int64_t head_dim = 0;
+  int32_t first = 0;  // position of the tile's first lane
+
+  NIBBLE_INLINE const T* Key(int block, int64_t d) const { return keys[block] + d * kKvBlock; }
+  NIBBLE_INLINE const T* Value(int position) const {
+    return values[position / kKvBlock] + (position % kKvBlock) * head_dim;
+  }
+  // Values of positions up to here follow each other in memory.
+  NIBBLE_INLINE int RunEnd(int position) const { return (position / kKvBlock + 1) * kKvBlock; }
 };
 
-// p[row][position] = scale * dot(q[row], key[position])
-template <int kRows, class T>
-NIBBLE_INLINE inline void Scores(const AttentionRow* rows, const Tile<T>& tile, int32_t head_dim,
-                                 float scale, float (*p)[kAttentionTile]) {
-  for (int block = 0; block < kTileBlocks; block += kAttentionVecs) {
-    Vec acc[kRows][kAttentionVecs];
+// A tile converted to fp32: keys [head_dim][64], values [64][head_dim].
+struct PanelTile {
+  const float* keys = nullptr;
+  const float* values = nullptr;
+  int64_t head_dim = 0;
+  int32_t first = 0;
+
+  NIBBLE_INLINE const float* Key(int block, int64_t d) const {
+    return keys + d * kAttentionTile + block * kKvBlock;
+  }
+  NIBBLE_INLINE const float* Value(int position) const { return values + position * head_dim; }
+  NIBBLE_INLINE int RunEnd(int /*position*/) const { return kAttentionTile; }
+};
+
+// p[row][position] = scale * dot(q[row], key[position]) for kVecs blocks from `block` on.
+template <int kRows, int kVecs, class Tile>
+NIBBLE_INLINE inline void ScoresAt(const AttentionRow* rows, const Tile& tile, int block,
+                                   float scale, float (*p)[kAttentionTile]) {
+  const float* q[kRows];
+  Unroll<kRows>([&](auto r) NIBBLE_INLINE { q[r] = rows[r].q; });
+  Vec acc[kRows][kVecs];
+  Unroll<kRows>([&](auto r) NIBBLE_INLINE {
+    Unroll<kVecs>([&](auto b) NIBBLE_INLINE { acc[r][b] = Zero(); });
+  });
+  for (int64_t d = 0; d < tile.head_dim; ++d) {
+    Vec keys[kVecs];
+    Unroll<kVecs>([&](auto b) NIBBLE_INLINE { keys[b] = LoadKv(tile.Key(block + b, d)); });
     Unroll<kRows>([&](auto r) NIBBLE_INLINE {
-      Unroll<kAttentionVecs>([&](auto b) NIBBLE_INLINE { acc[r][b] = Zero(); });
+      const Vec q_value = Set(q[r][d]);
+      Unroll<kVecs>([&](auto b) NIBBLE_INLINE { acc[r][b] = Fma(q_value, keys[b], acc[r][b]); });
     });
-    for (int64_t d = 0; d < head_dim; ++d) {
-      Unroll<kAttentionVecs>([&](auto b) NIBBLE_INLINE {
-        const Vec key = LoadKv(tile.keys[block + b] + d * kKvBlock);
-        Unroll<kRows>([&](auto r) NIBBLE_INLINE {
-          acc[r][b] = Fma(Set(rows[r].q[d]), key, acc[r][b]);
-        });
-      });
-    }
-    Unroll<kRows>([&](auto r) NIBBLE_INLINE {
-      Unroll<kAttentionVecs>([&](auto b) NIBBLE_INLINE {
-        Store(p[r] + (block + b) * kLanes, Mul(acc[r][b], Set(scale)));
-      });
+  }
+  Unroll<kRows>([&](auto r) NIBBLE_INLINE {
+    Unroll<kVecs>([&](auto b) NIBBLE_INLINE {
+      Store(p[r] + (block + b) * kLanes, Mul(acc[r][b], Set(scale)));
     });
+  });
+}
+
+// Scores of lanes [0, to); up to the tile's end they are minus infinity or not looked at.
+template <int kRows, class Tile>
+NIBBLE_INLINE inline void Scores(const AttentionRow* rows, const Tile& tile, int to, float scale,
+                                 float (*p)[kAttentionTile]) {
+  const int blocks = (to + kKvBlock - 1) / kKvBlock;
+  int block = 0;
+  for (; block + kAttentionVecs / 2 < blocks; block += kAttentionVecs) {
+    ScoresAt<kRows, kAttentionVecs>(rows, tile, block, scale, p);
+  }
+  for (; block < blocks; ++block) ScoresAt<kRows, 1>(rows, tile, block, scale, p);
+  for (; block < kTileBlocks; ++block) {
+    for (int r = 0; r < kRows; ++r) Store(p[r] + block * kLanes, Set(kMinusInfinity));
   }
 }
 
-// Scores of positions [from, to) of the tile -> weights; returns the correction of earlier sums.
-NIBBLE_INLINE inline float SoftmaxStep(float* p, int from, int to, AttentionRow* row) {
+// What a row sees of a tile: lanes [from, to).
+struct Lanes {
+  int from = 0;
+  int to = 0;
+  [[nodiscard]] NIBBLE_INLINE bool Empty() const { return from >= to; }
+};
+
+// Lanes of vector `index` that are seen keep x, the others become y.
+template <bool kWhole>
+NIBBLE_INLINE inline Vec Seen(const Lanes& lanes, int index, Vec x, Vec y) {
+  if constexpr (kWhole) return x;
+  const int from = lanes.from - index * kLanes;
+  const int to = lanes.to - index * kLanes;
+  return Select(from < 0 ? 0 : (from > kLanes ? kLanes : from),
+                to < 0 ? 0 : (to > kLanes ? kLanes : to), x, y);
+}
+
+// Scores -> weights, row by row; corrections[row] = what earlier sums must be multiplied by.
+// kWhole: every row sees the whole tile.
+template <int kRows, bool kWhole>
+NIBBLE_INLINE inline void SoftmaxStep(float (*p)[kAttentionTile], const Lanes* lanes,
+                                      AttentionRow* rows, float* corrections) {
   constexpr int kVecs = kAttentionTile / kLanes;
-  Vec score[kVecs];
-  Vec largest_lanes = Set(row->largest);
-  Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
-    const int low = from - i * kLanes;
-    const int high = to - i * kLanes;
-    score[i] = Select(low < 0 ? 0 : (low > kLanes ? kLanes : low),
-                      high < 0 ? 0 : (high > kLanes ? kLanes : high), Load(p + i * kLanes),
-                      Set(kMinusInfinity));
-    largest_lanes = Max(largest_lanes, score[i]);
+  static_assert(kRows <= kLanes);
+  float changes[kLanes] __attribute__((aligned(64))) = {};
+  Unroll<kRows>([&](auto r) NIBBLE_INLINE {
+    if (!kWhole && lanes[r].Empty()) return;
+    Vec scores[kVecs];
+    Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
+      scores[i] = Seen<kWhole>(lanes[r], i, Load(p[r] + i * kLanes), Set(kMinusInfinity));
+    });
+    const float largest = MaxLanes(
+        Max(Max(Max(scores[0], scores[1]), Max(scores[2], scores[3])), Set(rows[r].largest)));
+    changes[r] = rows[r].largest - largest;
+    rows[r].largest = largest;
   });
-  const float largest = MaxLanes(largest_lanes);
-  Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
-    const int low = from - i * kLanes;
-    const int high = to - i * kLanes;
-    score[i] = Select(low < 0 ? 0 : (low > kLanes ? kLanes : low),
-                      high < 0 ? 0 : (high > kLanes ? kLanes : high),
-                      Exp(Sub(score[i], Set(largest))), Zero());
-    Store(p + i * kLanes, score[i]);
+  Store(corrections, Exp(Load(changes)));
+  Unroll<kRows>([&](auto r) NIBBLE_INLINE {
+    if (!kWhole && lanes[r].Empty()) return;
+    Vec weights[kVecs];
+    Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
+      const Vec weight = Exp(Sub(Load(p[r] + i * kLanes), Set(rows[r].largest)));
+      weights[i] = Seen<kWhole>(lanes[r], i, weight, Zero());
+      Store(p[r] + i * kLanes, weights[i]);
+    });
+    const float sum = SumLanes(Add(Add(weights[0], weights[2]), Add(weights[1], weights[3])));
+    rows[r].total = __builtin_fmaf(rows[r].total, corrections[r], sum);
   });
-  const float sum = SumLanes(Add(Add(score[0], score[2]), Add(score[1], score[3])));
-  float lanes[kLanes];
-  Store(lanes, Exp(Set(row->largest - largest)));
-  const float correction = lanes[0];
-  row->total = __builtin_fmaf(row->total, correction, sum);
-  row->largest = largest;
-  return correction;
 }
 
 // out[row][d …] += p[row][position] * value[position][d …] for positions [from, to) of the tile.
-template <int kRows, int kVecs, class T>
-NIBBLE_INLINE inline void AddValuesAt(const AttentionRow* rows, const Tile<T>& tile,
-                                      int64_t head_dim, int64_t d, int from, int to,
-                                      const float (*p)[kAttentionTile]) {
+template <int kRows, int kVecs, class Tile>
+NIBBLE_INLINE inline void AddValuesAt(const AttentionRow* rows, const Tile& tile, int64_t d,
+                                      Lanes lanes, const float (*p)[kAttentionTile]) {
   Vec acc[kRows][kVecs];
   Unroll<kRows>([&](auto r) NIBBLE_INLINE {
     Unroll<kVecs>([&](auto i) NIBBLE_INLINE { acc[r][i] = Load(rows[r].out + d + i * kLanes); });
   });
-  for (int position = from; position < to; ++position) {
-    const T* value =
-        tile.values[position / kKvBlock] + (position % kKvBlock) * head_dim + d;
-    Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
-      const Vec v = LoadKv(value + i * kLanes);
+  for (int64_t position = lanes.from; position < lanes.to;) {
+    const auto* value = tile.Value(static_cast<int>(position)) + d;
+    const int64_t run_end = tile.RunEnd(static_cast<int>(position));
+    const int64_t end = run_end < lanes.to ? run_end : lanes.to;
+    for (; position < end; ++position, value += tile.head_dim) {
+      Vec values[kVecs];
+      Unroll<kVecs>([&](auto i) NIBBLE_INLINE { values[i] = LoadKv(value + i * kLanes); });
       Unroll<kRows>([&](auto r) NIBBLE_INLINE {
-        acc[r][i] = Fma(Set(p[r][position]), v, acc[r][i]);
+        const Vec weight = Set(p[r][position]);
+        Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
+          acc[r][i] = Fma(weight, values[i], acc[r][i]);
+        });
       });
-    });
+    }
   }
   Unroll<kRows>([&](auto r) NIBBLE_INLINE {
     Unroll<kVecs>([&](auto i) NIBBLE_INLINE { Store(rows[r].out + d + i * kLanes, acc[r][i]); });
@@ -121,131 +181,131 @@ NIBBLE_INLINE inline void AddValuesAt(const AttentionRow* rows, const Tile<T>& t
 }
 
 // The last 8 elements of a head whose size is an odd multiple of 8.
-template <int kRows, class T>
-NIBBLE_INLINE inline void AddValuesAt8(const AttentionRow* rows, const Tile<T>& tile,
-                                       int64_t head_dim, int64_t d, int from, int to,
-                                       const float (*p)[kAttentionTile]) {
+template <int kRows, class Tile>
+NIBBLE_INLINE inline void AddValuesAt8(const AttentionRow* rows, const Tile& tile, int64_t d,
+                                       Lanes lanes, const float (*p)[kAttentionTile]) {
   Vec acc[kRows];
   Unroll<kRows>([&](auto r) NIBBLE_INLINE { acc[r] = LoadFirst(rows[r].out + d, 8); });
-  for (int position = from; position < to; ++position) {
-    const Vec v =
-        LoadKv8(tile.values[position / kKvBlock] + (position % kKvBlock) * head_dim + d);
-    Unroll<kRows>([&](auto r) NIBBLE_INLINE { acc[r] = Fma(Set(p[r][position]), v, acc[r]); });
+  for (int position = lanes.from; position < lanes.to; ++position) {
+    const Vec value = LoadKv8(tile.Value(position) + d);
+    Unroll<kRows>([&](auto r) NIBBLE_INLINE { acc[r] = Fma(Set(p[r][position]), value, acc[r]); });
   }
   Unroll<kRows>([&](auto r) NIBBLE_INLINE { StoreFirst(rows[r].out + d, 8, acc[r]); });
 }
 
-template <int kRows, class T>
-void AddValues(const AttentionRow* rows, const Tile<T>& tile, int32_t head_dim, int from, int to,
+template <int kRows, class Tile>
+void AddValues(const AttentionRow* rows, const Tile& tile, Lanes lanes,
                const float (*p)[kAttentionTile]) {
-  if (from >= to) return;
+  if (lanes.Empty()) return;
   constexpr int kStep = kAttentionVecs * kLanes;
   int64_t d = 0;
-  for (; d + kStep <= head_dim; d += kStep) {
-    AddValuesAt<kRows, kAttentionVecs>(rows, tile, head_dim, d, from, to, p);
+  for (; d + kStep <= tile.head_dim; d += kStep) {
+    AddValuesAt<kRows, kAttentionVecs>(rows, tile, d, lanes, p);
   }
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    AddValuesAt<kRows, 1>(rows, tile, head_dim, d, from, to, p);
-  }
-  if (d < head_dim) AddValuesAt8<kRows>(rows, tile, head_dim, d, from, to, p);
+  for (; d + kLanes <= tile.head_dim; d += kLanes) AddValuesAt<kRows, 1>(rows, tile, d, lanes, p);
+  if (d < tile.head_dim) AddValuesAt8<kRows>(rows, tile, d, lanes, p);
 }
 
-void ScaleRow(float* out, int32_t head_dim, float factor) {
-  int32_t d = 0;
+void ScaleRow(float* out, int64_t head_dim, float factor) {
+  int64_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) Store(out + d, Mul(Load(out + d), Set(factor)));
   if (d < head_dim) StoreFirst(out + d, 8, Mul(LoadFirst(out + d, 8), Set(factor)));
 }
 
 // A tile for kRows rows. Rows end at different positions: what all see is summed together, what
 // lies before and after row by row, so that no row ever meets a value that it must not see.
-template <int kRows, class T>
-__attribute__((noinline)) void AttendTile(const Tile<T>& tile, int32_t head_dim, float scale,
-                                          AttentionRow* rows) {
+template <int kRows, class Tile>
+__attribute__((noinline)) void AttendTile(const Tile& tile, float scale, AttentionRow* rows) {
   float p[kRows][kAttentionTile] __attribute__((aligned(64)));
-  Scores<kRows>(rows, tile, head_dim, scale, p);
-  int from[kRows];
-  int to[kRows];
-  int shared_from = 0;
-  int shared_to = kAttentionTile;
+  float corrections[kLanes] __attribute__((aligned(64)));
+  Lanes lanes[kRows];
+  Lanes shared = {0, kAttentionTile};  // what all rows see
+  int last = 0;                        // where the last row ends
   for (int r = 0; r < kRows; ++r) {
-    const int32_t low = rows[r].begin - tile.first;
-    const int32_t high = rows[r].end - tile.first;
-    from[r] = low < 0 ? 0 : low;
-    to[r] = high > kAttentionTile ? kAttentionTile : high;
-    shared_from = shared_from < from[r] ? from[r] : shared_from;
-    shared_to = shared_to > to[r] ? to[r] : shared_to;
-    if (from[r] >= to[r]) continue;
-    const float correction = SoftmaxStep(p[r], from[r], to[r], &rows[r]);
-    if (correction != 1.0F) ScaleRow(rows[r].out, head_dim, correction);
+    const int32_t from = rows[r].begin - tile.first;
+    const int32_t to = rows[r].end - tile.first;
+    lanes[r] = {from < 0 ? 0 : from, to > kAttentionTile ? kAttentionTile : to};
+    shared.from = shared.from < lanes[r].from ? lanes[r].from : shared.from;
+    shared.to = shared.to > lanes[r].to ? lanes[r].to : shared.to;
+    last = last < lanes[r].to ? lanes[r].to : last;
   }
-  if (shared_from >= shared_to) {
-    for (int r = 0; r < kRows; ++r) {
-      AddValues<1>(rows + r, tile, head_dim, from[r], to[r], p + r);
-    }
+  Scores<kRows>(rows, tile, last, scale, p);
+  if (shared.from == 0 && shared.to == kAttentionTile) {
+    SoftmaxStep<kRows, true>(p, lanes, rows, corrections);
+  } else {
+    SoftmaxStep<kRows, false>(p, lanes, rows, corrections);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (corrections[r] != 1.0F) ScaleRow(rows[r].out, tile.head_dim, corrections[r]);
+  }
+  if (shared.Empty()) {
+    for (int r = 0; r < kRows; ++r) AddValues<1>(rows + r, tile, lanes[r], p + r);
     return;
   }
   for (int r = 0; r < kRows; ++r) {
-    AddValues<1>(rows + r, tile, head_dim, from[r], shared_from, p + r);
+    AddValues<1>(rows + r, tile, {lanes[r].from, shared.from}, p + r);
   }
-  AddValues<kRows>(rows, tile, head_dim, shared_from, shared_to, p);
+  AddValues<kRows>(rows, tile, shared, p);
   for (int r = 0; r < kRows; ++r) {
-    AddValues<1>(rows + r, tile, head_dim, shared_to, to[r], p + r);
+    AddValues<1>(rows + r, tile, {shared.to, lanes[r].to}, p + r);
   }
 }
 
-template <class T>
-void AttendTileRows(const Tile<T>& tile, int32_t head_dim, float scale, AttentionRow* rows,
-                    int32_t count) {
+template <class Tile>
+void AttendTileRows(const Tile& tile, float scale, AttentionRow* rows, int32_t count) {
   for (; count >= kAttentionRows; count -= kAttentionRows, rows += kAttentionRows) {
-    AttendTile<kAttentionRows>(tile, head_dim, scale, rows);
+    AttendTile<kAttentionRows>(tile, scale, rows);
   }
   Unroll<kAttentionRows - 1>([&](auto c) NIBBLE_INLINE {
     constexpr int kCount = decltype(c)::kConstant + 1;
-    if (count == kCount) AttendTile<kCount>(tile, head_dim, scale, rows);
+    if (count == kCount) AttendTile<kCount>(tile, scale, rows);
   });
 }
 
-// Converts a tile to fp32 for many rows.
 struct KvPanel {
   float keys[kAttentionTile * kPanelHeadDim] __attribute__((aligned(64)));
   float values[kAttentionTile * kPanelHeadDim] __attribute__((aligned(64)));
 };
 
-Tile<float> ConvertTile(const Tile<uint16_t>& tile, int32_t head_dim, int first_block,
-                        int last_block, KvPanel* panel) {
-  const int64_t block_size = static_cast<int64_t>(head_dim) * kKvBlock;
-  Tile<float> converted;
-  converted.first = tile.first;
+// Converts blocks [first_block, last_block] of a tile for many rows. Keys of the others become
+// zero: their lanes are computed and thrown away.
+PanelTile ConvertTile(const CacheTile<uint16_t>& tile, int first_block, int last_block,
+                      KvPanel* panel) {
   for (int b = 0; b < kTileBlocks; ++b) {
-    const int from = b < first_block ? first_block : (b > last_block ? last_block : b);
-    converted.keys[b] = panel->keys + from * block_size;
-    converted.values[b] = panel->values + from * block_size;
-    if (from != b) continue;
-    for (int64_t i = 0; i < block_size; i += kLanes) {
-      Store(panel->keys + b * block_size + i, LoadHalf(tile.keys[b] + i));
-      Store(panel->values + b * block_size + i, LoadHalf(tile.values[b] + i));
+    float* keys = panel->keys + b * kKvBlock;
+    if (b < first_block || b > last_block) {
+      for (int64_t d = 0; d < tile.head_dim; ++d) Store(keys + d * kAttentionTile, Zero());
+      continue;
+    }
+    for (int64_t d = 0; d < tile.head_dim; ++d) {
+      Store(keys + d * kAttentionTile, LoadKv(tile.Key(b, d)));
+    }
+    float* values = panel->values + b * kKvBlock * tile.head_dim;
+    for (int64_t i = 0; i < tile.head_dim * kKvBlock; i += kLanes) {
+      Store(values + i, LoadKv(tile.values[b] + i));
     }
   }
-  return converted;
+  return {panel->keys, panel->values, tile.head_dim, tile.first};
 }
 
 // All tiles for rows of one KV head, in rising order of their ends.
 template <class T>
 void AttendRows(const AttentionArgs& args, int32_t kv_head, AttentionRow* rows, int32_t count,
                 KvPanel* panel) {
-  const int32_t head_dim = args.cache.head_dim;
-  const int64_t block_size = static_cast<int64_t>(head_dim) * kKvBlock;
+  const int64_t block_size = static_cast<int64_t>(args.cache.head_dim) * kKvBlock;
   const int32_t begin = rows[0].begin;
   const int32_t end = rows[count - 1].end;
   for (int32_t first = begin / kAttentionTile * kAttentionTile; first < end;
        first += kAttentionTile) {
-    const int32_t seen = (begin > first ? begin : first) / kKvBlock;
-    const int32_t last = (end < first + kAttentionTile ? end : first + kAttentionTile) - 1;
-    Tile<T> tile;
+    const int32_t from = begin > first ? begin : first;
+    const int32_t to = end < first + kAttentionTile ? end : first + kAttentionTile;
+    CacheTile<T> tile;
+    tile.head_dim = args.cache.head_dim;
     tile.first = first;
     for (int b = 0; b < kTileBlocks; ++b) {
       int32_t index = first / kKvBlock + b;
-      index = index < seen ? seen : (index > last / kKvBlock ? last / kKvBlock : index);
+      if (index < from / kKvBlock) index = from / kKvBlock;
+      if (index > (to - 1) / kKvBlock) index = (to - 1) / kKvBlock;
       const int64_t at =
           (static_cast<int64_t>(args.block_table[index]) * args.cache.kv_heads + kv_head) *
           block_size;
@@ -253,17 +313,18 @@ void AttendRows(const AttentionArgs& args, int32_t kv_head, AttentionRow* rows, 
       tile.values[b] = static_cast<const T*>(args.cache.values) + at;
     }
     if constexpr (sizeof(T) == sizeof(uint16_t)) {
-      if (count >= kPanelRows && head_dim <= kPanelHeadDim) {
-        const int32_t first_block = first / kKvBlock;
-        AttendTileRows(ConvertTile(tile, head_dim, seen - first_block,
-                                   last / kKvBlock - first_block, panel),
-                       head_dim, args.scale, rows, count);
+      if (count >= kPanelRows && args.cache.head_dim <= kPanelHeadDim) {
+        const PanelTile converted = ConvertTile(tile, (from - first) / kKvBlock,
+                                                (to - 1 - first) / kKvBlock, panel);
+        AttendTileRows(converted, args.scale, rows, count);
         continue;
       }
     }
-    AttendTileRows(tile, head_dim, args.scale, rows, count);
+    AttendTileRows(tile, args.scale, rows, count);
   }
-  for (int32_t r = 0; r < count; ++r) ScaleRow(rows[r].out, head_dim, 1.0F / rows[r].total);
+  for (int32_t r = 0; r < count; ++r) {
+    ScaleRow(rows[r].out, args.cache.head_dim, 1.0F / rows[r].total);
+  }
 }
 
 // Query heads [head_begin, head_end), which all read `kv_head`.

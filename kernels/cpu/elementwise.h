@@ -12,12 +12,13 @@ inline constexpr int kLanes = 16;
 
 NIBBLE_INLINE inline Vec Exp(Vec x) {
   x = Min(Set(kExpHighest), Max(Set(kExpLowest), x));
-  const Vec n = Round(Mul(x, Set(kLog2E)));
+  const Vec shifted = Fma(x, Set(kLog2E), Set(kExpShift));
+  const Vec n = Sub(shifted, Set(kExpShift));
   Vec r = Fma(n, Set(-kLn2High), x);
   r = Fma(n, Set(-kLn2Low), r);
   Vec p = Set(kExpTerms[0]);
   Unroll<kExpTermCount - 1>([&](auto i) NIBBLE_INLINE { p = Fma(p, r, Set(kExpTerms[i + 1])); });
-  return Mul(p, PowerOfTwo(n));
+  return Mul(p, ShiftToExponent(shifted));
 }
 
 void QuantizeGroup(const float* in, int32_t group, int8_t* out, float* scale, int32_t* sum) {

@@ -17,12 +17,14 @@ inline constexpr uint32_t kNanBits = 0x7fc00000U;
 // Element k of a row is summed in lane k % 64.
 inline constexpr int32_t kNormLanes = 64;
 
-// exp(x) = 2^n * p(r), n = round-to-even(x * log2(e)), r = x - n * ln(2) in two steps. p is an
+// exp(x) = 2^n * p(r), n = x * log2(e) rounded to even, r = x - n * ln(2) in two steps. Adding
+// kExpShift rounds, and leaves n + 127, the exponent of 2^n, in the low bits of the sum. p is an
 // interpolation of degree 6 on |r| <= ln(2) / 2; its relative error is 0.2 * 2^-24, and with
 // rounding exp is within 1 ulp. exp(0) is exactly 1. Arguments are clamped, NaN stays NaN.
 inline constexpr float kExpLowest = -87.33654F;
 inline constexpr float kExpHighest = 88.37626F;
 inline constexpr float kLog2E = 0x1.715476p+0F;
+inline constexpr float kExpShift = 0x1.8p23F + 127.0F;
 inline constexpr float kLn2High = 0.693359375F;  // 9 bits: n * kLn2High is exact
 inline constexpr float kLn2Low = -0x1.bd0106p-13F;
 inline constexpr int32_t kExpTermCount = 7;

@@ -174,12 +174,13 @@ void Add(float* x, const float* y, int64_t count) {
 float Exp(float x) {
   if (std::isnan(x)) return x;
   x = std::min(std::max(x, kExpLowest), kExpHighest);
-  const float n = std::nearbyint(x * kLog2E);
+  const float shifted = std::fma(x, kLog2E, kExpShift);
+  const float n = shifted - kExpShift;
   float r = std::fma(-n, kLn2High, x);
   r = std::fma(-n, kLn2Low, r);
   float p = kExpTerms[0];
   for (int32_t i = 1; i < kExpTermCount; ++i) p = std::fma(p, r, kExpTerms[i]);
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  return p * std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23);
 }
 
 void SiluMul(const float* gate_up, int32_t tokens, int32_t columns, float* out) {

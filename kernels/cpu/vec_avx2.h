@@ -73,16 +73,11 @@ NIBBLE_INLINE inline Vec Max(Vec x, Vec y) {
 NIBBLE_INLINE inline Vec Min(Vec x, Vec y) {
   return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
 }
-NIBBLE_INLINE inline Vec Round(Vec x) {
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return {_mm256_round_ps(x.a, kNearest), _mm256_round_ps(x.b, kNearest)};
+// The float whose exponent field is the low 8 bits of x.
+NIBBLE_INLINE inline Vec ShiftToExponent(Vec x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.a), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.b), 23))};
 }
-NIBBLE_INLINE inline __m256 PowerOfTwo8(__m256 n) {
-  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
-}
-// 2^n for whole n in -126 … 127.
-NIBBLE_INLINE inline Vec PowerOfTwo(Vec n) { return {PowerOfTwo8(n.a), PowerOfTwo8(n.b)}; }
 // Lanes [from, to) of x, the others of y.
 NIBBLE_INLINE inline Vec Select(int from, int to, Vec x, Vec y) {
   return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(LaneMask(from, to, 0))),

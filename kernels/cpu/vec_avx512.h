@@ -42,13 +42,9 @@ NIBBLE_INLINE inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b,
 // b where either is NaN.
 NIBBLE_INLINE inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 NIBBLE_INLINE inline Vec Min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
-NIBBLE_INLINE inline Vec Round(Vec a) {
-  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-// 2^n for whole n in -126 … 127.
-NIBBLE_INLINE inline Vec PowerOfTwo(Vec n) {
-  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+// The float whose exponent field is the low 8 bits of x.
+NIBBLE_INLINE inline Vec ShiftToExponent(Vec x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
 }
 // Lanes [from, to) of a, the others of b.
 NIBBLE_INLINE inline Vec Select(int from, int to, Vec a, Vec b) {
