@@ -38,6 +38,7 @@ def checks(build):
     yield "tree", [sys.executable, "tools/check_tree.py"], ROOT
     yield "clang-format", [VENV / "clang-format", "--dry-run", "-Werror", *cpp], ROOT
     yield "buf lint", [VENV / "buf", "lint"], ROOT / "proto"
+    yield "API page", [VENV / "python", "tools/gen_api.py", "--check"], ROOT
     yield "shellcheck", [VENV / "shellcheck", *shell_scripts()], ROOT
     if (ROOT / "services/text/Cargo.toml").exists():
         yield "cargo fmt", ["cargo", "fmt", *rust, "--check"], ROOT
