@@ -59,6 +59,23 @@ void InProcessGroup::Open(const step::SlotSetup& setup) {
   plan_.opened.push_back(setup);
 }
 
+void InProcessGroup::Open(int32_t slot, const std::vector<int32_t>& prompt,
+                          const step::SamplingParams& sampling, uint64_t seed) {
+  step::SlotSetup setup;
+  setup.slot = slot;
+  setup.seed = seed;
+  setup.sampling = sampling;
+  setup.history = prompt;
+  setup.prompt_count = static_cast<int32_t>(prompt.size());
+  Open(setup);
+}
+
+void InProcessGroup::OpenGreedy(int32_t slot, const std::vector<int32_t>& prompt) {
+  step::SamplingParams greedy;
+  greedy.temperature = 0;
+  Open(slot, prompt, greedy);
+}
+
 void InProcessGroup::Close(int32_t slot) {
   // Blocks may be used again at once: steps run in order.
   Sequence& sequence = sequences_.at(slot);
@@ -131,12 +148,7 @@ void InProcessGroup::Prefill(int32_t slot, std::span<const int32_t> prompt, int3
 }
 
 InProcessGroup::Generation InProcessGroup::Generate(const Request& request) {
-  Open({.slot = request.slot,
-        .seed = request.seed,
-        .sampling = request.sampling,
-        .stop_ids = {},
-        .history = request.prompt,
-        .prompt_count = static_cast<int32_t>(request.prompt.size())});
+  Open(request.slot, request.prompt, request.sampling, request.seed);
   Prefill(request.slot, request.prompt, request.chunk);
   Feed(request.slot, std::span(request.prompt).last(1), 1, request.logprobs);
   Generation generation;

@@ -51,7 +51,7 @@ TEST_P(ModelSpecsTest, GivesTheLogitsOfTransformers) {
       folder, {.ranks = ranks,
                .memory = {.numerics = weights::Numerics::kExact, .max_context = count}});
   group.KeepLogits();
-  group.Open({.slot = 3, .sampling = {.temperature = 0}, .stop_ids = {}, .history = {}});
+  group.OpenGreedy(3);
   group.Feed(3, expected.input_ids, count);
   static_cast<void>(group.Run());
   const auto vocab = static_cast<size_t>(group.group().limits().vocab_size);
