@@ -64,6 +64,9 @@ struct EngineOptions {
   int32_t queue_size = 128;  // waiting requests; more are RESOURCE_EXHAUSTED
   int64_t queue_prompt_tokens = 1 << 20;
   int32_t prefill_chunk_tokens = 512;  // of one step, all sequences together
+  // Fewer, where the measured rate says that they would take longer; 0 is off. A step that is
+  // merely long would otherwise look like one that hangs.
+  Duration prefill_chunk_time = std::chrono::seconds(1);
   Duration step_deadline = std::chrono::seconds(10);
   double kv_watermark = 0.90;  // no new prefill above this share of used blocks
 };

@@ -15,6 +15,10 @@ using scheduling::EndReason;
 using scheduling::Event;
 using scheduling::EventKind;
 
+// What a chunk may hold before its rate has been measured, and at least ever after.
+constexpr int32_t kFirstChunkTokens = 64;
+constexpr int32_t kChunkTokensMin = step::kBlockTokens;
+
 // A slot's setup must fit into one record of a plan channel beside the rest of the plan.
 constexpr size_t kSetupBytesMax = size_t{3} << 20;
 
@@ -72,6 +76,7 @@ LoopEngine::LoopEngine(const EngineOptions& options, step::Executor* executor,
   CHECK(clock_ != nullptr);
   CHECK(stats_ != nullptr);
   CHECK(options_.queue_size > 0);
+  if (options_.prefill_chunk_time > Duration(0)) scheduler_.LimitPrefill(kFirstChunkTokens);
   UpdateGauges();
 }
 
@@ -244,6 +249,18 @@ void LoopEngine::CountStep(const Launched& launched) {
   stats_->steps[launched.step.kind].Add();
   stats_->step_seconds[launched.step.kind].Observe(step::kStepSecondsBounds, Seconds(lasted));
   stats_->step_tokens.Observe(step::kStepTokensBounds, launched.step.tokens);
+  if (launched.step.kind != step::kDecodeStep) FitChunkToRate(launched.step.tokens, lasted);
+}
+
+void LoopEngine::FitChunkToRate(int32_t tokens, Duration lasted) {
+  // Small steps say little about large ones.
+  if (options_.prefill_chunk_time == Duration(0) || tokens < kChunkTokensMin) return;
+  const double measured = tokens / std::max(Seconds(lasted), 1e-6);
+  tokens_per_second_ = tokens_per_second_ == 0 ? measured : (tokens_per_second_ + measured) / 2;
+  const double fitting = tokens_per_second_ * Seconds(options_.prefill_chunk_time);
+  const int32_t limit = options_.prefill_chunk_tokens;
+  scheduler_.LimitPrefill(
+      fitting >= limit ? limit : std::max(static_cast<int32_t>(fitting), kChunkTokensMin));
 }
 
 void LoopEngine::Deliver() {

@@ -61,6 +61,7 @@ class LoopEngine final : public Engine {
   [[nodiscard]] absl::Status Launch(const scheduling::PlannedStep& step);
   [[nodiscard]] absl::Status Retire();
   void CountStep(const Launched& launched);
+  void FitChunkToRate(int32_t tokens, Duration lasted);
   void Deliver();
   void DeliverAdmitted(Active* active);
   void DeliverToken(const scheduling::Event& event, Active* active);
@@ -87,6 +88,7 @@ class LoopEngine final : public Engine {
   Launched launched_[2];  // by step id, modulo 2
   uint64_t retired_step_ = 0;
   Deadline last_retired_{};
+  double tokens_per_second_ = 0;  // of steps with prompts, smoothed; 0: not measured yet
   absl::Status failed_;
   std::string end_reason_;
 

@@ -1,7 +1,6 @@
 #include "worker/scheduling/scheduler.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -145,7 +144,7 @@ std::optional<PlannedStep> Scheduler::Schedule(step::StepPlan* plan) {
   record.step_id = last_step_id_ + 1;
   starved_ = 0;
   Budget budget = {.step_tokens = options_.limits.max_step_tokens,
-                   .prefill_tokens = options_.prefill_chunk_tokens,
+                   .prefill_tokens = std::min(options_.prefill_chunk_tokens, prefill_limit_),
                    .setup_bytes = options_.setup_bytes_max};
   // AddRow writes to the record behind the steps in flight.
   PlanDecodes(plan, &budget);

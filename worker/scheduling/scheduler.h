@@ -19,6 +19,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -103,6 +104,10 @@ class Scheduler {
   // the ranks have lost each other.
   [[nodiscard]] absl::Status Commit(const step::StepResult& result);
 
+  // From the next step on, no more prompt tokens than this in one step; the option stays a limit
+  // too.
+  void LimitPrefill(int32_t tokens) { prefill_limit_ = tokens; }
+
   // What the calls since ClearEvents() did, in order.
   [[nodiscard]] const std::vector<Event>& events() const { return events_; }
   void ClearEvents() { events_.clear(); }
@@ -174,6 +179,7 @@ class Scheduler {
   size_t oldest_record_ = 0;
   int32_t in_flight_ = 0;
   uint64_t last_step_id_ = 0;
+  int32_t prefill_limit_ = std::numeric_limits<int32_t>::max();
   uint64_t tokens_given_up_ = 0;
 
   std::vector<Event> events_;

@@ -23,6 +23,7 @@ struct BenchOptions {
                                  .kv_blocks = 32};
   testing::FakeFaults faults;
   Duration step_base{};
+  Duration step_per_token{};
   step::PlanPublisher* publisher = nullptr;
 };
 
@@ -39,6 +40,7 @@ class EngineBench {
   explicit EngineBench(BenchOptions options = {})
       : executor_({.limits = options.limits,
                    .step_base = options.step_base,
+                   .step_per_token = options.step_per_token,
                    .clock = &clock_,
                    .sleep_until = [this](Deadline time) { SleepUntil(time); }},
                   options.faults),

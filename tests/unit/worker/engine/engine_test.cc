@@ -216,6 +216,27 @@ TEST(EngineTest, TheStampOfTheLastStepIsFreshWhenWorkBeginsAfterAPause) {
   bench.RunToEnd();
 }
 
+TEST(EngineTest, ChunksFollowTheMeasuredRate) {
+  BenchOptions options;
+  options.limits.max_context = 4096;
+  options.limits.max_step_tokens = 2048;
+  options.limits.kv_blocks = 256;
+  options.engine.prefill_chunk_tokens = 1024;
+  options.step_per_token = milliseconds(5);  // 200 in a second
+  EngineBench bench(options);
+  bench.Submit(MakeRequest(1, 3000, 2));
+  Deadline before = bench.clock().Now();
+  Duration longest{};
+  for (bool worked = true; worked;) {
+    worked = bench.engine().RunStep().value();
+    longest = std::max(longest, bench.clock().Now() - before);
+    before = bench.clock().Now();
+  }
+  EXPECT_LE(longest, seconds(1));
+  EXPECT_GE(longest, milliseconds(990));
+  EXPECT_LE(bench.engine().GetLoad().steps, 20u);  // and no smaller than need be
+}
+
 TEST(EngineTest, SinksMaySubmitAndCancelFromTheirCallbacks) {
   EngineBench bench;
   const auto doomed = bench.Submit(MakeRequest(1, 4, 50));
