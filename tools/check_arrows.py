@@ -59,14 +59,15 @@ def folder_of(path):
     return None
 
 
-def folder_of_target(target):
-    """base_config → base; worker_execution_cpu → worker/execution/cpu."""
-    if target == "base" or target.startswith("base_"):
-        return "base"
+def targets_declared():
+    """{target: folder} of every nibble_module; nibble_proto declares its own way."""
+    found = {"proto": "proto"}
     for folder in ARROWS:
-        if folder.replace("/", "_") == target:
-            return folder
-    return None
+        path = ROOT / folder / "CMakeLists.txt"
+        if path.exists():
+            text = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
+            found.update(dict.fromkeys(re.findall(r"\bnibble_module\(\s*(\w+)", text), folder))
+    return found
 
 
 def proto_include(header):
@@ -88,7 +89,7 @@ def includes_of(folder):
                 yield relative, line, target
 
 
-def links_of(folder):
+def links_of(folder, declared):
     """Folders of the nibble:: targets that the folder's CMakeLists.txt links."""
     path = ROOT / folder / "CMakeLists.txt"
     if not path.exists():
@@ -97,7 +98,7 @@ def links_of(folder):
     found, unknown = set(), []
     for body in DECLARATION.findall(text) + LINK.findall(text):
         for target in TARGET.findall(body):
-            linked = folder_of_target(target)
+            linked = declared.get(target)
             if linked is None:
                 unknown.append(target)
             elif linked != folder:
@@ -118,8 +119,9 @@ def reachable(start, links):
 def main():
     errors = []
     links = {}
+    declared = targets_declared()
     for folder in ARROWS:
-        links[folder], unknown = links_of(folder)
+        links[folder], unknown = links_of(folder, declared)
         errors += [f"{folder}/CMakeLists.txt: nibble::{target} is no folder's target"
                    for target in unknown]
         for linked in sorted(links[folder] - set(ARROWS[folder])):
