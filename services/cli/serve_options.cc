@@ -73,6 +73,9 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->Choice<std::string>("sampling_defaults", &options->sampling_defaults,
                               {{"model", "model"}, {"nibble", "nibble"}},
                               "Whose defaults fill unset sampling fields");
+  parser->Time("step_deadline", &options->step_deadline,
+               {std::chrono::milliseconds(100), std::chrono::hours(1)},
+               "A group without progress for this long is started again");
   parser->Time("drain_timeout", &options->drain_timeout,
                {std::chrono::seconds(0), std::chrono::hours(1)},
                "Longest wait for running requests when told to end");
@@ -125,6 +128,7 @@ std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const Se
       absl::StrCat("--max-sequences=", options.memory.max_slots),
       absl::StrCat("--max-step-tokens=", options.memory.max_step_tokens),
       absl::StrCat("--queue-size=", options.queue_size),
+      "--step-deadline=" + FormatDuration(options.step_deadline),
       "--log-level=" + options.log_level,
       "--log-format=" + options.log_format,
   };

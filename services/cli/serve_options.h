@@ -29,6 +29,7 @@ struct ServeOptions {
   int32_t queue_size = 128;
 
   std::string sampling_defaults = "model";
+  Duration step_deadline = std::chrono::seconds(10);
   Duration drain_timeout = std::chrono::seconds(60);
   Duration start_timeout = std::chrono::minutes(30);
   std::string log_level = "info";

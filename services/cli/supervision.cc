@@ -184,7 +184,8 @@ int Supervision::Await(Deadline until) {
   nfds_t count = 0;
   descriptors[count++] = {.fd = signal_descriptor_, .events = POLLIN, .revents = 0};
   for (const Service* service : {&worker_, &gateway_}) {
-    if (service->process) {
+    // One that is known to have ended would make every poll() return at once.
+    if (service->process && !service->process->Poll()) {
       descriptors[count++] = {.fd = service->process->pidfd(), .events = POLLIN, .revents = 0};
     }
   }
@@ -205,7 +206,6 @@ bool Supervision::End(Service* service, Duration patience) {
   const Deadline deadline = clock_.Now() + patience;
   bool impatient = false;
   while (!service->process->Poll() && !impatient && clock_.Now() < deadline) {
-    // The other program's end makes poll() return at once: leave time between looks.
     impatient = Await(std::min(deadline, clock_.Now() + kStartPoll)) != 0;
   }
   if (!service->process->Poll()) {
