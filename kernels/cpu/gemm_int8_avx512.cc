@@ -15,7 +15,7 @@ namespace {
 
 constexpr int32_t kBlockRows = 16;
 constexpr int32_t kHeadGroup = 32;
-constexpr int32_t kDirectTokens = 8;  // up to here weights are unpacked in registers
+constexpr int32_t kDirectTokens = 16; // up to here weights are unpacked in registers
 constexpr int32_t kTileTokens = 8;   // tokens of a register tile
 constexpr int32_t kTileBlocks = 3;   // row blocks of a register tile
 constexpr int32_t kPanelColumns = 768;
@@ -79,11 +79,11 @@ NIBBLE_INLINE inline void StoreRows(const GemmOutput& y, int32_t token, int32_t 
 
 // ---- Few tokens ------------------------------------------------------------------------------
 
-// High nibbles stay in place (16 q) with accumulators of their own: one shift per group instead
-// of one per vector. kChains pairs of accumulators hide the latency of dpbusd.
-template <int kTokens, int kChains>
-NIBBLE_INLINE inline void DirectW4Block(const W4Matrix& w, const Int8Activations& x,
-                                        const GemmOutput& y, int32_t block) {
+// One or two tokens. High nibbles stay in place (16 q) with accumulators of their own: one shift
+// per group instead of one per vector. Two pairs of accumulators hide the latency of dpbusd.
+template <int kTokens>
+void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                   int32_t block) {
   const int32_t groups = w.columns / w.group;
   const int64_t columns = w.columns;
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
@@ -94,16 +94,16 @@ NIBBLE_INLINE inline void DirectW4Block(const W4Matrix& w, const Int8Activations
   Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
   for (int32_t g = 0; g < groups; ++g) {
     const int64_t entry = (static_cast<int64_t>(block) * groups + g) * kBlockRows;
-    __m512i low[kChains][kTokens];
-    __m512i high[kChains][kTokens];
-    Unroll<kChains>([&](auto u) NIBBLE_INLINE {
+    __m512i low[2][kTokens];
+    __m512i high[2][kTokens];
+    Unroll<2>([&](auto u) NIBBLE_INLINE {
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         low[u][t] = high[u][t] = _mm512_setzero_si512();
       });
     });
     group_end += w.group;
     do {
-      Unroll<kChains>([&](auto u) NIBBLE_INLINE {
+      Unroll<2>([&](auto u) NIBBLE_INLINE {
         const __m512i packed = _mm512_loadu_si512(nibbles + u * 64);
         const __m512i lows = _mm512_and_si512(packed, low_mask);
         const __m512i highs = _mm512_andnot_si512(low_mask, packed);
@@ -112,19 +112,14 @@ NIBBLE_INLINE inline void DirectW4Block(const W4Matrix& w, const Int8Activations
           high[u][t] = Dot4(high[u][t], highs, Broadcast4(xq + t * columns + u * 8 + 4));
         });
       });
-      nibbles += kChains * 64;
-      xq += kChains * 8;
+      nibbles += 128;
+      xq += 16;
     } while (xq != group_end);
     const __m512i zeros = NegatedZeros(w.zeros + entry);
     const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      __m512i acc = low[0][t];
-      __m512i acc_high = high[0][t];
-      if constexpr (kChains == 2) {
-        acc = _mm512_add_epi32(acc, low[1][t]);
-        acc_high = _mm512_add_epi32(acc_high, high[1][t]);
-      }
-      acc = _mm512_add_epi32(acc, _mm512_srai_epi32(acc_high, 4));
+      const __m512i acc_high = _mm512_srai_epi32(_mm512_add_epi32(high[0][t], high[1][t]), 4);
+      __m512i acc = _mm512_add_epi32(_mm512_add_epi32(low[0][t], low[1][t]), acc_high);
       acc = AddZeroTerm(acc, zeros, _mm512_set1_epi32(x.sums[t * groups + g]));
       sum[t] = Scaled(acc, scales, x.scales[t * groups + g], sum[t]);
     });
@@ -133,12 +128,105 @@ NIBBLE_INLINE inline void DirectW4Block(const W4Matrix& w, const Int8Activations
   Unroll<kTokens>([&](auto t) NIBBLE_INLINE { StoreRows(y, t, block, mask, sum[t]); });
 }
 
-template <int kTokens>
+// Sums live in memory between groups: they and the accumulators would not fit the registers.
+template <int kBlocks, int kTokens>
+using DirectSums = float[kTokens][kBlocks][kBlockRows];
+
+template <int kBlocks, int kTokens>
+__attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activations& x,
+                                              int64_t first_token, int64_t first_block,
+                                              DirectSums<kBlocks, kTokens>& sums) {
+  const int64_t columns = w.columns;
+  const int64_t groups = columns / w.group;
+  const int64_t block_bytes = columns * kBlockRows / 2;
+  const __m512i low_mask = _mm512_set1_epi8(0x0f);
+  const uint8_t* nibbles = w.nibbles + first_block * block_bytes;
+  const int8_t* xq = x.values + first_token * columns;
+  const int8_t* group_end = xq;
+  for (int64_t g = 0; g < groups; ++g) {
+    __m512i acc[kTokens][kBlocks];
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_setzero_si512(); });
+    });
+    group_end += w.group;
+    do {
+      __m512i lows[kBlocks];
+      __m512i highs[kBlocks];
+      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+        const __m512i packed = _mm512_loadu_si512(nibbles + r * block_bytes);
+        lows[r] = _mm512_and_si512(packed, low_mask);
+        highs[r] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
+      });
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        const __m512i four = Broadcast4(xq + t * columns);
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+          acc[t][r] = Dot4(acc[t][r], lows[r], four);
+        });
+      });
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        const __m512i four = Broadcast4(xq + t * columns + 4);
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+          acc[t][r] = Dot4(acc[t][r], highs[r], four);
+        });
+      });
+      nibbles += 64;
+      xq += 8;
+    } while (xq != group_end);
+    Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+      const int64_t entry = ((first_block + r) * groups + g) * kBlockRows;
+      const __m512i zeros = NegatedZeros(w.zeros + entry);
+      const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        const int64_t at = (first_token + t) * groups + g;
+        const __m512i exact = AddZeroTerm(acc[t][r], zeros, _mm512_set1_epi32(x.sums[at]));
+        _mm512_store_ps(sums[t][r], Scaled(exact, scales, x.scales[at],
+                                           _mm512_load_ps(sums[t][r])));
+      });
+    });
+  }
+}
+
+template <int kBlocks, int kTokens>
+void DirectTileW4(const W4Matrix& w, const Int8Activations& x, int32_t first_token,
+                  const GemmOutput& y, int32_t first_block) {
+  DirectSums<kBlocks, kTokens> sums __attribute__((aligned(64))) = {};
+  MultiplyPacked<kBlocks, kTokens>(w, x, first_token, first_block, sums);
+  for (int r = 0; r < kBlocks; ++r) {
+    const __mmask16 mask = RowMask(w.rows, first_block + r);
+    for (int t = 0; t < kTokens; ++t) {
+      StoreRows(y, first_token + t, first_block + r, mask, _mm512_load_ps(sums[t][r]));
+    }
+  }
+}
+
+// Token tiles of equal size, so far as possible: 9 tokens are 4 + 5, not 8 + 1.
+template <int kBlocks>
+void DirectBlocksW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
+                    int32_t first_block) {
+  const int32_t tiles = (x.tokens + kTileTokens - 1) / kTileTokens;
+  int32_t token = 0;
+  for (int32_t tile = 0; tile < tiles; ++tile) {
+    const int32_t count = (x.tokens - token) / (tiles - tile);
+    Unroll<kTileTokens>([&](auto c) NIBBLE_INLINE {
+      constexpr int kCount = decltype(c)::kConstant + 1;
+      if (count == kCount) DirectTileW4<kBlocks, kCount>(w, x, token, y, first_block);
+    });
+    token += count;
+  }
+}
+
 void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
               BlockRange blocks) {
-  for (int32_t block = blocks.begin; block < blocks.end; ++block) {
-    DirectW4Block<kTokens, kTokens <= 4 ? 2 : 1>(w, x, y, block);
+  int32_t block = blocks.begin;
+  if (x.tokens <= 2) {
+    for (; block < blocks.end; ++block) {
+      if (x.tokens == 1) DirectBlockW4<1>(w, x, y, block);
+      if (x.tokens == 2) DirectBlockW4<2>(w, x, y, block);
+    }
+    return;
   }
+  for (; block + 2 <= blocks.end; block += 2) DirectBlocksW4<2>(w, x, y, block);
+  if (block < blocks.end) DirectBlocksW4<1>(w, x, y, block);
 }
 
 template <int kTokens>
@@ -272,23 +360,16 @@ void PanelTile(const Panel& panel, const Int8Activations& x, int32_t first_token
   }
 }
 
-// Tiles of equal size, as far as possible: 8 tokens are 4 + 4, not 6 + 2.
 template <int kBlocks>
 void PanelTokens(const Panel& panel, const Int8Activations& x, const GemmOutput& y) {
   const int32_t tiles = (x.tokens + kTileTokens - 1) / kTileTokens;
   int32_t token = 0;
   for (int32_t tile = 0; tile < tiles; ++tile) {
     const int32_t count = (x.tokens - token) / (tiles - tile);
-    switch (count) {
-      case 1: PanelTile<kBlocks, 1>(panel, x, token, y); break;
-      case 2: PanelTile<kBlocks, 2>(panel, x, token, y); break;
-      case 3: PanelTile<kBlocks, 3>(panel, x, token, y); break;
-      case 4: PanelTile<kBlocks, 4>(panel, x, token, y); break;
-      case 5: PanelTile<kBlocks, 5>(panel, x, token, y); break;
-      case 6: PanelTile<kBlocks, 6>(panel, x, token, y); break;
-      case 7: PanelTile<kBlocks, 7>(panel, x, token, y); break;
-      default: PanelTile<kBlocks, kTileTokens>(panel, x, token, y); break;
-    }
+    Unroll<kTileTokens>([&](auto c) NIBBLE_INLINE {
+      constexpr int kCount = decltype(c)::kConstant + 1;
+      if (count == kCount) PanelTile<kBlocks, kCount>(panel, x, token, y);
+    });
     token += count;
   }
 }
@@ -395,18 +476,7 @@ void PanelInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& 
 
 void GemmW4Int8Avx512(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
                       BlockRange blocks) {
-  switch (x.tokens) {
-    case 0: return;
-    case 1: return DirectW4<1>(w, x, y, blocks);
-    case 2: return DirectW4<2>(w, x, y, blocks);
-    case 3: return DirectW4<3>(w, x, y, blocks);
-    case 4: return DirectW4<4>(w, x, y, blocks);
-    case 5: return DirectW4<5>(w, x, y, blocks);
-    case 6: return DirectW4<6>(w, x, y, blocks);
-    case 7: return DirectW4<7>(w, x, y, blocks);
-    case kDirectTokens: return DirectW4<kDirectTokens>(w, x, y, blocks);
-    default: break;
-  }
+  if (x.tokens <= kDirectTokens) return DirectW4(w, x, y, blocks);
   int32_t block = blocks.begin;
   for (; block + kTileBlocks <= blocks.end; block += kTileBlocks) {
     PanelW4<kTileBlocks>(w, x, y, block);
