@@ -91,10 +91,10 @@ class Engine {
                                                       const Clock* clock, step::EngineStats* stats);
   virtual ~Engine() = default;
 
-  // Any thread. INVALID_ARGUMENT (prompt empty, too long for the context or for the KV pool; a token
-  // id outside the vocabulary; a count out of range),
-  // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining, or the group ends). On success the
-  // sink will see OnFinished exactly once.
+  // Any thread. INVALID_ARGUMENT (prompt empty, too long for the context or for the KV pool; a
+  // token id outside the vocabulary; a count out of range), RESOURCE_EXHAUSTED (queue full),
+  // UNAVAILABLE (draining, or the group ends). On success the sink will see OnFinished exactly
+  // once.
   [[nodiscard]] virtual absl::StatusOr<RequestId> Submit(Request request,
                                                          std::shared_ptr<Sink> sink) = 0;
   // Any thread, any id, any number of times.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/check.h"
 #include "base/logging.h"
 #include "base/status.h"
@@ -91,9 +92,9 @@ absl::Status LoopEngine::CheckRequest(const Request& request) const {
     return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt, " tokens; limit is ",
                                                    std::max<size_t>(context, 1) - 1));
   }
-  const auto invalid = [this](std::string message) {
+  const auto invalid = [this](absl::string_view message) {
     stats_->rejected[step::kInvalid].Add();
-    return absl::InvalidArgumentError(std::move(message));
+    return absl::InvalidArgumentError(message);
   };
   if (prompt == 0) return invalid("prompt is empty");
   if (request.max_tokens < 1) return invalid("max_tokens must be at least 1");

@@ -16,15 +16,21 @@ inline constexpr std::array<double, 15> kStepSecondsBounds = {
 inline constexpr std::array<double, 20> kTtftSecondsBounds = {
     .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160};
 inline constexpr std::array<double, 19> kInterTokenSecondsBounds = {
-    .002, .004, .006, .008, .01, .015, .02, .025, .03, .04,
-    .05,  .075, .1,   .15,  .2,  .3,   .5,  1,    2.5};
+    .002, .004, .006, .008, .01, .015, .02, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2.5};
 inline constexpr std::array<double, 19> kRequestSecondsBounds = {
     .05, .1, .2, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800};
 inline constexpr std::array<double, 14> kStepTokensBounds = {
     1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
 
 enum StepKind { kPrefillStep, kDecodeStep, kMixedStep, kStepKinds };
-enum RejectReason { kQueueFull, kQueueTimeout, kDrainingReject, kTooLong, kInvalid, kRejectReasons };
+enum RejectReason {
+  kQueueFull,
+  kQueueTimeout,
+  kDrainingReject,
+  kTooLong,
+  kInvalid,
+  kRejectReasons
+};
 
 // Written by the engine thread (and the gRPC edge for rejections).
 struct EngineStats {
@@ -46,8 +52,8 @@ struct EngineStats {
 
 // Written by one rank.
 struct RankStats {
-  Gauge up;                // 1 while the rank is in its loop
-  Gauge progress_ns;       // monotonic stamp of the last layer
+  Gauge up;           // 1 while the rank is in its loop
+  Gauge progress_ns;  // monotonic stamp of the last layer
   Gauge steps;
   Gauge weights_bytes, kv_cache_bytes, activations_bytes, workspace_bytes;
   Gauge weights_planned_bytes, kv_cache_planned_bytes, activations_planned_bytes,
