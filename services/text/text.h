@@ -74,6 +74,10 @@ nibble_text_facts nibble_text_tokenizer_facts(const nibble_text_tokenizer* token
 /* -1 where the vocabulary does not have it. */
 int32_t nibble_text_token_id(const nibble_text_tokenizer* tokenizer, nibble_text_view token);
 
+/* Empty for an id that the vocabulary does not have. */
+nibble_text_status nibble_text_token_bytes(const nibble_text_tokenizer* tokenizer, int32_t id,
+                                           nibble_text_bytes* out);
+
 nibble_text_status nibble_text_encode(const nibble_text_tokenizer* tokenizer, nibble_text_view text,
                                       bool add_special, bool parse_special, nibble_text_ids* out);
 nibble_text_status nibble_text_decode(const nibble_text_tokenizer* tokenizer, const int32_t* ids,

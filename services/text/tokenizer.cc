@@ -146,6 +146,11 @@ class RustTokenizer final : public Tokenizer {
   std::optional<int32_t> TokenId(std::string_view token) const override {
     return Present(nibble_text_token_id(tokenizer_.get(), ViewOf(token)));
   }
+  absl::StatusOr<std::string> TokenBytes(int32_t id) const override {
+    nibble_text_bytes bytes{};
+    RETURN_IF_ERROR(StatusOf(nibble_text_token_bytes(tokenizer_.get(), id, &bytes)));
+    return StringOf(bytes);
+  }
   std::optional<int32_t> bos_id() const override { return Present(facts_.bos_id); }
   std::optional<int32_t> eos_id() const override { return Present(facts_.eos_id); }
   bool has_chat_template() const override { return facts_.has_chat_template; }
@@ -168,6 +173,10 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Create(const Tokeniz
                                                         ViewOf(files.chat_template), &tokenizer)));
   CHECK(tokenizer != nullptr);
   return std::make_shared<const RustTokenizer>(tokenizer);
+}
+
+absl::StatusOr<std::string> Tokenizer::TokenBytes(int32_t id) const {
+  return Decode({&id, 1}, /*skip_special=*/false);
 }
 
 std::unique_ptr<TokenStream> Tokenizer::NewStreamAfter(std::span<const int32_t> before,

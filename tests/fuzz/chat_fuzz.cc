@@ -2,7 +2,7 @@
 //
 // Input: texts separated by NUL. The first is a template, the others are contents of messages.
 #include <cstdint>
-#include <filesystem>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -23,9 +23,10 @@ constexpr char kPlainChat[] =
     "{% endfor %}";
 
 std::string TokenizerJson() {
-  const auto path =
-      std::filesystem::path(__FILE__).parent_path() / "../data/text/byte-level-tokenizer.json";
-  std::ifstream file(path, std::ios::binary);
+  const char* source = std::getenv("NIBBLE_SOURCE_DIR");
+  std::ifstream file(
+      std::string(source == nullptr ? "." : source) + "/tests/data/text/byte-level-tokenizer.json",
+      std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 

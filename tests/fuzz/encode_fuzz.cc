@@ -1,6 +1,6 @@
 // Any bytes as text: what is not UTF-8 is refused, and the rest comes back from its token ids.
 #include <cstdint>
-#include <filesystem>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -15,8 +15,9 @@ namespace {
 using nibble::text::Tokenizer;
 
 std::shared_ptr<const Tokenizer> Load(const char* name) {
-  const auto path = std::filesystem::path(__FILE__).parent_path() / "../data/text" / name;
-  std::ifstream file(path, std::ios::binary);
+  const char* source = std::getenv("NIBBLE_SOURCE_DIR");
+  std::ifstream file(std::string(source == nullptr ? "." : source) + "/tests/data/text/" + name,
+                     std::ios::binary);
   auto tokenizer =
       Tokenizer::Create({.tokenizer_json = std::string(std::istreambuf_iterator<char>(file), {})});
   CHECK(tokenizer.ok());

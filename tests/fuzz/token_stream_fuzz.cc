@@ -2,7 +2,7 @@
 //
 // Input: a byte that picks tokenizer and settings, then two bytes per token id.
 #include <cstdint>
-#include <filesystem>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -18,8 +18,9 @@ namespace {
 using nibble::text::Tokenizer;
 
 std::shared_ptr<const Tokenizer> Load(const char* name) {
-  const auto path = std::filesystem::path(__FILE__).parent_path() / "../data/text" / name;
-  std::ifstream file(path, std::ios::binary);
+  const char* source = std::getenv("NIBBLE_SOURCE_DIR");
+  std::ifstream file(std::string(source == nullptr ? "." : source) + "/tests/data/text/" + name,
+                     std::ios::binary);
   auto tokenizer =
       Tokenizer::Create({.tokenizer_json = std::string(std::istreambuf_iterator<char>(file), {})});
   CHECK(tokenizer.ok());

@@ -81,10 +81,16 @@ fn free<T>(data: *mut T, size: usize) {
     }
 }
 
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let (data, size) = leak(bytes);
+        Self { data, size }
+    }
+}
+
 impl From<String> for Bytes {
     fn from(text: String) -> Self {
-        let (data, size) = leak(text.into_bytes());
-        Self { data, size }
+        text.into_bytes().into()
     }
 }
 
@@ -192,6 +198,21 @@ pub unsafe extern "C" fn nibble_text_token_id(tokenizer: *const Tokenizer, token
     });
     free(status.message.data, status.message.size);
     id
+}
+
+/// # Safety
+/// See the module; `out` points to one value.
+#[no_mangle]
+pub unsafe extern "C" fn nibble_text_token_bytes(
+    tokenizer: *const Tokenizer,
+    id: i32,
+    out: *mut Bytes,
+) -> Status {
+    guard(|| {
+        let bytes = unsafe { &*tokenizer }.table.token_bytes(id);
+        unsafe { out.write(bytes.into()) };
+        Ok(())
+    })
 }
 
 /// # Safety

@@ -10,13 +10,12 @@
 //! the two differ, marks are left out group by group until they agree. What tokenizer.json calls
 //! special must keep its marks, or the conversation is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::special::Matcher;
 use crate::template::Inputs;
 use crate::tokenizer::{Reading, Tokenizer};
 
@@ -116,21 +115,30 @@ type Group = (String, Option<u32>);
 
 /// Where in `text`, which `inputs` renders to, no control token may be read.
 fn guarded_ranges(tokenizer: &Tokenizer, inputs: &Inputs, text: &str) -> Result<Vec<Range<usize>>> {
-    let matcher = &tokenizer.control_matcher;
-    let mut groups = BTreeSet::new();
     let mut used = text.to_owned();
+    let mut found = BTreeMap::new();
     for_each_string(inputs, &mut |origin, string| {
-        groups.extend(dangers(matcher, string).into_iter().map(|d| (origin.to_owned(), d.token)));
+        let dangers = dangers(tokenizer, string)?;
+        if !dangers.is_empty() {
+            found.insert((origin.to_owned(), string.to_owned()), dangers);
+        }
         used.push_str(string);
-    });
+        Ok(())
+    })?;
+    let groups: BTreeSet<Group> = found
+        .iter()
+        .flat_map(|((origin, _), dangers)| dangers.iter().map(|d| (origin.clone(), d.token)))
+        .collect();
     if groups.is_empty() {
         return Ok(Vec::new());
     }
     let marks = Marks::unused_in(&used)?;
     let ranges_with = |groups: &BTreeSet<Group>| {
         let marked = marks.put(inputs, |origin, string| {
-            let wanted = |d: &Danger| groups.contains(&(origin.to_owned(), d.token));
-            dangers(matcher, string).into_iter().filter(wanted).map(|d| d.range).collect()
+            let key = (origin.to_owned(), string.to_owned());
+            let dangers = found.get(&key).into_iter().flatten();
+            let wanted = |d: &&Danger| groups.contains(&(origin.to_owned(), d.token));
+            dangers.filter(wanted).map(|d| d.range.clone()).collect()
         });
         let rendered = tokenizer.templates.render(&marked).ok()?;
         marks.take(&rendered).filter(|(without, _)| without == text).map(|(_, ranges)| ranges)
@@ -163,30 +171,36 @@ struct Danger {
 }
 
 /// Sorted and apart.
-fn dangers(matcher: &Matcher, string: &str) -> Vec<Danger> {
-    let mut dangers: Vec<Danger> = matcher
-        .spans(string)
-        .into_iter()
-        .map(|(added, start, end)| Danger { range: start..end, token: Some(added.id) })
-        .collect();
-    let first = dangers.first().map_or(string.len(), |d| d.range.start);
-    let last = dangers.last().map_or(0, |d| d.range.end);
-    let (head, tail) = matcher.partial_ends(string);
-    if head > 0 && head <= first {
-        dangers.insert(0, Danger { range: 0..head, token: None });
+fn dangers(tokenizer: &Tokenizer, string: &str) -> Result<Vec<Danger>> {
+    let (head, tail) = tokenizer.partial_controls(string);
+    let ends = [0..head, string.len() - tail..string.len()];
+    let parts = ends.into_iter().filter(|range| !range.is_empty()).map(|range| (None, range));
+    let spans = tokenizer.control_spans(string)?.into_iter().map(|(id, range)| (Some(id), range));
+    let mut all: Vec<(Option<u32>, Range<usize>)> = spans.chain(parts).collect();
+    all.sort_by_key(|(_, range)| (range.start, range.end));
+    let mut dangers: Vec<Danger> = Vec::with_capacity(all.len());
+    for (token, range) in all {
+        match dangers.last_mut() {
+            Some(last) if range.start < last.range.end => {
+                last.range.end = last.range.end.max(range.end);
+                last.token = last.token.or(token);
+            }
+            _ => dangers.push(Danger { range, token }),
+        }
     }
-    if tail > 0 && string.len() - tail >= last.max(head) {
-        dangers.push(Danger { range: string.len() - tail..string.len(), token: None });
-    }
-    dangers
+    Ok(dangers)
 }
 
 /// Every string of the client's, with its origin. Roles are not among them: they are checked.
-fn for_each_string(inputs: &Inputs, visit: &mut dyn FnMut(&str, &str)) {
+fn for_each_string(inputs: &Inputs, visit: &mut dyn FnMut(&str, &str) -> Result<()>) -> Result<()> {
+    let mut result = Ok(());
     map_strings(&mut inputs.clone(), &mut |origin, string| {
-        visit(origin, string);
+        if result.is_ok() {
+            result = visit(origin, string);
+        }
         None
     });
+    result
 }
 
 /// Replaces the client's strings where `map` gives another one.

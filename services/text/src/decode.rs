@@ -104,6 +104,19 @@ impl DecodeTable {
         0
     }
 
+    /// What `id` adds in the middle of a text, which may be a part of a character.
+    pub fn token_bytes(&self, id: i32) -> Vec<u8> {
+        let bytes = match self.piece(id, false) {
+            Piece::Absent => return Vec::new(),
+            Piece::Byte(byte) => return vec![byte],
+            Piece::Bytes(bytes) => bytes,
+        };
+        match (self.plan.metaspace, std::str::from_utf8(bytes)) {
+            (Some(mark), Ok(text)) => text.replace(mark, " ").into_bytes(),
+            _ => bytes.to_vec(),
+        }
+    }
+
     fn piece(&self, id: i32, skip_special: bool) -> Piece<'_> {
         let Some((index, &flags)) =
             usize::try_from(id).ok().and_then(|index| Some((index, self.flags.get(index)?)))

@@ -1,5 +1,7 @@
 //! The added tokens of a tokenizer: where they stand in a text, and which of them steer the model.
 
+use std::ops::Range;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::AddedToken;
 
@@ -71,10 +73,14 @@ impl Matcher {
         found
     }
 
-    /// Where the tokens' texts stand in `text`, whatever their settings.
-    pub fn spans<'a>(&'a self, text: &str) -> Vec<(&'a Added, usize, usize)> {
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Where the tokens' texts stand in `text`, whatever their settings: (id, where).
+    pub fn spans(&self, text: &str) -> Vec<(u32, Range<usize>)> {
         let hits = self.automaton.find_iter(text);
-        hits.map(|hit| (&self.tokens[hit.pattern()], hit.start(), hit.end())).collect()
+        hits.map(|hit| (self.tokens[hit.pattern()].id, hit.range())).collect()
     }
 
     /// How many bytes at the beginning of `text` could end a token, and at its end begin one.

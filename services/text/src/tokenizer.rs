@@ -37,8 +37,9 @@ pub struct Tokenizer {
     /// Matched in the text as it comes, and in the normalized text.
     plain_matcher: Matcher,
     normalized_matcher: Matcher,
-    /// All control tokens by their own text.
-    pub control_matcher: Matcher,
+    /// All control tokens by their own text, and those that are found in normalized text.
+    control_matcher: Matcher,
+    normalized_control_matcher: Matcher,
     /// Ids that must not come out of ordinary text (never the unknown token's).
     special_ids: HashSet<u32>,
     control_ids: HashSet<u32>,
@@ -76,8 +77,10 @@ impl Tokenizer {
         let own_text = |added: &Added| Ok(added.token.content.clone());
         let plain_matcher = matcher(|a| !a.token.normalized, &own_text)?;
         let control_matcher = matcher(|a| a.control, &own_text)?;
-        let normalized_matcher =
-            matcher(|a| a.token.normalized, &|a| normalized(&inner, &a.token.content))?;
+        let normal_text = |added: &Added| normalized(&inner, &added.token.content);
+        let normalized_matcher = matcher(|a| a.token.normalized, &normal_text)?;
+        let normalized_control_matcher =
+            matcher(|a| a.token.normalized && a.control, &normal_text)?;
         let specials: HashMap<u32, bool> = added.iter().map(|a| (a.id, a.token.special)).collect();
         let decoder = serde_json::to_value(inner.get_decoder())
             .map_err(|e| Error::invalid(format!("tokenizer.json: decoder: {e}")))?;
@@ -93,6 +96,7 @@ impl Tokenizer {
             plain_matcher,
             normalized_matcher,
             control_matcher,
+            normalized_control_matcher,
             special_ids,
             control_ids,
             bos_id,
@@ -103,6 +107,30 @@ impl Tokenizer {
 
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// Where `text` holds what could be read as a control token, in no order: (its id, where).
+    pub fn control_spans(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let mut spans = self.control_matcher.spans(text);
+        if self.normalized_control_matcher.is_empty() {
+            return Ok(spans);
+        }
+        let mut normal = NormalizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            normalizer.normalize(&mut normal).map_err(|e| {
+                Error::internal(format!("tokenizer.json: its normalizer fails: {e}"))
+            })?;
+        }
+        for (id, range) in self.normalized_control_matcher.spans(normal.get()) {
+            spans.extend(normal.convert_offsets(TextRange::Normalized(range)).map(|at| (id, at)));
+        }
+        Ok(spans)
+    }
+
+    /// How many bytes at the beginning of `text` could end a control token, and at its end begin
+    /// one.
+    pub fn partial_controls(&self, text: &str) -> (usize, usize) {
+        self.control_matcher.partial_ends(text)
     }
 
     pub fn token_id(&self, token: &str) -> Option<i32> {

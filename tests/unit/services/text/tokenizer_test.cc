@@ -158,6 +158,19 @@ TEST(TokenizerTest, ShowsInvalidByteTokensOneByOne) {
   EXPECT_EQ(tokenizer->Decode(ids, false).value(), "汉\uFFFD\uFFFDa");
 }
 
+TEST(TokenizerTest, TellsTheBytesOfOneToken) {
+  const auto stories = Stories();
+  ASSERT_NE(stories, nullptr);
+  EXPECT_EQ(stories->TokenBytes(0xe6 + 3).value(), "\xe6");
+  EXPECT_EQ(stories->TokenBytes(stories->TokenId("\u2581the").value()).value(), " the");
+  const auto byte_level = ByteLevel();
+  ASSERT_NE(byte_level, nullptr);
+  EXPECT_EQ(byte_level->TokenBytes(byte_level->TokenId("\u00e6").value()).value(), "\xe6");
+  EXPECT_EQ(byte_level->TokenBytes(byte_level->TokenId("<|im_end|>").value()).value(),
+            "<|im_end|>");
+  EXPECT_EQ(byte_level->TokenBytes(-1).value(), "");
+}
+
 TEST(TokenizerTest, DecodesUnknownIdsToNothing) {
   const auto tokenizer = ByteLevel();
   ASSERT_NE(tokenizer, nullptr);
