@@ -71,6 +71,7 @@ absl::Status FakeExecutor::Launch(const step::StepPlan& plan) {
   Pending& pending = pending_[(oldest_ + static_cast<size_t>(in_flight_)) % 2];
   pending.result.Clear();
   pending.result.step_id = plan.step_id;
+  ++launches_;
   violation_ = Apply(plan, &pending);
   RETURN_IF_ERROR(violation_);
   if (options_.clock != nullptr) {
@@ -102,7 +103,7 @@ absl::Status FakeExecutor::Wait(Deadline deadline, step::StepResult* result) {
   std::swap(*result, pending.result);
   oldest_ = (oldest_ + 1) % 2;
   --in_flight_;
-  waited_step_ = step_id;
+  ++waits_;
   return absl::OkStatus();
 }
 
@@ -118,7 +119,7 @@ absl::Status FakeExecutor::Apply(const step::StepPlan& plan, Pending* pending) {
         !slots_[static_cast<size_t>(row.slot)].open) {
       return Broken("slot ", row.slot, " has a row and is not open");
     }
-    if (slots_[static_cast<size_t>(row.slot)].last_step == plan.step_id) {
+    if (slots_[static_cast<size_t>(row.slot)].last_launch == launches_) {
       return Broken("slot ", row.slot, " has two rows in one step");
     }
     RETURN_IF_ERROR(TakeBlocks(plan, row));
@@ -137,7 +138,7 @@ absl::Status FakeExecutor::Close(int32_t slot_index) {
   for (const int32_t id : slot.table) {
     Block& block = blocks_[static_cast<size_t>(id)];
     block.slot = -1;
-    block.last_step = slot.last_step;
+    block.last_launch = slot.last_launch;
     block.canaries.fill(0);
   }
   slot.table.clear();
@@ -174,7 +175,7 @@ absl::Status FakeExecutor::Open(const step::SlotSetup& setup) {
   slot.tokens.reserve(static_cast<size_t>(options_.limits.max_context) + 1);
   slot.table.reserve(static_cast<size_t>(options_.limits.max_context / step::kBlockTokens) + 1);
   slot.fed = 0;
-  slot.last_step = 0;
+  slot.last_launch = 0;
   return absl::OkStatus();
 }
 
@@ -190,9 +191,9 @@ absl::Status FakeExecutor::TakeBlocks(const step::StepPlan& plan, const step::Se
     if (block.slot >= 0) {
       return Broken("block ", id, " of slot ", block.slot, " was given to slot ", row.slot);
     }
-    if (block.last_step > waited_step_) {
-      return Broken("block ", id, " was given to slot ", row.slot, " while step ", block.last_step,
-                    " may touch it");
+    if (block.last_launch > waits_) {
+      return Broken("block ", id, " was given to slot ", row.slot, " while launch ",
+                    block.last_launch, " may touch it");
     }
     block.slot = row.slot;
     slot.table.push_back(id);
@@ -237,7 +238,7 @@ absl::Status FakeExecutor::Feed(const step::StepPlan& plan, const step::Sequence
     CanaryAt(slot, position) = Canary(slot.owner, position, token);
   }
   slot.fed = end;
-  slot.last_step = plan.step_id;
+  slot.last_launch = launches_;
   tokens_fed_ += static_cast<uint64_t>(row.token_count);
   if (options_.check_whole_history) return CheckCanaries(row.slot, 0, end - 1);
   const int32_t middle = static_cast<int32_t>(plan.step_id % static_cast<uint64_t>(end));

@@ -92,12 +92,12 @@ class FakeExecutor final : public step::Executor {
     std::vector<int32_t> stop_ids;
     std::vector<int32_t> tokens;  // history, then what it has sampled
     int32_t fed = 0;
-    uint64_t last_step = 0;  // the last step with a row of it
+    uint64_t last_launch = 0;  // the last step with a row of it, counted by launches
     std::vector<int32_t> table;
   };
   struct Block {
     int32_t slot = -1;
-    uint64_t last_step = 0;  // of its owner when it lost it
+    uint64_t last_launch = 0;  // of its owner when it lost it
     std::array<uint64_t, step::kBlockTokens> canaries{};
   };
   struct Pending {
@@ -121,7 +121,8 @@ class FakeExecutor final : public step::Executor {
   std::array<Pending, 2> pending_;
   size_t oldest_ = 0;
   int32_t in_flight_ = 0;
-  uint64_t waited_step_ = 0;
+  uint64_t launches_ = 0;
+  uint64_t waits_ = 0;
   uint64_t openings_ = 0;
   Deadline last_done_{};
   uint64_t tokens_fed_ = 0;

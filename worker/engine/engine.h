@@ -64,8 +64,8 @@ struct EngineOptions {
   int32_t queue_size = 128;  // waiting requests; more are RESOURCE_EXHAUSTED
   int64_t queue_prompt_tokens = 1 << 20;
   int32_t prefill_chunk_tokens = 512;  // of one step, all sequences together
-  // Fewer, where the measured rate says that they would take longer; 0 is off. A step that is
-  // merely long would otherwise look like one that hangs.
+  // Fewer, once steps with prompts were seen to take longer than this; 0 is off. Attention slows
+  // down as contexts grow, and a step that is merely long must not look like one that hangs.
   Duration prefill_chunk_time = std::chrono::seconds(1);
   Duration step_deadline = std::chrono::seconds(10);
   double kv_watermark = 0.90;  // no new prefill above this share of used blocks

@@ -16,8 +16,7 @@ using scheduling::EndReason;
 using scheduling::Event;
 using scheduling::EventKind;
 
-// What a chunk may hold before its rate has been measured, and at least ever after.
-constexpr int32_t kFirstChunkTokens = 64;
+// A chunk is never fitted to fewer tokens.
 constexpr int32_t kChunkTokensMin = step::kBlockTokens;
 
 // A slot's setup must fit into one record of a plan channel beside the rest of the plan.
@@ -77,7 +76,6 @@ LoopEngine::LoopEngine(const EngineOptions& options, step::Executor* executor,
   CHECK(clock_ != nullptr);
   CHECK(stats_ != nullptr);
   CHECK(options_.queue_size > 0);
-  if (options_.prefill_chunk_time > Duration(0)) scheduler_.LimitPrefill(kFirstChunkTokens);
   UpdateGauges();
 }
 

@@ -224,7 +224,8 @@ TEST(EngineTest, ChunksFollowTheMeasuredRate) {
   options.engine.prefill_chunk_tokens = 1024;
   options.step_per_token = milliseconds(5);  // 200 in a second
   EngineBench bench(options);
-  bench.Submit(MakeRequest(1, 3000, 2));
+  bench.Submit(MakeRequest(1, 4000, 2));
+  bench.Turns(3);  // two steps are launched before the first one is measured
   Deadline before = bench.clock().Now();
   Duration longest{};
   for (bool worked = true; worked;) {
