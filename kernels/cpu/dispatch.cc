@@ -45,6 +45,20 @@ bool HasAvx512Vnni() {
          Bit(seven.ebx, 30) && Bit(seven.ebx, 31) && Bit(seven.ecx, 11);
 }
 
+// Linux lets a process touch tile registers only after it has asked; the answer holds for the
+// whole process, and asking again changes nothing.
+bool RequestTilePermission() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool HasAmx() {
+  const CpuidResult seven = Cpuid(7, 0);
+  return HasAvx512Vnni() && Saves(SavedStates(), 0x60000) && Bit(seven.edx, 24) &&
+         Bit(seven.edx, 25) && RequestTilePermission();
+}
+
 }  // namespace
 
 std::string_view IsaLevelName(IsaLevel level) {
@@ -61,11 +75,12 @@ bool IsaLevelSupported(IsaLevel level) {
   // Asked once: on a virtual machine every CPUID is a trip to the hypervisor (tens of us).
   static const bool has_avx2 = HasAvx2();
   static const bool has_avx512_vnni = HasAvx512Vnni();
+  static const bool has_amx = HasAmx();
   switch (level) {
     case IsaLevel::kReference: return true;
     case IsaLevel::kAvx2: return has_avx2;
     case IsaLevel::kAvx512Vnni: return has_avx512_vnni;
-    case IsaLevel::kAmx: return false;
+    case IsaLevel::kAmx: return has_amx;
   }
   return false;
 }
@@ -83,7 +98,10 @@ const Kernels& GetKernels(IsaLevel level) {
     case IsaLevel::kReference: return kReferenceKernels;
     case IsaLevel::kAvx2: return kAvx2Kernels;
     case IsaLevel::kAvx512Vnni: return kAvx512Kernels;
-    case IsaLevel::kAmx: break;
+    case IsaLevel::kAmx: {
+      static const Kernels amx_kernels = AmxKernels();
+      return amx_kernels;
+    }
   }
   std::abort();
 }

@@ -8,12 +8,11 @@
 #include <cstdint>
 
 #include "kernels/cpu/avx512.h"
-#include "kernels/cpu/unroll.h"
+#include "kernels/cpu/int8_avx512.h"
 
 namespace nibble::cpu {
 namespace {
 
-constexpr int32_t kBlockRows = 16;
 constexpr int32_t kHeadGroup = 32;
 constexpr int32_t kDirectTokens = 16; // up to here weights are unpacked in registers
 constexpr int32_t kTileTokens = 8;   // tokens of a register tile
@@ -21,28 +20,6 @@ constexpr int32_t kTileBlocks = 3;   // row blocks of a register tile
 constexpr int32_t kPanelColumns = 768;
 constexpr int32_t kPanelGroups = kPanelColumns / 32;
 constexpr int32_t kMinus128 = 0xff80;  // in the low 16 bits of a lane, 0 above
-
-int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
-
-__mmask16 RowMask(int32_t rows, int32_t block) {
-  const int32_t left = rows - block * kBlockRows;
-  return left >= kBlockRows ? static_cast<__mmask16>(0xffff)
-                            : static_cast<__mmask16>((1U << left) - 1U);
-}
-
-NIBBLE_INLINE inline __m512 LoadScales(const void* scales, int64_t index, ElementType type) {
-  if (type == ElementType::kF32) {
-    return _mm512_loadu_ps(static_cast<const float*>(scales) + index);
-  }
-  const uint16_t* half = static_cast<const uint16_t*>(scales) + index;
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-}
-
-// -z in the low 16 bits of each lane, 0 above: what dpwssd multiplies by the sum of x.
-NIBBLE_INLINE inline __m512i NegatedZeros(const uint8_t* zeros) {
-  const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
-  return _mm512_and_si512(_mm512_sub_epi32(_mm512_setzero_si512(), z), _mm512_set1_epi32(0xffff));
-}
 
 NIBBLE_INLINE inline __m512i Broadcast4(const int8_t* x) {
   int32_t four = 0;
@@ -55,26 +32,6 @@ NIBBLE_INLINE inline __m512i Broadcast4(const int8_t* x) {
 NIBBLE_INLINE inline __m512i Dot4(__m512i acc, __m512i w, __m512i x) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
   return acc;
-}
-
-// acc + z * x, z in the low 16 bits of each lane.
-NIBBLE_INLINE inline __m512i AddZeroTerm(__m512i acc, __m512i zeros, __m512i sums) {
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(zeros), "v"(sums));
-  return acc;
-}
-
-// fma(scales * scale of x, float(acc), sum)
-NIBBLE_INLINE inline __m512 Scaled(__m512i acc, __m512 scales, float x_scale, __m512 sum) {
-  return _mm512_fmadd_ps(_mm512_mul_ps(scales, _mm512_set1_ps(x_scale)), _mm512_cvtepi32_ps(acc),
-                         sum);
-}
-
-NIBBLE_INLINE inline void StoreRows(const GemmOutput& y, int32_t token, int32_t block,
-                                    __mmask16 mask, __m512 sum) {
-  if (y.bias != nullptr) {
-    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y.bias + block * kBlockRows));
-  }
-  _mm512_mask_storeu_ps(y.values + token * y.stride + block * kBlockRows, mask, sum);
 }
 
 // ---- Few tokens ------------------------------------------------------------------------------
@@ -380,37 +337,6 @@ struct PanelMemory {
   int32_t zeros[kPanelGroups * kTileBlocks * kBlockRows] __attribute__((aligned(64)));
 };
 
-// [vector][row block][64 bytes], each packed vector giving two.
-template <int kBlocks>
-void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int32_t columns,
-              PanelMemory* memory) {
-  const __m512i low_mask = _mm512_set1_epi8(0x0f);
-  const int32_t groups = w.columns / w.group;
-  const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
-  const uint8_t* from = w.nibbles + first_block * block_bytes + first_column * kBlockRows / 2;
-  uint8_t* to = memory->bytes;
-  for (int32_t v = 0; v < columns / 8; ++v) {
-    Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-      const __m512i packed = _mm512_loadu_si512(from + r * block_bytes);
-      _mm512_store_si512(to + r * 64, _mm512_and_si512(packed, low_mask));
-      _mm512_store_si512(to + (kBlocks + r) * 64,
-                         _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask));
-    });
-    from += 64;
-    to += 2 * kBlocks * 64;
-  }
-  for (int32_t g = 0; g < columns / w.group; ++g) {
-    for (int32_t r = 0; r < kBlocks; ++r) {
-      const int64_t entry =
-          ((first_block + r) * static_cast<int64_t>(groups) + first_column / w.group + g) *
-          kBlockRows;
-      const int32_t target = (g * kBlocks + r) * kBlockRows;
-      _mm512_store_ps(memory->scales + target, LoadScales(w.scales, entry, w.scale_type));
-      _mm512_store_si512(memory->zeros + target, NegatedZeros(w.zeros + entry));
-    }
-  }
-}
-
 template <int kBlocks>
 void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
              int32_t first_block) {
@@ -420,7 +346,8 @@ void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
   const int32_t step = kPanelColumns / w.group * w.group;
   for (int32_t column = 0; column < w.columns; column += step) {
     const int32_t columns = Min(step, w.columns - column);
-    UnpackW4<kBlocks>(w, first_block, column, columns, &memory);
+    UnpackW4<kBlocks>(w, first_block, column, columns,
+                      {memory.bytes, memory.scales, memory.zeros});
     const Panel panel = {.bytes = memory.bytes,
                          .block_step = 64,
                          .step = kBlocks * 64,
