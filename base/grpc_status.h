@@ -37,6 +37,7 @@ inline constexpr std::string_view kWorkerLost = "WORKER_LOST";
 inline constexpr std::string_view kDeadline = "DEADLINE";
 inline constexpr std::string_view kEngineFault = "ENGINE_FAULT";
 inline constexpr std::string_view kCapability = "CAPABILITY";
+inline constexpr std::string_view kResponseTooLarge = "RESPONSE_TOO_LARGE";
 }  // namespace reason
 
 struct FieldViolation {

@@ -1,0 +1,69 @@
+#include "services/gateway/admin_service.h"
+
+#include <string>
+
+#include "base/grpc_status.h"
+#include "base/logging.h"
+#include "base/version.h"
+
+namespace nibble::gateway {
+namespace {
+
+grpc::ServerUnaryReactor* Done(grpc::CallbackServerContext* context,
+                               const absl::Status& status = absl::OkStatus()) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* AdminServiceHandlers::GetServerInfo(
+    grpc::CallbackServerContext* context, const admin::v1::GetServerInfoRequest* /*request*/,
+    admin::v1::GetServerInfoResponse* response) {
+  const BuildInfo& build = GetBuildInfo();
+  response->set_program("nibble-gateway");
+  response->set_version(std::string(build.version));
+  response->set_git_revision(std::string(build.git_revision));
+  response->set_build(std::string(build.compiler) + ", " + std::string(build.build_type));
+  response->set_draining(core_->draining.load());
+  for (const GroupSnapshot& snapshot : core_->router.Snapshot()) {
+    admin::v1::Group* group = response->add_groups();
+    group->set_address(snapshot.address);
+    group->set_ready(snapshot.ready);
+    group->set_running(snapshot.load.running());
+    group->set_waiting(snapshot.load.waiting());
+    group->set_model(snapshot.model);
+  }
+  return Done(context);
+}
+
+grpc::ServerUnaryReactor* AdminServiceHandlers::Drain(grpc::CallbackServerContext* context,
+                                                      const admin::v1::DrainRequest* /*request*/,
+                                                      admin::v1::DrainResponse* response) {
+  set_draining_(true);
+  response->set_remaining(static_cast<uint32_t>(core_->calls.size()));
+  return Done(context);
+}
+
+grpc::ServerUnaryReactor* AdminServiceHandlers::Undrain(
+    grpc::CallbackServerContext* context, const admin::v1::UndrainRequest* /*request*/,
+    admin::v1::UndrainResponse* /*response*/) {
+  set_draining_(false);
+  return Done(context);
+}
+
+grpc::ServerUnaryReactor* AdminServiceHandlers::SetLogLevel(
+    grpc::CallbackServerContext* context, const admin::v1::SetLogLevelRequest* request,
+    admin::v1::SetLogLevelResponse* /*response*/) {
+  const auto level = spdlog::level::from_str(request->level());
+  // from_str says "off" for anything it does not know.
+  if (level == spdlog::level::off && request->level() != "off") {
+    const FieldViolation violation = {"level", "is none of trace, debug, info, warn, error, off"};
+    return Done(context, InvalidFieldsError({&violation, 1}));
+  }
+  spdlog::set_level(level);
+  return Done(context);
+}
+
+}  // namespace nibble::gateway

@@ -1,0 +1,64 @@
+#include "services/gateway/call_base.h"
+
+#include <grpc/grpc.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/grpc_deadline.h"
+#include "base/grpc_status.h"
+#include "services/gateway/status_contract.h"
+
+namespace nibble::gateway {
+
+CallBase::CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context)
+    : core_(core),
+      rpc_(rpc),
+      context_(context),
+      arrived_(core->clock->Now()),
+      deadline_(FromGrpcDeadline(context->raw_deadline(), *core->clock)) {
+  core_->metrics.rpcs[static_cast<size_t>(rpc)].started->Increment();
+}
+
+absl::Status CallBase::Enter() {
+  if (core_->draining.load()) return DrainingError(core_->RetryDelay());
+  if (!core_->calls.Enter(this)) {
+    return OverloadedError("calls in flight", static_cast<int64_t>(core_->calls.limit()));
+  }
+  entered_ = true;
+  if (DeadlinePassed()) return DeadlineError();
+  return absl::OkStatus();
+}
+
+void CallBase::Leave() {
+  if (entered_) core_->calls.Leave(this);
+}
+
+void CallBase::AddTrailer(const char* key, const std::string& value) {
+  context_->AddTrailingMetadata(key, value);
+}
+
+grpc::Status CallBase::Close(const absl::Status& status) {
+  const RpcMetrics& metrics = core_->metrics.rpcs[static_cast<size_t>(rpc_)];
+  const auto code = static_cast<size_t>(status.code());
+  metrics.handled[code < kStatusCodes ? code : static_cast<size_t>(absl::StatusCode::kUnknown)]
+      ->Increment();
+  metrics.seconds->Observe(std::chrono::duration<double>(core_->clock->Now() - arrived_).count());
+  if (const auto pushback = Pushback(status)) AddTrailer(kPushbackTrailer, *pushback);
+  return ToGrpcStatus(status);
+}
+
+grpc::Status CallBase::Close(const GenerationEnd& end) {
+  AddTrailer(kTokensSentTrailer, absl::StrCat(end.tokens_delivered));
+  if (!end.group.empty()) AddTrailer(kGroupTrailer, end.group);
+  if (!end.cause.empty()) AddTrailer(kCauseTrailer, end.cause);
+  if (!end.request_id.empty()) AddTrailer("x-request-id", end.request_id);
+  return Close(end.status);
+}
+
+void CallBase::Reset(const absl::Status& status) {
+  grpc_call_cancel_with_status(context_->c_call(), static_cast<grpc_status_code>(status.code()),
+                               std::string(status.message()).c_str(), nullptr);
+}
+
+}  // namespace nibble::gateway

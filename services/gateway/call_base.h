@@ -1,0 +1,54 @@
+// What every RPC of the public port does first and last: its place among the calls in flight, its
+// deadline, its metrics, its status and trailers.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "base/clock.h"
+#include "services/gateway/client_sink.h"
+#include "services/gateway/core.h"
+#include "services/gateway/live_calls.h"
+
+namespace nibble::gateway {
+
+// Base of every reactor; one per call.
+class CallBase : public LiveCall {
+ public:
+  CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context);
+
+ protected:
+  // Takes the call's place. UNAVAILABLE while draining, RESOURCE_EXHAUSTED at the limit,
+  // DEADLINE_EXCEEDED when no time is left: the call is then finished without any work.
+  [[nodiscard]] absl::Status Enter();
+  // Gives the place back; from OnDone, before the reactor goes.
+  void Leave();
+  // Trailers and counts; the result goes to Finish. Once.
+  [[nodiscard]] grpc::Status Close(const absl::Status& status);
+  [[nodiscard]] grpc::Status Close(const GenerationEnd& end);
+
+  [[nodiscard]] Core& core() const { return *core_; }
+  [[nodiscard]] Rpc rpc() const { return rpc_; }
+  [[nodiscard]] Deadline arrived() const { return arrived_; }
+  [[nodiscard]] Deadline deadline() const { return deadline_; }
+  [[nodiscard]] grpc::CallbackServerContext* context() const { return context_; }
+  // What the client's leaving means: its deadline where that has passed, else a cancel.
+  [[nodiscard]] bool DeadlinePassed() const { return core_->clock->Now() >= deadline_; }
+  // Ends the call on the wire with this status, before what still waits for a reader: a trailer
+  // of ours would wait behind data that is not read.
+  void Reset(const absl::Status& status);
+
+ private:
+  void AddTrailer(const char* key, const std::string& value);
+
+  Core* const core_;
+  const Rpc rpc_;
+  grpc::CallbackServerContext* const context_;
+  const Deadline arrived_;
+  const Deadline deadline_;
+  bool entered_ = false;
+};
+
+}  // namespace nibble::gateway
