@@ -7,13 +7,12 @@
 
 #include "worker/execution/cpu/memory.h"
 #include "worker/execution/cpu/model_shard.h"
+#include "worker/weights/activation_plan.h"
 #include "worker/weights/memory_plan.h"
 
 namespace nibble::execution {
 
-// Steps of at most this many tokens are converted by every thread for itself: that costs less than
-// a barrier.
-inline constexpr int32_t kPrivateTokens = 4;
+using weights::kPrivateTokens;
 
 struct Buffers {
   // T = max_step_tokens.

@@ -22,9 +22,9 @@ struct CpuExecutorOptions {
   int32_t threads = 1;            // compute threads of this rank
   cpu::IsaLevel isa = cpu::BestIsaLevel();
   // Called while weights are loaded and packed, from one thread.
-  std::function<void(int64_t bytes_done, int64_t bytes_total)> progress;
+  std::function<void(int64_t bytes_done, int64_t bytes_total)> progress = {};
   // Called as layers pass, for the liveness stamp. Must be fast.
-  std::function<void()> on_progress_stamp;
+  std::function<void()> on_progress_stamp = {};
 };
 
 // Bytes actually allocated, by owner (the `kind` label of nibble_memory_bytes).

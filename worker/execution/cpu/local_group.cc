@@ -12,8 +12,9 @@ namespace nibble::execution {
 absl::StatusOr<std::unique_ptr<LocalGroup>> LocalGroup::Create(
     const weights::Checkpoint& checkpoint, const Options& options) {
   std::unique_ptr<LocalGroup> group(new LocalGroup);
-  ASSIGN_OR_RETURN(group->plan_,
-                   weights::PlanMemory(checkpoint, options.ranks, options.memory));
+  weights::MemoryOptions memory = options.memory;
+  memory.threads = options.threads;
+  ASSIGN_OR_RETURN(group->plan_, weights::PlanMemory(checkpoint, options.ranks, memory));
   if (options.ranks > 1) {
     ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(options.ranks));
     group->region_ = std::make_unique<collectives::ShmRegion>(std::move(region));
@@ -31,7 +32,7 @@ absl::StatusOr<std::unique_ptr<LocalGroup>> LocalGroup::Create(
     ASSIGN_OR_RETURN(auto executor,
                      CpuExecutor::Create(checkpoint, group->plan_,
                                          group->communicators_.back().get(),
-                                         {.memory = options.memory,
+                                         {.memory = memory,
                                           .threads = options.threads,
                                           .isa = options.isa,
                                           .progress = {},

@@ -23,7 +23,7 @@ class LocalGroup final : public step::Executor {
   struct Options {
     int32_t ranks = 1;
     weights::MemoryOptions memory;
-    int32_t threads = 1;  // compute threads of each rank
+    int32_t threads = 1;  // compute threads of each rank; memory.threads follows
     cpu::IsaLevel isa = cpu::BestIsaLevel();
   };
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<LocalGroup>> Create(
