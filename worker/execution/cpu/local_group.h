@@ -22,7 +22,7 @@ class LocalGroup final : public step::Executor {
  public:
   struct Options {
     int32_t ranks = 1;
-    weights::MemoryOptions memory;
+    weights::MemoryOptions memory = {};
     int32_t threads = 1;  // compute threads of each rank; memory.threads follows
     cpu::IsaLevel isa = cpu::BestIsaLevel();
   };
