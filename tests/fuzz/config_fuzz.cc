@@ -1,4 +1,5 @@
-// Bytes as config.json: an accepted config gives sizes that the rest of nibble can take as they are.
+// Bytes as config.json: an accepted config gives sizes that the rest of nibble can take as they
+// are.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

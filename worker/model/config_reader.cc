@@ -38,8 +38,7 @@ bool ConfigReader::HasNull(std::string_view key) const {
 }
 
 absl::Status ConfigReader::Missing(std::string_view key, std::string_view allowed) const {
-  return absl::InvalidArgumentError(
-      Message(where_, ": ", key, " is missing; allowed: ", allowed));
+  return absl::InvalidArgumentError(Message(where_, ": ", key, " is missing; allowed: ", allowed));
 }
 
 absl::StatusOr<int32_t> ConfigReader::Int(std::string_view key, IntRange range,
@@ -51,8 +50,7 @@ absl::StatusOr<int32_t> ConfigReader::Int(std::string_view key, IntRange range,
     return Missing(key, allowed);
   }
   if (!value->is_number_integer()) return BadValue(where_, key, *value, allowed);
-  if (value->is_number_unsigned() &&
-      value->get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+  if (value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
     return BadValue(where_, key, *value, allowed);
   }
   const auto number = value->get<int64_t>();

@@ -16,7 +16,7 @@ constexpr std::string_view kWhere = "config.json";
 
 // How a family uses `sliding_window`.
 enum class Window : uint8_t {
-  kNever,     // the key is ignored
+  kNever,  // the key is ignored
   kEveryLayer,
   kSwitched,  // only with use_sliding_window, from layer max_window_layers on
 };
@@ -29,8 +29,8 @@ struct Family {
   bool attention_bias_key;  // attention_bias gives q, k, v and o a bias
   bool mlp_bias_key;
   bool qk_norm;
-  int32_t head_dim;         // 0 = hidden_size / heads
-  int32_t kv_heads;         // 0 = as many as heads
+  int32_t head_dim;  // 0 = hidden_size / heads
+  int32_t kv_heads;  // 0 = as many as heads
   int32_t max_position;
   Window window;
 };
@@ -70,8 +70,8 @@ absl::StatusOr<const Family*> FindFamily(const ConfigReader& reader, std::string
     if (family.architecture == *architecture) return &family;
   }
   return absl::UnimplementedError(Message(kWhere, ": architectures[0] is ",
-                                               DescribeValue(value->front()),
-                                               "; allowed: ", KnownArchitectures()));
+                                          DescribeValue(value->front()),
+                                          "; allowed: ", KnownArchitectures()));
 }
 
 absl::Status ParseSizes(const ConfigReader& reader, const Family& family, ModelSpec* spec) {
@@ -82,8 +82,7 @@ absl::Status ParseSizes(const ConfigReader& reader, const Family& family, ModelS
   ASSIGN_OR_RETURN(spec->vocab_size, reader.Int("vocab_size", {1, kMaxVocab}));
   // An explicit null means one KV head per query head; a missing key the family's default.
   const bool kv_null = reader.HasNull("num_key_value_heads");
-  const int32_t kv_default =
-      family.kv_heads == 0 || kv_null ? spec->head_count : family.kv_heads;
+  const int32_t kv_default = family.kv_heads == 0 || kv_null ? spec->head_count : family.kv_heads;
   ASSIGN_OR_RETURN(spec->kv_head_count,
                    reader.Int("num_key_value_heads", {1, spec->head_count}, kv_default));
   if (spec->kv_head_count > spec->head_count || spec->head_count % spec->kv_head_count != 0) {
@@ -95,7 +94,7 @@ absl::Status ParseSizes(const ConfigReader& reader, const Family& family, ModelS
     if (!reader.Has("head_dim") && spec->hidden_size % spec->head_count != 0) {
       return BadValue(kWhere, "hidden_size", spec->hidden_size,
                       Message("a multiple of num_attention_heads, ", spec->head_count,
-                                   ", where head_dim is missing"));
+                              ", where head_dim is missing"));
     }
     head_dim = spec->hidden_size / spec->head_count;
   }
@@ -104,9 +103,8 @@ absl::Status ParseSizes(const ConfigReader& reader, const Family& family, ModelS
     return BadValue(kWhere, "head_dim", spec->head_dim,
                     Message("an even number 2 … ", kMaxHeadDim));
   }
-  ASSIGN_OR_RETURN(
-      spec->max_context,
-      reader.Int("max_position_embeddings", {1, kMaxPositions}, family.max_position));
+  ASSIGN_OR_RETURN(spec->max_context,
+                   reader.Int("max_position_embeddings", {1, kMaxPositions}, family.max_position));
   return absl::OkStatus();
 }
 
@@ -173,8 +171,7 @@ void ApplyRopeToContext(ModelSpec* spec) {
   const RopeSpec& rope = spec->rope;
   const double stretched = std::floor(static_cast<double>(rope.original_max_position) *
                                       static_cast<double>(rope.factor));
-  const auto reach =
-      static_cast<int32_t>(std::min(stretched, static_cast<double>(kMaxPositions)));
+  const auto reach = static_cast<int32_t>(std::min(stretched, static_cast<double>(kMaxPositions)));
   spec->context_limit = spec->max_context;
   switch (rope.scaling) {
     case RopeScaling::kNone:

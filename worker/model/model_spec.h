@@ -43,7 +43,7 @@ struct ModelSpec {
                               // for dynamic rope, whose frequencies then change
   float norm_epsilon = 1e-5f;
   RopeSpec rope;
-  int32_t sliding_window = 0;  // 0 = none; else positions p-window+1 … p are seen
+  int32_t sliding_window = 0;         // 0 = none; else positions p-window+1 … p are seen
   std::vector<bool> windowed_layers;  // per layer; empty = all (when sliding_window > 0)
   bool qkv_bias = false;
   bool o_bias = false;
@@ -66,7 +66,6 @@ struct RopeTable {
   std::vector<float> inverse_frequencies;
   float attention_factor = 1;
 };
-[[nodiscard]] RopeTable MakeRopeTable(const RopeSpec& rope, int32_t head_dim,
-                                      int32_t max_position);
+[[nodiscard]] RopeTable MakeRopeTable(const RopeSpec& rope, int32_t head_dim, int32_t max_position);
 
 }  // namespace nibble::model

@@ -143,15 +143,15 @@ absl::StatusOr<RopeSpec> ParseRope(const ConfigReader& config, int32_t max_posit
   RETURN_IF_ERROR(CheckFullRotation(config));
   const nlohmann::json* scaling = config.Find("rope_scaling");
   const nlohmann::json* parameters = config.Find("rope_parameters");
-  for (const auto& [key, value] : {std::pair("rope_scaling", scaling),
-                                   std::pair("rope_parameters", parameters)}) {
+  for (const auto& [key, value] :
+       {std::pair("rope_scaling", scaling), std::pair("rope_parameters", parameters)}) {
     if (value != nullptr && !value->is_object()) {
       return BadValue(config.where(), key, *value, "an object, null");
     }
   }
   if (scaling != nullptr && parameters != nullptr && *scaling != *parameters) {
-    return absl::InvalidArgumentError(Message(
-        config.where(), ": rope_scaling and rope_parameters differ; allowed: one of them"));
+    return absl::InvalidArgumentError(
+        Message(config.where(), ": rope_scaling and rope_parameters differ; allowed: one of them"));
   }
   const char* key = parameters != nullptr ? "rope_parameters" : "rope_scaling";
   const nlohmann::json* object = parameters != nullptr ? parameters : scaling;
@@ -185,8 +185,8 @@ RopeTable MakeRopeTable(const RopeSpec& rope, int32_t head_dim, int32_t max_posi
       break;
     case RopeScaling::kYarn:
       ScaleYarn(rope, head_dim, &table.inverse_frequencies);
-      table.attention_factor = rope.attention_factor > 0 ? rope.attention_factor
-                                                         : YarnMscale(rope.factor, 1.0f);
+      table.attention_factor =
+          rope.attention_factor > 0 ? rope.attention_factor : YarnMscale(rope.factor, 1.0f);
       break;
   }
   return table;

@@ -11,7 +11,6 @@ namespace nibble::model {
 
 // Reads `rope_theta` and `rope_scaling`, or the newer `rope_parameters`, which holds both.
 // INVALID_ARGUMENT names the key, its value and what is allowed.
-[[nodiscard]] absl::StatusOr<RopeSpec> ParseRope(const ConfigReader& config,
-                                                 int32_t max_position);
+[[nodiscard]] absl::StatusOr<RopeSpec> ParseRope(const ConfigReader& config, int32_t max_position);
 
 }  // namespace nibble::model

@@ -35,8 +35,8 @@ absl::StatusOr<weights::LogicalLinear> RoundToNearest(const weights::LogicalLine
     const float range = std::max(*high - *low, kRangeMin);
     const float scale = weights::HalfToFloat(weights::FloatToHalf(range / kLevels));
     if (!std::isfinite(scale)) {
-      return absl::InvalidArgumentError(model::Message(
-          dense.name, ": a group spans ", range, "; its scale is beyond fp16 (65504)"));
+      return absl::InvalidArgumentError(model::Message(dense.name, ": a group spans ", range,
+                                                       "; its scale is beyond fp16 (65504)"));
     }
     const float zero = std::clamp(std::nearbyint(-*low / scale), 0.0f, kLevels);
     result.scales[group] = scale;

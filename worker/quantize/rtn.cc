@@ -35,11 +35,18 @@ constexpr int64_t kCopyBytesMax = int64_t{256} << 20;
 constexpr int32_t kMaxThreads = 1024;
 
 // What a model folder holds beside weights and config.json.
-constexpr std::string_view kCopied[] = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "vocab.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json",
-    "generation_config.json", "LICENSE", "NOTICE"};
+constexpr std::string_view kCopied[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "tokenizer.model",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "chat_template.jinja",
+                                        "chat_template.json",
+                                        "generation_config.json",
+                                        "LICENSE",
+                                        "NOTICE"};
 
 // One piece of work: tensors that are made together.
 struct Item {
@@ -109,20 +116,19 @@ class Planner {
   absl::Status AddLinear(const std::string& name) {
     ASSIGN_OR_RETURN(const weights::LinearInfo info, checkpoint_.DescribeLinear(name));
     if (info.layout != weights::Layout::kNone) {
-      return absl::FailedPreconditionError(
-          Message(name, " is quantized already (", weights::LayoutName(info.layout),
-                  "); allowed: fp16, bf16, fp32"));
+      return absl::FailedPreconditionError(Message(name, " is quantized already (",
+                                                   weights::LayoutName(info.layout),
+                                                   "); allowed: fp16, bf16, fp32"));
     }
     const int32_t group = group_size_ < 0 ? info.columns : group_size_;
     if (info.columns % group != 0 || group % 32 != 0) {
-      return absl::InvalidArgumentError(
-          Message(name, " has ", info.columns, " columns; allowed: multiples of ",
-                  group_size_ < 0 ? 32 : group, " (the group size)"));
+      return absl::InvalidArgumentError(Message(name, " has ", info.columns,
+                                                " columns; allowed: multiples of ",
+                                                group_size_ < 0 ? 32 : group, " (the group size)"));
     }
     if (info.rows % weights::kGemmRowUnit != 0) {
-      return absl::InvalidArgumentError(Message(name, " has ", info.rows,
-                                                " rows; allowed: multiples of ",
-                                                weights::kGemmRowUnit));
+      return absl::InvalidArgumentError(Message(
+          name, " has ", info.rows, " rows; allowed: multiples of ", weights::kGemmRowUnit));
     }
     Item item;
     item.source = name;
@@ -170,8 +176,8 @@ absl::StatusOr<std::vector<std::byte>> ToHalf(const std::vector<float>& values,
   for (size_t i = 0; i < values.size(); ++i) {
     const uint16_t half = weights::FloatToHalf(values[i]);
     if (!std::isfinite(weights::HalfToFloat(half))) {
-      return absl::InvalidArgumentError(Message("tensor ", weights::Printable(name), ": value ",
-                                                i, " is ", values[i],
+      return absl::InvalidArgumentError(Message("tensor ", weights::Printable(name), ": value ", i,
+                                                " is ", values[i],
                                                 "; allowed: -65504 … 65504 (fp16)"));
     }
     std::memcpy(bytes.data() + 2 * i, &half, sizeof(half));
@@ -188,9 +194,8 @@ class Writer {
   absl::Status Run(const OutputFolder& folder) {
     for (size_t i = 0; i < plan_.shards.size(); ++i) {
       const std::string name = ShardName(i, plan_.shards.size());
-      ASSIGN_OR_RETURN(auto file,
-                       weights::SafetensorsWriter::Create(folder.PathOf(name), plan_.shards[i],
-                                                          {{"format", "pt"}}));
+      ASSIGN_OR_RETURN(auto file, weights::SafetensorsWriter::Create(
+                                      folder.PathOf(name), plan_.shards[i], {{"format", "pt"}}));
       for (const TensorPlan& tensor : plan_.shards[i]) file_of_[tensor.name] = file.get();
       files_.push_back(std::move(file));
     }

@@ -36,8 +36,7 @@ struct ActivationPlan {
   int64_t block_tables = 0;  // [max_slots, ceil(max_context / kBlockTokens)] int32
 
   [[nodiscard]] int64_t activation_bytes() const {
-    return hidden + normed + qkv + attention + gate_up + mlp + projected + converted +
-           private_mlp;
+    return hidden + normed + qkv + attention + gate_up + mlp + projected + converted + private_mlp;
   }
   [[nodiscard]] int64_t workspace_bytes() const {
     return logits + gathered + whole_rows + candidates + penalties + block_tables;

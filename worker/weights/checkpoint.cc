@@ -22,8 +22,7 @@ constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr int64_t kConfigBytesMax = 4 << 20;
 constexpr int64_t kIndexBytesMax = 64 << 20;
 
-absl::StatusOr<json> ReadJson(const ModelFolder& folder, std::string_view name,
-                              int64_t bytes_max) {
+absl::StatusOr<json> ReadJson(const ModelFolder& folder, std::string_view name, int64_t bytes_max) {
   ASSIGN_OR_RETURN(const std::string text, folder.ReadFile(name, bytes_max));
   return ParseStrictJson(text, name);
 }
@@ -144,9 +143,9 @@ absl::Status Checkpoint::OpenWeights() {
   for (const std::string& name : names) {
     auto file = root_.OpenFile(name);
     if (!file.ok()) {
-      return absl::Status(absl::IsNotFound(file.status()) ? absl::StatusCode::kDataLoss
-                                                          : file.status().code(),
-                          Message(kIndexFile, ": ", file.status().message()));
+      return absl::Status(
+          absl::IsNotFound(file.status()) ? absl::StatusCode::kDataLoss : file.status().code(),
+          Message(kIndexFile, ": ", file.status().message()));
     }
     ASSIGN_OR_RETURN(auto mapped, SafetensorsFile::Map(file->get(), name));
     files_.push_back(std::move(mapped));
@@ -156,8 +155,8 @@ absl::Status Checkpoint::OpenWeights() {
     const auto found = std::find_if(files_.begin(), files_.end(),
                                     [&](const auto& mapped) { return mapped->name() == name; });
     if (!(*found)->tensors().contains(tensor)) {
-      return absl::DataLossError(Message(kIndexFile, ": tensor ", Printable(tensor),
-                                         ": is not in ", Printable(name)));
+      return absl::DataLossError(
+          Message(kIndexFile, ": tensor ", Printable(tensor), ": is not in ", Printable(name)));
     }
   }
   return absl::OkStatus();
@@ -224,9 +223,9 @@ absl::Status Checkpoint::CheckAgainstConfig(std::string_view layer, const Linear
                                             const StoredTensor& tensor) const {
   if (info.layout == Layout::kNone) return absl::OkStatus();
   if (!LayoutAgrees(quantization_.layout, info.layout)) {
-    return TensorError(tensor, Message("is stored as ", LayoutName(info.layout),
-                                       "; the quantization config says ",
-                                       LayoutName(quantization_.layout)));
+    return TensorError(
+        tensor, Message("is stored as ", LayoutName(info.layout), "; the quantization config says ",
+                        LayoutName(quantization_.layout)));
   }
   const int32_t stated = quantization_.group_size < 0 ? info.columns : quantization_.group_size;
   if (quantization_.layout != Layout::kNone && stated != 0 && stated != info.group_size) {
@@ -250,9 +249,9 @@ absl::StatusOr<LinearInfo> Checkpoint::DescribeLinear(std::string_view name) con
   RETURN_IF_ERROR(CheckAgainstConfig(name, info, main));
   const std::optional<LinearShape> shape = ExpectedShape(spec_, name);
   if (shape.has_value() && (info.rows != shape->rows || info.columns != shape->columns)) {
-    return TensorError(main, Message("holds ", info.rows, " x ", info.columns,
-                                     " weights; config.json says ", shape->rows, " x ",
-                                     shape->columns));
+    return TensorError(
+        main, Message("holds ", info.rows, " x ", info.columns, " weights; config.json says ",
+                      shape->rows, " x ", shape->columns));
   }
   info.has_bias = shape.has_value() ? shape->bias : static_cast<bool>(tensors.bias);
   if (info.has_bias) RETURN_IF_ERROR(CheckTensor(tensors, tensors.bias, "bias", 1));

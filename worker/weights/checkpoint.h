@@ -59,8 +59,7 @@ class Checkpoint {
       std::string_view name, const std::vector<int64_t>& shape) const;
 
   // A small text file of the folder ("tokenizer.json"); NOT_FOUND when absent.
-  [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name,
-                                                     int64_t size_max) const;
+  [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name, int64_t size_max) const;
 
   // SHA-256-free identity: a hash of config and of every tensor's name, type and shape, compared
   // by the ranks of a group and by the gateway across groups.

@@ -29,7 +29,7 @@ namespace nibble::weights {
   const auto bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);  // NaN
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and above
   if (magnitude < 0x38800000u) {  // below 2^-14: fp32's own addition rounds to units of 2^-24
     const float rounded = std::bit_cast<float>(magnitude) + 0.5f;

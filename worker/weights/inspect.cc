@@ -42,9 +42,9 @@ absl::Status AddLayers(const Checkpoint& checkpoint, CheckpointReport* report) {
       RETURN_IF_ERROR(checkpoint.DescribeDense(norm.name, {norm.size}).status());
       report->parameter_count += norm.size;
     }
-    if (!report->layers.empty() && std::equal(linears.begin(), linears.end(),
-                                              report->layers.back().linears.begin(),
-                                              &SameStorage)) {
+    if (!report->layers.empty() &&
+        std::equal(linears.begin(), linears.end(), report->layers.back().linears.begin(),
+                   &SameStorage)) {
       report->layers.back().last_layer = layer;
     } else {
       report->layers.push_back({layer, layer, std::move(linears)});
@@ -104,9 +104,8 @@ absl::StatusOr<CheckpointReport> InspectCheckpoint(const Checkpoint& checkpoint,
   }
   RETURN_IF_ERROR(AddLayers(checkpoint, &report));
   ASSIGN_OR_RETURN(report.head, checkpoint.DescribeHead());
-  ASSIGN_OR_RETURN(
-      report.embedding_type,
-      checkpoint.DescribeDense(kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
+  ASSIGN_OR_RETURN(report.embedding_type,
+                   checkpoint.DescribeDense(kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
   RETURN_IF_ERROR(checkpoint.DescribeDense(kFinalNormName, {spec.hidden_size}).status());
   report.parameter_count += int64_t{spec.vocab_size} * spec.hidden_size + spec.hidden_size;
   if (!spec.tied_head) report.parameter_count += Parameters(report.head);

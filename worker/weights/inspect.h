@@ -32,8 +32,8 @@ struct LayerRun {
 // How the matrices split over that many ranks.
 struct DegreeSummary {
   int32_t rank_count = 0;
-  absl::Status possible;  // OK, or why not
-  bool even = false;      // every rank holds as many heads, KV heads, FFN columns and tokens
+  absl::Status possible;       // OK, or why not
+  bool even = false;           // every rank holds as many heads, KV heads, FFN columns and tokens
   bool kv_replicated = false;  // more ranks than KV heads
   std::vector<int64_t> weight_bytes;  // per rank
 };

@@ -40,11 +40,11 @@ absl::StatusOr<const LayoutReader*> ChooseQweightReader(const LayerTensors& laye
   RETURN_IF_ERROR(CheckTensor(layer, layer.qweight, "qweight", 2));
   RETURN_IF_ERROR(CheckType(layer.qweight, TensorType::kI32));
   RETURN_IF_ERROR(CheckTensor(layer, layer.scales, "scales", 2));
-  if (!layer.qzeros) return &kMarlinReader;
-  RETURN_IF_ERROR(CheckTensor(layer, layer.qzeros, "qzeros", 2));
   const std::vector<int64_t>& weight = layer.qweight.view->shape;
-  const std::vector<int64_t>& zeros = layer.qzeros.view->shape;
   const std::vector<int64_t>& scales = layer.scales.view->shape;
+  if (!layer.qzeros && weight[1] == 2 * scales[1]) return &kMarlinReader;
+  RETURN_IF_ERROR(CheckTensor(layer, layer.qzeros, "qzeros", 2));
+  const std::vector<int64_t>& zeros = layer.qzeros.view->shape;
   // Which dimensions agree tells the layouts apart: gemm packs weights and zeros along N, gemv
   // keeps N first everywhere, GPTQ packs weights along K and zeros along N.
   if (zeros[1] == weight[1] && scales[1] == 8 * weight[1]) return &kGemmReader;
@@ -89,8 +89,8 @@ absl::Status CheckType(const StoredTensor& tensor, TensorType type) {
 
 absl::Status CheckShape(const StoredTensor& tensor, const std::vector<int64_t>& shape) {
   if (tensor.view->shape == shape) return absl::OkStatus();
-  return TensorError(tensor, Message("shape is ", ShapeText(tensor.view->shape),
-                                     "; allowed: ", ShapeText(shape)));
+  return TensorError(
+      tensor, Message("shape is ", ShapeText(tensor.view->shape), "; allowed: ", ShapeText(shape)));
 }
 
 absl::StatusOr<FloatType> FloatTypeOf(const StoredTensor& tensor) {
@@ -121,8 +121,7 @@ uint16_t Word16(const TensorView& view, int64_t index) {
 
 absl::StatusOr<std::vector<float>> ReadFloats(const StoredTensor& tensor) {
   const TensorView& view = *tensor.view;
-  const int64_t count =
-      static_cast<int64_t>(view.data.size()) / TensorTypeBytes(view.type);
+  const int64_t count = static_cast<int64_t>(view.data.size()) / TensorTypeBytes(view.type);
   std::vector<float> values(count);
   switch (view.type) {
     case TensorType::kF16:
@@ -146,20 +145,18 @@ absl::StatusOr<std::vector<float>> ReadFloats(const StoredTensor& tensor) {
 
 absl::StatusOr<int32_t> GroupSizeOf(const StoredTensor& tensor, int64_t columns, int64_t groups) {
   if (groups < 1 || columns % groups != 0) {
-    return TensorError(tensor,
-                       Message(groups, " groups do not divide ", columns, " columns"));
+    return TensorError(tensor, Message(groups, " groups do not divide ", columns, " columns"));
   }
   const int64_t group = columns / groups;
   if (group % 32 != 0) {
-    return absl::UnimplementedError(
-        Message(tensor.file, ": tensor ", Printable(tensor.name), ": group size is ", group,
-                "; allowed: multiples of 32"));
+    return absl::UnimplementedError(Message(tensor.file, ": tensor ", Printable(tensor.name),
+                                            ": group size is ", group,
+                                            "; allowed: multiples of 32"));
   }
   return static_cast<int32_t>(group);
 }
 
-std::vector<float> TransposeGroups(const std::vector<float>& stored, int64_t groups,
-                                   int64_t rows) {
+std::vector<float> TransposeGroups(const std::vector<float>& stored, int64_t groups, int64_t rows) {
   std::vector<float> scales(groups * rows);
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t n = 0; n < rows; ++n) scales[n * groups + g] = stored[g * rows + n];
@@ -175,8 +172,8 @@ int64_t PaddedZeroWords(int64_t groups, int64_t group_size) {
 }
 
 absl::StatusOr<const LayoutReader*> ChooseReader(const LayerTensors& layer) {
-  const int forms = (layer.weight ? 1 : 0) + (layer.qweight ? 1 : 0) +
-                    (layer.weight_packed ? 1 : 0);
+  const int forms =
+      (layer.weight ? 1 : 0) + (layer.qweight ? 1 : 0) + (layer.weight_packed ? 1 : 0);
   if (forms == 0) {
     return absl::NotFoundError(Message("layer ", Printable(layer.layer),
                                        ": none of its tensors weight, qweight and weight_packed "

@@ -27,8 +27,9 @@ absl::StatusOr<LinearInfo> Describe(const LayerTensors& layer, int32_t config_gr
   const int64_t columns = layer.qweight.view->shape[1];
   const int64_t group = config_group < 0 ? columns : config_group;
   if (group == 0 || columns % group != 0 || columns % 64 != 0) {
-    return TensorError(layer.qweight, Message("group size ", group, " and tiles of 64 do not divide ",
-                                              columns, " columns"));
+    return TensorError(
+        layer.qweight,
+        Message("group size ", group, " and tiles of 64 do not divide ", columns, " columns"));
   }
   const int64_t lines = 8 * PaddedZeroWords(columns / group, group);
   RETURN_IF_ERROR(CheckShape(layer.scales, {lines, rows}));

@@ -8,9 +8,9 @@ namespace {
 using model::Message;
 
 std::string_view RoleName(LinearRole role) {
-  constexpr std::string_view kNames[] = {
-      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  constexpr std::string_view kNames[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                         "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
+                                         "mlp.down_proj"};
   return kNames[static_cast<size_t>(role)];
 }
 
@@ -51,9 +51,8 @@ std::optional<LinearShape> ExpectedShape(const model::ModelSpec& spec, std::stri
 
 std::vector<NormTensor> LayerNorms(const model::ModelSpec& spec, int32_t layer) {
   const std::string prefix = Message("model.layers.", layer, ".");
-  std::vector<NormTensor> norms = {
-      {prefix + "input_layernorm.weight", spec.hidden_size},
-      {prefix + "post_attention_layernorm.weight", spec.hidden_size}};
+  std::vector<NormTensor> norms = {{prefix + "input_layernorm.weight", spec.hidden_size},
+                                   {prefix + "post_attention_layernorm.weight", spec.hidden_size}};
   if (spec.qk_norm) {
     norms.push_back({prefix + "self_attn.q_norm.weight", spec.head_dim});
     norms.push_back({prefix + "self_attn.k_norm.weight", spec.head_dim});

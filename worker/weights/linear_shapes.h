@@ -22,9 +22,9 @@ struct LinearShape {
 };
 
 enum class LinearRole : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
-inline constexpr LinearRole kLinearRoles[] = {LinearRole::kQ,    LinearRole::kK, LinearRole::kV,
-                                              LinearRole::kO,    LinearRole::kGate,
-                                              LinearRole::kUp,   LinearRole::kDown};
+inline constexpr LinearRole kLinearRoles[] = {LinearRole::kQ,   LinearRole::kK,    LinearRole::kV,
+                                              LinearRole::kO,   LinearRole::kGate, LinearRole::kUp,
+                                              LinearRole::kDown};
 
 // "model.layers.3.self_attn.q_proj".
 [[nodiscard]] std::string LinearName(int32_t layer, LinearRole role);

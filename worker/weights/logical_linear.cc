@@ -82,8 +82,7 @@ LogicalLinear SliceRows(const LogicalLinear& linear, int32_t begin, int32_t end)
 absl::StatusOr<LogicalLinear> SliceColumns(const LogicalLinear& linear, int32_t begin,
                                            int32_t end) {
   CHECK(begin >= 0 && begin <= end && end <= linear.columns);
-  if (linear.quantized() &&
-      (begin % linear.group_size != 0 || end % linear.group_size != 0)) {
+  if (linear.quantized() && (begin % linear.group_size != 0 || end % linear.group_size != 0)) {
     const int32_t group = PackedGroup(linear.group_size, begin, end);
     if (group == 0) {
       return absl::InvalidArgumentError(Message(
@@ -124,10 +123,9 @@ absl::StatusOr<LogicalLinear> ConcatenateRows(const std::vector<LogicalLinear>& 
   bool any_bias = false;
   for (const LogicalLinear& part : parts) {
     if (part.columns != result.columns || part.group_size != result.group_size) {
-      return absl::InvalidArgumentError(
-          Message(part.name, " has ", part.columns, " columns in groups of ", part.group_size,
-                  "; ", parts.front().name, " has ", result.columns, " in groups of ",
-                  result.group_size));
+      return absl::InvalidArgumentError(Message(
+          part.name, " has ", part.columns, " columns in groups of ", part.group_size, "; ",
+          parts.front().name, " has ", result.columns, " in groups of ", result.group_size));
     }
     if (part.stored_type != result.stored_type) result.stored_type = FloatType::kF32;
     any_bias = any_bias || !part.bias.empty();

@@ -18,13 +18,13 @@ struct LogicalLinear {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int32_t rows = 0;
   int32_t columns = 0;
-  int32_t group_size = 0;        // 0 = dense; else divides columns
-  std::vector<uint8_t> q;        // [rows, columns], 0…15
-  std::vector<uint8_t> zeros;    // [rows, columns / group_size], 0…15
-  std::vector<float> scales;     // [rows, columns / group_size], exact
+  int32_t group_size = 0;                   // 0 = dense; else divides columns
+  std::vector<uint8_t> q;                   // [rows, columns], 0…15
+  std::vector<uint8_t> zeros;               // [rows, columns / group_size], 0…15
+  std::vector<float> scales;                // [rows, columns / group_size], exact
   FloatType stored_type = FloatType::kF16;  // of scales, or of the dense values
-  std::vector<float> dense;      // [rows, columns]
-  std::vector<float> bias;       // [rows] or empty
+  std::vector<float> dense;                 // [rows, columns]
+  std::vector<float> bias;                  // [rows] or empty
 
   [[nodiscard]] bool quantized() const { return group_size > 0; }
   [[nodiscard]] int32_t group_count() const { return group_size > 0 ? columns / group_size : 0; }
@@ -42,8 +42,8 @@ struct LogicalLinear {
 // regrouped to the largest of 128, 64, 32 that divides begin, end and the group. The bias stays
 // only with the slice that begins at 0, so that a sum over slices adds it once.
 // INVALID_ARGUMENT where no such group exists.
-[[nodiscard]] absl::StatusOr<LogicalLinear> SliceColumns(const LogicalLinear& linear,
-                                                         int32_t begin, int32_t end);
+[[nodiscard]] absl::StatusOr<LogicalLinear> SliceColumns(const LogicalLinear& linear, int32_t begin,
+                                                         int32_t end);
 
 // The same values with every group split into groups of `group_size`, which divides the group.
 [[nodiscard]] LogicalLinear Regroup(const LogicalLinear& linear, int32_t group_size);

@@ -22,8 +22,7 @@ constexpr int32_t kMaxThreads = 1024;
 
 absl::Status CheckRange(std::string_view name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      Message(name, " is ", value, "; allowed: ", low, " … ", high));
+  return absl::InvalidArgumentError(Message(name, " is ", value, "; allowed: ", low, " … ", high));
 }
 
 absl::Status CheckOptions(const model::ModelSpec& spec, const MemoryOptions& options) {
@@ -31,8 +30,8 @@ absl::Status CheckOptions(const model::ModelSpec& spec, const MemoryOptions& opt
   RETURN_IF_ERROR(CheckRange("max step tokens", options.max_step_tokens, 1, kMaxStepTokens));
   RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kMaxThreads));
   RETURN_IF_ERROR(CheckRange("max context", options.max_context, 0, spec.context_limit));
-  RETURN_IF_ERROR(CheckRange("memory bytes", options.memory_bytes, 0,
-                             std::numeric_limits<int64_t>::max()));
+  RETURN_IF_ERROR(
+      CheckRange("memory bytes", options.memory_bytes, 0, std::numeric_limits<int64_t>::max()));
   return CheckRange("KV blocks", options.kv_blocks, 0, std::numeric_limits<int32_t>::max());
 }
 
@@ -61,8 +60,7 @@ absl::StatusOr<RankMemoryPlan> PlanRank(const Checkpoint& checkpoint, const Rank
   RETURN_IF_ERROR(CheckNorm(checkpoint, kFinalNormName, spec.hidden_size));
   plan.head_bytes = PackedBytes(head) + NormBytes(spec.hidden_size);
   plan.rope_bytes = RopeBytes(spec, max_context);
-  plan.weight_bytes =
-      plan.embedding_bytes + plan.layer_bytes + plan.head_bytes + plan.rope_bytes;
+  plan.weight_bytes = plan.embedding_bytes + plan.layer_bytes + plan.head_bytes + plan.rope_bytes;
   plan.kv_block_bytes = KvBlockBytes(spec, share, options.numerics);
   const ActivationPlan activations =
       PlanActivations(spec, share, options, max_context, vocab_share_max);
@@ -81,8 +79,7 @@ absl::StatusOr<int32_t> RankBlocks(const RankMemoryPlan& rank, const MemoryOptio
     const int64_t wanted = options.max_slots * sequence_blocks;
     const int64_t capped =
         std::min(wanted, std::max(sequence_blocks, kDefaultKvBytes / rank.kv_block_bytes));
-    return static_cast<int32_t>(
-        std::min<int64_t>(capped, std::numeric_limits<int32_t>::max()));
+    return static_cast<int32_t>(std::min<int64_t>(capped, std::numeric_limits<int32_t>::max()));
   }
   const int64_t least = options.kv_blocks > 0 ? options.kv_blocks : sequence_blocks;
   const int64_t left = options.memory_bytes - fixed;
@@ -97,14 +94,13 @@ absl::StatusOr<int32_t> RankBlocks(const RankMemoryPlan& rank, const MemoryOptio
         FormatBytes(options.memory_bytes)));
   }
   if (options.kv_blocks > 0) return options.kv_blocks;
-  return static_cast<int32_t>(std::min<int64_t>(left / rank.kv_block_bytes,
-                                                std::numeric_limits<int32_t>::max()));
+  return static_cast<int32_t>(
+      std::min<int64_t>(left / rank.kv_block_bytes, std::numeric_limits<int32_t>::max()));
 }
 
 }  // namespace
 
-absl::StatusOr<PackedFormat> HeadPackedFormat(const Checkpoint& checkpoint,
-                                              const RankShare& share,
+absl::StatusOr<PackedFormat> HeadPackedFormat(const Checkpoint& checkpoint, const RankShare& share,
                                               const MemoryOptions& options) {
   ASSIGN_OR_RETURN(PackedFormat format, DescribeRankHead(checkpoint, share));
   const bool narrow = format.kind == PackedKind::kDense && format.type != FloatType::kF32;
@@ -118,16 +114,16 @@ absl::StatusOr<PackedFormat> HeadPackedFormat(const Checkpoint& checkpoint,
 
 absl::StatusOr<int64_t> EmbeddingBytes(const Checkpoint& checkpoint, const RankShare& share) {
   const model::ModelSpec& spec = checkpoint.spec();
-  ASSIGN_OR_RETURN(const FloatType type, checkpoint.DescribeDense(
-                                             kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
+  ASSIGN_OR_RETURN(const FloatType type,
+                   checkpoint.DescribeDense(kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
   return AlignedBytes(int64_t{share.vocab.count()} * spec.hidden_size * FloatTypeBytes(type));
 }
 
 absl::StatusOr<int64_t> LayerBytes(const Checkpoint& checkpoint, const RankShare& share,
                                    int32_t layer) {
   ASSIGN_OR_RETURN(const LayerFormats formats, DescribeLayer(checkpoint, share, layer));
-  int64_t bytes = PackedBytes(formats.qkv) + PackedBytes(formats.o) +
-                  PackedBytes(formats.gate_up) + PackedBytes(formats.down);
+  int64_t bytes = PackedBytes(formats.qkv) + PackedBytes(formats.o) + PackedBytes(formats.gate_up) +
+                  PackedBytes(formats.down);
   for (const NormTensor& norm : LayerNorms(checkpoint.spec(), layer)) {
     RETURN_IF_ERROR(CheckNorm(checkpoint, norm.name, norm.size));
     bytes += NormBytes(norm.size);
@@ -161,8 +157,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Checkpoint& checkpoint, int32_t rank
     ASSIGN_OR_RETURN(RankMemoryPlan rank,
                      PlanRank(checkpoint, share, options, plan.max_context, vocab_share_max));
     ASSIGN_OR_RETURN(rank.kv_blocks, RankBlocks(rank, options, plan.max_context));
-    plan.kv_blocks =
-        plan.ranks.empty() ? rank.kv_blocks : std::min(plan.kv_blocks, rank.kv_blocks);
+    plan.kv_blocks = plan.ranks.empty() ? rank.kv_blocks : std::min(plan.kv_blocks, rank.kv_blocks);
     plan.ranks.push_back(rank);
   }
   // A block id is the same on every rank.

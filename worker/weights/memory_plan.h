@@ -21,7 +21,7 @@ struct MemoryOptions {
   HeadFormat head = HeadFormat::kInt8;  // kInt8 applies to a dense fp16/bf16 head in kFast only
   int32_t max_slots = 64;
   int32_t max_step_tokens = 512;
-  int32_t threads = 1;  // compute threads of the rank: each has some buffers of its own
+  int32_t threads = 1;       // compute threads of the rank: each has some buffers of its own
   int32_t max_context = 0;   // 0 = the model's
   int64_t memory_bytes = 0;  // budget of one rank; 0 = none: see PlanMemory
   int32_t kv_blocks = 0;     // 0 = what the budget leaves
@@ -29,7 +29,7 @@ struct MemoryOptions {
 
 struct RankMemoryPlan {
   RankShare share;
-  int64_t weight_bytes = 0;    // the four below
+  int64_t weight_bytes = 0;  // the four below
   int64_t embedding_bytes = 0;
   int64_t layer_bytes = 0;
   int64_t head_bytes = 0;

@@ -60,8 +60,7 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
     const int error = errno;
     const std::string message =
         Message("model folder ", Printable(path), ": ", std::strerror(error));
-    return error == ENOENT ? absl::NotFoundError(message)
-                           : absl::FailedPreconditionError(message);
+    return error == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
   }
   ModelFolder folder;
   folder.folder_ = Descriptor(fd);

@@ -38,8 +38,7 @@ class ModelFolder {
   [[nodiscard]] absl::StatusOr<Descriptor> OpenFile(std::string_view name) const;
 
   // The whole file. RESOURCE_EXHAUSTED when longer than size_max.
-  [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name,
-                                                     int64_t size_max) const;
+  [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name, int64_t size_max) const;
 
  private:
   Descriptor folder_;

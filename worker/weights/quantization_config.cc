@@ -58,7 +58,7 @@ absl::StatusOr<std::vector<std::string>> Names(const ConfigReader& reader, std::
 absl::StatusOr<Layout> AwqLayout(const ConfigReader& reader) {
   ASSIGN_OR_RETURN(const std::string backend, LowerString(reader, "backend", "autoawq"));
   if (backend == "llm-awq") return Layout::kLlmAwq;
-  const std::string_view key = reader.Has("version") ? "version"
+  const std::string_view key = reader.Has("version")  ? "version"
                                : reader.Has("format") ? "format"
                                                       : "checkpoint_format";
   ASSIGN_OR_RETURN(const std::string version, LowerString(reader, key, "gemm"));
@@ -88,8 +88,7 @@ absl::StatusOr<QuantizationConfig> ParseAwq(const ConfigReader& reader) {
   }
   ASSIGN_OR_RETURN(const bool symmetric, reader.Bool("sym", false));
   ASSIGN_OR_RETURN(quantization.zero_point, reader.Bool("zero_point", !symmetric));
-  ASSIGN_OR_RETURN(quantization.modules_to_not_convert,
-                   Names(reader, "modules_to_not_convert"));
+  ASSIGN_OR_RETURN(quantization.modules_to_not_convert, Names(reader, "modules_to_not_convert"));
   return quantization;
 }
 
@@ -221,8 +220,8 @@ absl::StatusOr<QuantizationConfig> ParseQuantizationConfig(const json& config,
   }
   if (object == nullptr) return QuantizationConfig{};
   if (!object->is_object()) {
-    return absl::InvalidArgumentError(Message(where, " is ", model::DescribeValue(*object),
-                                              "; allowed: an object"));
+    return absl::InvalidArgumentError(
+        Message(where, " is ", model::DescribeValue(*object), "; allowed: an object"));
   }
   const ConfigReader reader(*object, where);
   const bool gptq = !reader.Has("quant_method") && LooksLikeGptq(reader);

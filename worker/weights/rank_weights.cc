@@ -112,9 +112,9 @@ absl::StatusOr<LogicalLinear> LoadRows(const Checkpoint& checkpoint, int32_t lay
 }
 
 absl::Status CutsGroup(const std::string& name, int32_t group, const Range& columns) {
-  return absl::InvalidArgumentError(Message(
-      name, ": the rank's columns ", columns.begin, " … ", columns.end, " cut groups of ", group,
-      " where groups of 32 do not fit; use another tensor-parallel degree"));
+  return absl::InvalidArgumentError(
+      Message(name, ": the rank's columns ", columns.begin, " … ", columns.end, " cut groups of ",
+              group, " where groups of 32 do not fit; use another tensor-parallel degree"));
 }
 
 absl::StatusOr<PackedFormat> DescribeColumns(const Checkpoint& checkpoint, int32_t layer,
@@ -147,7 +147,8 @@ std::vector<std::pair<LinearRole, Range>> QkvRows(const Checkpoint& checkpoint,
                                                   const RankShare& share) {
   const model::ModelSpec& spec = checkpoint.spec();
   const Range kv = HeadRows(spec, share.kv_heads);
-  return {{LinearRole::kQ, HeadRows(spec, share.heads)}, {LinearRole::kK, kv}, {LinearRole::kV, kv}};
+  return {
+      {LinearRole::kQ, HeadRows(spec, share.heads)}, {LinearRole::kK, kv}, {LinearRole::kV, kv}};
 }
 
 std::vector<std::pair<LinearRole, Range>> GateUpRows(const RankShare& share) {
@@ -178,7 +179,7 @@ absl::StatusOr<int32_t> FfnUnit(const Checkpoint& checkpoint, int32_t rank_count
     group = std::gcd(group, info.group_size);
   }
   if (rank_count < 1) return 1;  // ComputeShares refuses it
-  if (group == 0) {  // dense columns may be cut anywhere
+  if (group == 0) {              // dense columns may be cut anywhere
     const std::vector<int32_t> candidates = {64, 32, 16, 8, 4, 2, 1};
     const int32_t unit = FirstUnit(spec.ffn_size, rank_count, candidates, /*even=*/true);
     return unit > 0 ? unit : FirstUnit(spec.ffn_size, rank_count, candidates, /*even=*/false);
@@ -248,8 +249,7 @@ absl::StatusOr<LogicalLinear> LoadQkv(const Checkpoint& checkpoint, const RankSh
 
 absl::StatusOr<LogicalLinear> LoadO(const Checkpoint& checkpoint, const RankShare& share,
                                     int32_t layer) {
-  return LoadColumns(checkpoint, layer, LinearRole::kO,
-                     HeadRows(checkpoint.spec(), share.heads));
+  return LoadColumns(checkpoint, layer, LinearRole::kO, HeadRows(checkpoint.spec(), share.heads));
 }
 
 absl::StatusOr<LogicalLinear> LoadGateUp(const Checkpoint& checkpoint, const RankShare& share,

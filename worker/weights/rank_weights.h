@@ -59,7 +59,8 @@ struct LayerFormats {
                                                             const RankShare& share);
 
 // The same matrices' values: group_size is PackedFormat::group, a dense one is stored_type's.
-// q, zeros and scales or dense are filled; o's and down's bias is with the rank that holds column 0.
+// q, zeros and scales or dense are filled; o's and down's bias is with the rank that holds column
+// 0.
 [[nodiscard]] absl::StatusOr<LogicalLinear> LoadQkv(const Checkpoint& checkpoint,
                                                     const RankShare& share, int32_t layer);
 [[nodiscard]] absl::StatusOr<LogicalLinear> LoadO(const Checkpoint& checkpoint,

@@ -32,12 +32,12 @@ absl::Status CheckCoverage(const std::vector<HeaderEntry>& entries, uint64_t dat
                                          position));
     }
     if (entry.begin > position) {
-      return absl::DataLossError(Message(tensor, ": begins at byte ", entry.begin,
-                                         ", after a hole from byte ", position));
+      return absl::DataLossError(
+          Message(tensor, ": begins at byte ", entry.begin, ", after a hole from byte ", position));
     }
     if (entry.end > data_bytes) {
-      return absl::DataLossError(Message(tensor, ": ends at byte ", entry.end,
-                                         "; the file holds ", data_bytes, " bytes of data"));
+      return absl::DataLossError(Message(tensor, ": ends at byte ", entry.end, "; the file holds ",
+                                         data_bytes, " bytes of data"));
     }
     position = entry.end;
   }
@@ -101,8 +101,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) {
     const std::string message = Message(Printable(path), ": ", std::strerror(errno));
-    return errno == ENOENT ? absl::NotFoundError(message)
-                           : absl::FailedPreconditionError(message);
+    return errno == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
   }
   return Map(file.get(), path);
 }

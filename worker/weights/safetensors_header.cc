@@ -223,9 +223,9 @@ class HeaderReader final : public json::json_sax_t {
   }
 
   bool EndEntry() {
-    for (const auto& [field, name] : {std::pair(Field::kType, "dtype"),
-                                      std::pair(Field::kShape, "shape"),
-                                      std::pair(Field::kOffsets, "data_offsets")}) {
+    for (const auto& [field, name] :
+         {std::pair(Field::kType, "dtype"), std::pair(Field::kShape, "shape"),
+          std::pair(Field::kOffsets, "data_offsets")}) {
       if ((fields_seen_ & Bit(field)) == 0) return Fail(Message(name, " is missing"));
     }
     uint64_t bytes = static_cast<uint64_t>(TensorTypeBytes(entry_.type));

@@ -49,19 +49,19 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     position = end;
   }
   std::string text = header.dump();
-  text.resize((sizeof(uint64_t) + text.size() + kDataAlignment - 1) / kDataAlignment *
-                      kDataAlignment -
-                  sizeof(uint64_t),
-              ' ');
+  text.resize(
+      (sizeof(uint64_t) + text.size() + kDataAlignment - 1) / kDataAlignment * kDataAlignment -
+          sizeof(uint64_t),
+      ' ');
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter());
   writer->path_ = path;
-  writer->file_ = Descriptor(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+  writer->file_ =
+      Descriptor(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
   if (writer->file_.get() < 0) return FileError(path, "cannot be created", errno);
   const uint64_t header_bytes = text.size();
   position = static_cast<int64_t>(sizeof(header_bytes) + text.size());
   for (const TensorPlan& tensor : plan) {
-    const bool added =
-        writer->places_.emplace(tensor.name, Place{position, tensor.bytes()}).second;
+    const bool added = writer->places_.emplace(tensor.name, Place{position, tensor.bytes()}).second;
     CHECK_MSG(added, tensor.name);
     position += tensor.bytes();
   }

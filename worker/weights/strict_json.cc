@@ -10,8 +10,8 @@
 namespace nibble::weights {
 namespace {
 
-using nlohmann::json;
 using model::Message;
+using nlohmann::json;
 
 // Sees every token before the document is built, so that hostile nesting is never recursed into.
 class Checker final : public json::json_sax_t {

@@ -10,9 +10,9 @@
 namespace nibble::model {
 namespace {
 
+using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 json Minimal(const char* architecture) {
   return {{"architectures", {architecture}}, {"hidden_size", 512}, {"intermediate_size", 1024},
@@ -130,8 +130,8 @@ TEST(ModelSpecTest, UnknownArchitectureIsNamed) {
 }
 
 TEST(ModelSpecTest, EveryRequiredKeyIsNamedWhenMissing) {
-  for (const char* key : {"architectures", "hidden_size", "intermediate_size",
-                          "num_hidden_layers", "num_attention_heads", "vocab_size"}) {
+  for (const char* key : {"architectures", "hidden_size", "intermediate_size", "num_hidden_layers",
+                          "num_attention_heads", "vocab_size"}) {
     json config = Minimal("LlamaForCausalLM");
     config.erase(key);
     EXPECT_THAT(Refusal(config), AllOf(HasSubstr(key), HasSubstr("missing")));
@@ -166,8 +166,10 @@ TEST(ModelSpecTest, BadValuesNameKeyValueAndWhatIsAllowed) {
       {"rope_scaling", {{"type", "longrope"}}, "longrope", "llama3, yarn"},
       {"rope_scaling", {{"type", "linear"}}, "factor is missing", "a number 1"},
       {"rope_scaling", {{"type", "linear"}, {"factor", 0.5}}, "is 0.5", "a number 1"},
-      {"rope_scaling", {{"type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4},
-                        {"high_freq_factor", 4}}, "high_freq_factor is 4", "more than"},
+      {"rope_scaling",
+       {{"type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 4}},
+       "high_freq_factor is 4",
+       "more than"},
       {"partial_rotary_factor", 0.5, "is 0.5", "1"},
       {"vocab_size", 1ll << 40, "1099511627776", "1 … 4194304"},
   };

@@ -16,9 +16,9 @@ namespace nibble::weights {
 namespace {
 
 namespace fs = std::filesystem;
+using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 constexpr int kHidden = 32;
 constexpr int kVocab = 64;
@@ -96,9 +96,10 @@ TEST_F(CheckpointTest, ReadsDenseLayersInEveryFloatType) {
 }
 
 TEST_F(CheckpointTest, OtherTypesAreNotWeights) {
-  WriteAll(Path("model.safetensors"),
-           FileOf({{std::string(kQ) + ".weight", "F64", {kHidden, kHidden},
-                    std::string(kHidden * kHidden * 8, '\0')}}));
+  WriteAll(Path("model.safetensors"), FileOf({{std::string(kQ) + ".weight",
+                                               "F64",
+                                               {kHidden, kHidden},
+                                               std::string(kHidden * kHidden * 8, '\0')}}));
   EXPECT_THAT(Open()->LoadLinear(kQ).status().ToString(),
               AllOf(HasSubstr("type is F64"), HasSubstr("F16, BF16, F32")));
 }
@@ -178,10 +179,15 @@ TEST_F(CheckpointTest, AnIndexMayNotLeaveTheFolder) {
   WriteAll(Path("one.safetensors"), FileOf({Dense("a", {2})}));
   const std::string outside = root_ + "-outside.safetensors";
   WriteAll(outside, FileOf({Dense("a", {2})}));
-  const std::vector<std::string> names = {
-      "../" + fs::path(outside).filename().string(), outside,     "sub/one.safetensors",
-      "./one.safetensors",                           "..",        ".",
-      "",                                            "/dev/zero", std::string("one\0two", 7)};
+  const std::vector<std::string> names = {"../" + fs::path(outside).filename().string(),
+                                          outside,
+                                          "sub/one.safetensors",
+                                          "./one.safetensors",
+                                          "..",
+                                          ".",
+                                          "",
+                                          "/dev/zero",
+                                          std::string("one\0two", 7)};
   for (const std::string& name : names) {
     WriteIndex({{"a", name}});
     EXPECT_THAT(Refusal(), AllOf(HasSubstr("model.safetensors.index.json"),
@@ -189,7 +195,8 @@ TEST_F(CheckpointTest, AnIndexMayNotLeaveTheFolder) {
   }
   fs::create_symlink(outside, Path("link.safetensors"));
   WriteIndex({{"a", "link.safetensors"}});
-  EXPECT_THAT(Refusal(), AllOf(HasSubstr("link.safetensors"), HasSubstr("leaves the model folder")));
+  EXPECT_THAT(Refusal(),
+              AllOf(HasSubstr("link.safetensors"), HasSubstr("leaves the model folder")));
   fs::create_symlink("../" + fs::path(outside).filename().string(), Path("model.safetensors"));
   EXPECT_THAT(Refusal(), AllOf(HasSubstr("model.safetensors"), HasSubstr("leaves")));
   fs::remove(Path("model.safetensors"));

@@ -76,22 +76,21 @@ TEST_P(LayoutSamplesTest, DequantizesToTheExpectedMatrices) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    AllLayouts, LayoutSamplesTest,
-    ::testing::Values(Sample{"gemm", "expected-asym", Layout::kGemm},
-                      Sample{"gemv", "expected-asym", Layout::kGemv},
-                      Sample{"gemv_fast", "expected-asym", Layout::kGemvFast},
-                      Sample{"llm-awq", "expected-asym", Layout::kLlmAwq},
-                      Sample{"marlin", "expected-sym", Layout::kMarlin},
-                      Sample{"compressed-tensors-asym", "expected-asym",
-                             Layout::kCompressedTensors},
-                      Sample{"compressed-tensors-sym", "expected-sym",
-                             Layout::kCompressedTensors}),
-    [](const auto& parameter) {
-      std::string name = parameter.param.folder;
-      for (char& c : name) c = c == '-' ? '_' : c;
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(AllLayouts, LayoutSamplesTest,
+                         ::testing::Values(Sample{"gemm", "expected-asym", Layout::kGemm},
+                                           Sample{"gemv", "expected-asym", Layout::kGemv},
+                                           Sample{"gemv_fast", "expected-asym", Layout::kGemvFast},
+                                           Sample{"llm-awq", "expected-asym", Layout::kLlmAwq},
+                                           Sample{"marlin", "expected-sym", Layout::kMarlin},
+                                           Sample{"compressed-tensors-asym", "expected-asym",
+                                                  Layout::kCompressedTensors},
+                                           Sample{"compressed-tensors-sym", "expected-sym",
+                                                  Layout::kCompressedTensors}),
+                         [](const auto& parameter) {
+                           std::string name = parameter.param.folder;
+                           for (char& c : name) c = c == '-' ? '_' : c;
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace nibble::weights

@@ -14,9 +14,9 @@
 namespace nibble::weights {
 namespace {
 
+using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 constexpr int kRows = 64;
 constexpr int kColumns = 256;
@@ -116,8 +116,7 @@ std::vector<TestTensor> GemvFast(const Values& v, const char* zeros_name) {
     }
     for (int g = 0; g < v.count; ++g) {
       scales[g * kRows + n] = v.S(n, g);
-      zeros[g * kRows + n] =
-          FloatToHalf(-HalfToFloat(v.S(n, g)) * static_cast<float>(v.Z(n, g)));
+      zeros[g * kRows + n] = FloatToHalf(-HalfToFloat(v.S(n, g)) * static_cast<float>(v.Z(n, g)));
     }
   }
   return {{Name("qweight"), "I16", {kRows / 4, kColumns}, BytesOf(weight)},
@@ -170,7 +169,9 @@ std::vector<TestTensor> CompressedTensors(const Values& v, bool zeros) {
 }
 
 json CompressedConfig(int group, bool symmetric) {
-  json weights = {{"num_bits", 4}, {"type", "int"}, {"symmetric", symmetric},
+  json weights = {{"num_bits", 4},
+                  {"type", "int"},
+                  {"symmetric", symmetric},
                   {"strategy", group < 0 ? "channel" : "group"}};
   if (group > 0) weights["group_size"] = group;
   return {{"quant_method", "compressed-tensors"},
@@ -292,11 +293,11 @@ TEST_F(LayoutTest, ForeignFormatsAreRefusedByName) {
       {Name("qweight"), "I32", {kColumns / 8, kRows}, words},
       {Name("qzeros"), "I32", {v.count, kRows / 8}, std::string(v.count * kRows / 2, '\0')},
       {Name("scales"), "F16", {v.count, kRows}, std::string(v.count * kRows * 2, '\0')}};
-  EXPECT_THAT(Refusal(json(), gptq), AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("GPTQ"),
-                                           HasSubstr(Name("qweight"))));
+  EXPECT_THAT(Refusal(json(), gptq),
+              AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("GPTQ"), HasSubstr(Name("qweight"))));
   gptq.push_back({Name("g_idx"), "I32", {kColumns}, std::string(4 * kColumns, '\0')});
-  EXPECT_THAT(Refusal(json(), gptq), AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("act-order"),
-                                           HasSubstr(Name("g_idx"))));
+  EXPECT_THAT(Refusal(json(), gptq),
+              AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("act-order"), HasSubstr(Name("g_idx"))));
   std::vector<TestTensor> bytes = Gemm(v);
   bytes[0] = {Name("qweight"), "U8", {kColumns, kRows}, std::string(kColumns * kRows, '\0')};
   EXPECT_THAT(Refusal(Awq("gemm", 64), bytes), HasSubstr("8-bit"));
@@ -313,6 +314,11 @@ TEST_F(LayoutTest, TensorsThatDoNotFitTogetherAreNamed) {
               AllOf(HasSubstr(Name("scales")), HasSubstr("is missing")));
 
   tensors = Gemm(v);
+  tensors.erase(tensors.begin() + 1);  // symmetric gemm files without zeros are not marlin
+  EXPECT_THAT(Refusal(Awq("gemm", 64), tensors),
+              AllOf(HasSubstr(Name("qzeros")), HasSubstr("is missing")));
+
+  tensors = Gemm(v);
   tensors[2] = {Name("scales"), "F16", {3, kRows}, std::string(3 * kRows * 2, '\0')};
   EXPECT_THAT(Refusal(Awq("gemm", 64), tensors), HasSubstr(Name("qzeros")));
 
@@ -322,8 +328,8 @@ TEST_F(LayoutTest, TensorsThatDoNotFitTogetherAreNamed) {
               AllOf(HasSubstr(Name("scales")), HasSubstr("type is I16")));
 
   tensors = Gemm(v);
-  tensors[0] = {Name("qweight"), "I32", {kColumns / 2, kRows / 4},
-                std::string(kColumns * kRows / 2, '\0')};
+  tensors[0] = {
+      Name("qweight"), "I32", {kColumns / 2, kRows / 4}, std::string(kColumns * kRows / 2, '\0')};
   EXPECT_THAT(Refusal(Awq("gemm", 64), tensors), HasSubstr("is no AWQ layout"));
 
   tensors = Gemm(v);
@@ -337,12 +343,12 @@ TEST_F(LayoutTest, OddGroupsAreRefused) {
   const Values v(64);
   std::vector<TestTensor> tensors = Gemm(v);
   for (const int groups : {3, 16}) {  // 256 / 3, and groups of 16
-    tensors[1] = {Name("qzeros"), "I32", {groups, kRows / 8},
-                  std::string(groups * kRows / 2, '\0')};
+    tensors[1] = {
+        Name("qzeros"), "I32", {groups, kRows / 8}, std::string(groups * kRows / 2, '\0')};
     tensors[2] = {Name("scales"), "F16", {groups, kRows}, std::string(groups * kRows * 2, '\0')};
     EXPECT_THAT(Refusal(json(), tensors),
-                AllOf(HasSubstr(Name("scales")), HasSubstr(groups == 3 ? "do not divide 256"
-                                                                       : "group size is 16")));
+                AllOf(HasSubstr(Name("scales")),
+                      HasSubstr(groups == 3 ? "do not divide 256" : "group size is 16")));
   }
 }
 

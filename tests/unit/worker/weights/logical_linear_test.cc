@@ -77,11 +77,16 @@ TEST(LogicalLinearTest, SlicesOfColumnsKeepValuesAndTheBiasOnce) {
     int32_t group, begin, end, expected_group;
   };
   // Cuts on group boundaries keep the group; others get the largest that fits.
-  for (const Case& cut : std::vector<Case>{{0, 5, 77, 0},        {128, 0, 128, 128},
-                                           {128, 128, 256, 128}, {128, 64, 256, 64},
-                                           {128, 96, 256, 32},   {64, 32, 96, 32},
-                                           {256, 128, 256, 128}, {256, 0, 256, 256},
-                                           {64, 64, 192, 64},    {32, 32, 64, 32}}) {
+  for (const Case& cut : std::vector<Case>{{0, 5, 77, 0},
+                                           {128, 0, 128, 128},
+                                           {128, 128, 256, 128},
+                                           {128, 64, 256, 64},
+                                           {128, 96, 256, 32},
+                                           {64, 32, 96, 32},
+                                           {256, 128, 256, 128},
+                                           {256, 0, 256, 256},
+                                           {64, 64, 192, 64},
+                                           {32, 32, 64, 32}}) {
     const LogicalLinear whole = Random(8, 256, cut.group);
     const auto part = SliceColumns(whole, cut.begin, cut.end);
     ASSERT_TRUE(part.ok()) << part.status();

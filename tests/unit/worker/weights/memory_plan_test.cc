@@ -94,10 +94,10 @@ TEST(MemoryPlanTest, WhatCannotFitIsRefusedWithTheNumbers) {
   options.memory_bytes = 1 << 20;
   const auto plan = PlanMemory(*checkpoint, 2, options);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(plan.status().message()),
-              AllOf(HasSubstr("rank 0 of 2 needs "), HasSubstr("weights "),
-                    HasSubstr("one sequence of 256 positions takes 16"),
-                    HasSubstr("the budget is 1MiB")));
+  EXPECT_THAT(
+      std::string(plan.status().message()),
+      AllOf(HasSubstr("rank 0 of 2 needs "), HasSubstr("weights "),
+            HasSubstr("one sequence of 256 positions takes 16"), HasSubstr("the budget is 1MiB")));
   options.memory_bytes = 64 << 20;
   options.kv_blocks = 1 << 20;
   EXPECT_EQ(PlanMemory(*checkpoint, 2, options).status().code(),
@@ -121,8 +121,7 @@ TEST(MemoryPlanTest, OptionsOutOfRangeAreNamed) {
   options.max_context = 0;
   EXPECT_EQ(PlanMemory(*checkpoint, 1, options)->max_context, 32);
   options.max_slots = 0;
-  EXPECT_THAT(PlanMemory(*checkpoint, 1, options).status().ToString(),
-              HasSubstr("max slots is 0"));
+  EXPECT_THAT(PlanMemory(*checkpoint, 1, options).status().ToString(), HasSubstr("max slots is 0"));
   options.max_slots = 1;
   options.max_step_tokens = -1;
   EXPECT_FALSE(PlanMemory(*checkpoint, 1, options).ok());
@@ -131,7 +130,8 @@ TEST(MemoryPlanTest, OptionsOutOfRangeAreNamed) {
 
 TEST(MemoryPlanTest, AMissingTensorIsNamedBeforeAnythingIsLoaded) {
   namespace fs = std::filesystem;
-  const std::string source = nibble::testing::SourceDir() + "/tests/data/model-specs/llama-awq-gemm";
+  const std::string source =
+      nibble::testing::SourceDir() + "/tests/data/model-specs/llama-awq-gemm";
   const auto file = SafetensorsFile::Open(source + "/model.safetensors");
   ASSERT_TRUE(file.ok());
   std::string root = fs::temp_directory_path() / "nibble-plan-XXXXXX";

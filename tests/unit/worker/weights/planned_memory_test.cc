@@ -28,8 +28,8 @@ void ExpectPlanned(const std::string& folder, const execution::LocalGroup::Optio
 
 TEST(PlannedMemoryTest, IsWhatTheExecutorAllocates) {
   const std::string root = nibble::testing::SourceDir() + "/tests/data/model-specs/";
-  for (const char* name : {"llama", "llama-biases", "qwen2", "qwen3", "llama-awq-gemm",
-                           "qwen2-awq-quantized-head"}) {
+  for (const char* name :
+       {"llama", "llama-biases", "qwen2", "qwen3", "llama-awq-gemm", "qwen2-awq-quantized-head"}) {
     for (const int32_t ranks : {1, 2}) {
       for (const Numerics numerics : {Numerics::kFast, Numerics::kExact}) {
         execution::LocalGroup::Options options;

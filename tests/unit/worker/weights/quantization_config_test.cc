@@ -10,9 +10,9 @@
 namespace nibble::weights {
 namespace {
 
+using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 QuantizationConfig Parse(const json& quantization, const json& side_file = nullptr) {
   json config = json::object();
@@ -45,16 +45,18 @@ TEST(QuantizationConfigTest, AwqVersionsAndTheirSpellings) {
       {{{"quant_method", "awq"}, {"version", "ipex"}}, Layout::kGemm},
       {{{"quant_method", "awq"}, {"version", "gemv"}}, Layout::kGemv},
       {{{"quant_method", "awq"}, {"format", "gemv_fast"}}, Layout::kGemvFast},
-      {{{"quant_method", "awq"}, {"checkpoint_format", "marlin"}, {"sym", true}},
-       Layout::kMarlin},
+      {{{"quant_method", "awq"}, {"checkpoint_format", "marlin"}, {"sym", true}}, Layout::kMarlin},
       {{{"quant_method", "awq"}, {"version", "gemm"}, {"backend", "llm-awq"}}, Layout::kLlmAwq},
   };
   for (const auto& entry : cases) EXPECT_EQ(Parse(entry.config).layout, entry.layout);
 }
 
 TEST(QuantizationConfigTest, OldKeysAndTheirMeaning) {
-  const json old = {{"zero_point", true}, {"q_group_size", -1}, {"w_bit", 4},
-                    {"version", "GEMM"}, {"modules_to_not_convert", {"a", "b"}}};
+  const json old = {{"zero_point", true},
+                    {"q_group_size", -1},
+                    {"w_bit", 4},
+                    {"version", "GEMM"},
+                    {"modules_to_not_convert", {"a", "b"}}};
   const QuantizationConfig parsed = Parse(nullptr, old);
   EXPECT_EQ(parsed.layout, Layout::kGemm);
   EXPECT_EQ(parsed.group_size, -1);
@@ -74,8 +76,13 @@ json Scheme() {
              {{"targets", {"Linear"}},
               {"input_activations", nullptr},
               {"weights",
-               {{"num_bits", 4}, {"type", "int"}, {"strategy", "group"}, {"group_size", 64},
-                {"symmetric", false}, {"actorder", nullptr}, {"dynamic", false}}}}}}}};
+               {{"num_bits", 4},
+                {"type", "int"},
+                {"strategy", "group"},
+                {"group_size", 64},
+                {"symmetric", false},
+                {"actorder", nullptr},
+                {"dynamic", false}}}}}}}};
 }
 
 TEST(QuantizationConfigTest, CompressedTensorsSchemes) {
@@ -134,8 +141,8 @@ TEST(QuantizationConfigTest, RefusalsNameKeyValueAndWhatIsAllowed) {
        "input_activations", "null"},
       {changed("/format", "nvfp4-pack-quantized"), "UNIMPLEMENTED", "nvfp4", "pack-quantized"},
       {changed("/transform_config", {{"rotate", 1}}), "UNIMPLEMENTED", "transform_config", "null"},
-      {changed("/sparsity_config", {{"format", "sparse-24"}}), "UNIMPLEMENTED",
-       "sparsity_config", "null"},
+      {changed("/sparsity_config", {{"format", "sparse-24"}}), "UNIMPLEMENTED", "sparsity_config",
+       "null"},
       {changed("/sparsity_config", {{"format", 3}}), "UNIMPLEMENTED", "sparsity_config", "null"},
       {changed("/config_groups", json::object()), "INVALID", "config_groups", "at least one"},
       {changed("/config_groups/group_0", 3), "INVALID", "is 3", "an object"},
@@ -148,8 +155,11 @@ TEST(QuantizationConfigTest, RefusalsNameKeyValueAndWhatIsAllowed) {
 }
 
 TEST(QuantizationConfigTest, AnUnnamedGptqSideFileIsRecognized) {
-  EXPECT_THAT(Refusal(nullptr, {{"bits", 4}, {"group_size", 128}, {"damp_percent", 0.01},
-                                {"desc_act", false}, {"sym", true}}),
+  EXPECT_THAT(Refusal(nullptr, {{"bits", 4},
+                                {"group_size", 128},
+                                {"damp_percent", 0.01},
+                                {"desc_act", false},
+                                {"sym", true}}),
               AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("gptq")));
 }
 

@@ -12,8 +12,8 @@
 namespace nibble::weights {
 namespace {
 
-constexpr const char* kFolders[] = {"llama",    "llama-biases",   "mistral-window",
-                                    "qwen3",    "llama-awq-gemm", "qwen2-awq-quantized-head"};
+constexpr const char* kFolders[] = {"llama", "llama-biases",   "mistral-window",
+                                    "qwen3", "llama-awq-gemm", "qwen2-awq-quantized-head"};
 
 std::unique_ptr<Checkpoint> Open(const std::string& name) {
   auto checkpoint =
@@ -47,8 +47,8 @@ void ExpectRows(const LogicalLinear& fused, int32_t from, const Checkpoint& chec
   }
 }
 
-void ExpectColumns(const LogicalLinear& part, const Checkpoint& checkpoint,
-                   const std::string& name, Range columns) {
+void ExpectColumns(const LogicalLinear& part, const Checkpoint& checkpoint, const std::string& name,
+                   Range columns) {
   const auto whole = checkpoint.LoadLinear(name);
   ASSERT_TRUE(whole.ok());
   const std::vector<float> all = Dequantize(*whole), some = Dequantize(part);
@@ -105,10 +105,15 @@ TEST(RankWeightsTest, EveryRankHoldsItsPartInTheAnnouncedForm) {
 }
 
 TEST(RankWeightsTest, DegreesThatMustWorkDo) {
-  const std::pair<const char*, int32_t> cases[] = {
-      {"llama", 1},          {"llama", 2},          {"llama", 3},          {"llama", 4},
-      {"llama-awq-gemm", 1}, {"llama-awq-gemm", 3}, {"qwen3", 4},
-      {"qwen2-awq-quantized-head", 1}, {"qwen2-awq-quantized-head", 2}};
+  const std::pair<const char*, int32_t> cases[] = {{"llama", 1},
+                                                   {"llama", 2},
+                                                   {"llama", 3},
+                                                   {"llama", 4},
+                                                   {"llama-awq-gemm", 1},
+                                                   {"llama-awq-gemm", 3},
+                                                   {"qwen3", 4},
+                                                   {"qwen2-awq-quantized-head", 1},
+                                                   {"qwen2-awq-quantized-head", 2}};
   for (const auto& [folder, ranks] : cases) {
     SCOPED_TRACE(std::string(folder) + " over " + std::to_string(ranks));
     const auto checkpoint = Open(folder);
@@ -147,14 +152,14 @@ TEST_F(MixedLayersTest, AFusedMatrixWithADensePartIsDense) {
   for (const std::string& name : source->TensorNames()) {
     if (name.starts_with(k)) continue;
     const TensorView& view = *source->Find(name);
-    tensors.push_back({name, std::string(TensorTypeName(view.type)), view.shape,
-                       std::string(reinterpret_cast<const char*>(view.data.data()),
-                                   view.data.size())});
+    tensors.push_back(
+        {name, std::string(TensorTypeName(view.type)), view.shape,
+         std::string(reinterpret_cast<const char*>(view.data.data()), view.data.size())});
   }
   const auto original = source->LoadLinear(k);
   ASSERT_TRUE(original.ok());
-  tensors.push_back({k + ".weight", "F32", {original->rows, original->columns},
-                     BytesOf(Dequantize(*original))});
+  tensors.push_back(
+      {k + ".weight", "F32", {original->rows, original->columns}, BytesOf(Dequantize(*original))});
   WriteAll(Path("model.safetensors"), FileOf(tensors));
   WriteAll(Path("config.json"), source->config().dump());
   const auto mixed = Checkpoint::Open(root_);

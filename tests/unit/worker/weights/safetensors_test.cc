@@ -33,10 +33,9 @@ std::string OneTensor(const std::string& fields, const std::string& data = "") {
 }
 
 TEST(SafetensorsTest, ReadsTensorsInAnyOrderWithMetadata) {
-  const std::string header =
-      R"({"b":{"shape":[2,2],"dtype":"I16","data_offsets":[4,12]},)"
-      R"("__metadata__":{"format":"pt"},)"
-      R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
+  const std::string header = R"({"b":{"shape":[2,2],"dtype":"I16","data_offsets":[4,12]},)"
+                             R"("__metadata__":{"format":"pt"},)"
+                             R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
   const std::string file = FileOf(header, std::string(12, 'x'));
   std::map<std::string, std::string> metadata;
   const auto tensors = ParseSafetensors(std::as_bytes(std::span(file)), &metadata);
@@ -171,8 +170,10 @@ TEST(SafetensorsTest, OneTensorTooManyIsRefused) {
 std::string BaseFile() {
   std::vector<TestTensor> tensors;
   for (int i = 0; i < 16; ++i) {
-    tensors.push_back({"model.layers." + std::to_string(i) + ".self_attn.q_proj.qweight", "I32",
-                       {8, 8}, std::string(256, static_cast<char>('a' + i))});
+    tensors.push_back({"model.layers." + std::to_string(i) + ".self_attn.q_proj.qweight",
+                       "I32",
+                       {8, 8},
+                       std::string(256, static_cast<char>('a' + i))});
   }
   return FileOf(tensors);
 }
