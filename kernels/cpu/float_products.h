@@ -61,6 +61,7 @@ template <int kBlocks, int kTokens>
 void DirectW4(const W4Matrix& w, const FloatRows& x, const GemmOutput& y, int32_t first_block) {
   const int64_t groups = w.columns / w.group;
   const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
+  const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
   const uint8_t* nibbles = w.nibbles + first_block * block_bytes;
   Vec sum[kBlocks][kTokens];
   Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
@@ -76,6 +77,7 @@ void DirectW4(const W4Matrix& w, const FloatRows& x, const GemmOutput& y, int32_
       PackedVec packed[kBlocks];
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
         packed[r] = LoadPacked(nibbles + r * block_bytes);
+        Prefetch(nibbles + r * block_bytes, ahead);
       });
       Unroll<8>([&](auto j) NIBBLE_INLINE {
         Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
@@ -110,6 +112,7 @@ void DirectDense(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
                  int32_t first_block) {
   using Stored = typename Element<kType>::Stored;
   const int64_t block_step = static_cast<int64_t>(w.columns) * kBlockRows;
+  const int64_t ahead = PrefetchAhead(block_step * static_cast<int64_t>(sizeof(Stored)), kBlocks);
   const Stored* from = static_cast<const Stored*>(w.values) + first_block * block_step;
   Vec sum[kBlocks][kTokens];
   Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
@@ -118,6 +121,7 @@ void DirectDense(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
   for (int32_t k = 0; k < w.columns; ++k) {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       const Vec weights = Element<kType>::Get(from + r * block_step);
+      Prefetch(from + r * block_step, ahead);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         sum[r][t] = Fma(weights, Set(x.values[t * x.stride + k]), sum[r][t]);
       });
@@ -240,12 +244,14 @@ void PanelW4(const W4Matrix& w, const FloatRows& x, const GemmOutput& y, int32_t
   FloatPanel panel;
   const int64_t groups = w.columns / w.group;
   const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
+  const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
   const uint8_t* nibbles = w.nibbles + first_block * block_bytes;
   for (int64_t g = 0; g < groups; ++g) {
     float* to = panel.weights;
     for (int32_t k = 0; k < w.group; k += 8) {
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
         const PackedVec packed = LoadPacked(nibbles + r * block_bytes);
+        Prefetch(nibbles + r * block_bytes, ahead);
         Unroll<8>([&](auto j) NIBBLE_INLINE {
           Store(to + (j * kBlocks + r) * kBlockRows, Nibbles<decltype(j)::kConstant>(packed));
         });

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/avx2.h"
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/unroll.h"
 
 namespace nibble::cpu {
@@ -81,6 +82,7 @@ void TileW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, in
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE { words[t] = _mm256_setzero_si256(); });
       Unroll<4>([&](auto v) NIBBLE_INLINE {
         const __m256i packed = LoadBytes32(nibbles + v * 64);
+        Prefetch(nibbles + v * 64);
         const __m256i low = _mm256_and_si256(packed, low_mask);
         const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_mask);
         Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
@@ -128,6 +130,7 @@ void TileInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y
     });
     Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
       const __m256i bytes = LoadBytes32(values + v * 64);
+      Prefetch(values + v * 64);
       const __m256i low = _mm256_and_si256(bytes, low_mask);
       const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low_mask);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {

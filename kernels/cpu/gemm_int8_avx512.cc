@@ -62,6 +62,7 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
     do {
       Unroll<2>([&](auto u) NIBBLE_INLINE {
         const __m512i packed = _mm512_loadu_si512(nibbles + u * 64);
+        Prefetch(nibbles + u * 64);
         const __m512i lows = _mm512_and_si512(packed, low_mask);
         const __m512i highs = _mm512_andnot_si512(low_mask, packed);
         Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
@@ -96,6 +97,7 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
   const int64_t columns = w.columns;
   const int64_t groups = columns / w.group;
   const int64_t block_bytes = columns * kBlockRows / 2;
+  const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
   const uint8_t* nibbles = w.nibbles + first_block * block_bytes;
   const int8_t* xq = x.values + first_token * columns;
@@ -111,6 +113,7 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
       __m512i highs[kBlocks];
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
         const __m512i packed = _mm512_loadu_si512(nibbles + r * block_bytes);
+        Prefetch(nibbles + r * block_bytes, ahead);
         lows[r] = _mm512_and_si512(packed, low_mask);
         highs[r] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
       });
@@ -207,6 +210,7 @@ void DirectInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput&
       });
       Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
         const __m512i weights = _mm512_loadu_si512(values + v * 64);
+        Prefetch(values + v * 64);
         Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
           acc[v % 2][t] = Dot4(acc[v % 2][t], weights, Broadcast4(xq + t * columns + v * 4));
         });

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/unroll.h"
 
 namespace nibble::cpu {
@@ -70,11 +71,13 @@ void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int3
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
   const int32_t groups = w.columns / w.group;
   const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
+  const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
   const uint8_t* from = w.nibbles + first_block * block_bytes + first_column * kBlockRows / 2;
   uint8_t* to = panel.bytes;
   for (int32_t v = 0; v < columns / 8; ++v) {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       const __m512i packed = _mm512_loadu_si512(from + r * block_bytes);
+      Prefetch(from + r * block_bytes, ahead);
       _mm512_store_si512(to + r * 64, _mm512_and_si512(packed, low_mask));
       _mm512_store_si512(to + (kBlocks + r) * 64,
                          _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask));

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/unroll.h"
 
 namespace nibble::cpu {
