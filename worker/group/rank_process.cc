@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <spawn.h>
-#include <sys/pidfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -79,7 +78,8 @@ absl::StatusOr<RankProcess> RankProcess::Start(const std::string& executable,
   const int error = ::posix_spawn(&pid, executable.c_str(), settings.actions(),
                                   settings.attributes(), argv.data(), environ);
   if (error != 0) return Failed("starting a rank", error);
-  OwnedFd pidfd(::pidfd_open(pid, 0));
+  // glibc 2.36 declares pidfd_open() without C linkage.
+  OwnedFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd.valid()) {
     const absl::Status status = Failed("pidfd_open", errno);
     ::kill(pid, SIGKILL);  // not reaped yet: the number is still its own

@@ -26,15 +26,12 @@ struct LeaderOptions {
   step::EngineStats* stats = nullptr;
   // Its engine, clock and stats are filled in from above.
   WorkerServerOptions server;
-  // Run a short request before the port opens: a model that cannot make a step is not served.
-  bool warm_up = true;
 };
 
 // One thread makes, asks and destroys it.
 class Leader {
  public:
-  // The port is open when this returns. INVALID_ARGUMENT: the address cannot be listened on; other
-  // errors are those of the warm-up.
+  // The port is open when this returns. INVALID_ARGUMENT: the address cannot be listened on.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<Leader>> Start(LeaderOptions options);
   ~Leader();  // as Stop(zero)
   Leader(const Leader&) = delete;
@@ -59,7 +56,6 @@ class Leader {
  private:
   explicit Leader(const Clock* clock);
   void StartEngineThread();
-  absl::Status WarmUp(const step::ExecutorLimits& limits, step::EngineStats* stats);
 
   const Clock* const clock_;
   int ended_fd_ = -1;

@@ -1,0 +1,152 @@
+#include "worker/options.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "base/host_port.h"
+#include "base/status.h"
+#include "base/units.h"
+#include "worker/fnv.h"
+#include "worker/rpc/listen_address.h"
+#include "worker/step/group_stats.h"
+
+namespace nibble::worker {
+namespace {
+
+constexpr size_t kModelNameMax = 200;
+
+// Of those that this process may run on: a container often has fewer than the machine.
+int32_t CoreCount() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+absl::Status Bad(const char* key, const std::string& value, const std::string& allowed) {
+  return absl::InvalidArgumentError(absl::StrCat(key, " is \"", value, "\"; allowed: ", allowed));
+}
+
+}  // namespace
+
+const char* NumericsWord(weights::Numerics numerics) {
+  return numerics == weights::Numerics::kFast ? "fast" : "exact";
+}
+
+const char* HeadWord(weights::HeadFormat head) {
+  return head == weights::HeadFormat::kInt8 ? "int8" : "stored";
+}
+
+void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
+  using std::chrono::hours;
+  using std::chrono::milliseconds;
+  parser->Group("Model");
+  parser->String("model", &options->model, "Folder of the model").Required();
+  parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
+  parser->Group("Compute");
+  parser->Int("tp", &options->tp, {1, step::kMaxRanks}, "Ranks that share the model");
+  parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}}, "Where ranks compute");
+  parser->Int("threads", &options->threads, {0, 1024}, "Threads of one rank; 0: a fair share");
+  parser->Choice<weights::Numerics>(
+      "numerics", &options->memory.numerics,
+      {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
+      "int8 or fp32 activations");
+  parser->Choice<weights::HeadFormat>(
+      "head", &options->memory.head,
+      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
+      "How a 16-bit output head is held in fast mode");
+  parser->Int("max_sequences", &options->memory.max_slots, {1, 4096}, "Sequences that run at once");
+  parser->Int("max_step_tokens", &options->memory.max_step_tokens, {16, 1 << 16},
+              "Tokens of one step, all sequences together");
+  parser->Int("context", &options->memory.max_context, {0, 1 << 24},
+              "Positions of one sequence; 0: the model's");
+  parser->Bytes(
+      "memory", &options->memory.memory_bytes, {0, int64_t{1} << 44},
+      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV");
+  parser->Int("kv_blocks", &options->memory.kv_blocks, {0, 1 << 28},
+              "KV blocks of 16 positions; 0: what the budget leaves");
+  parser->Group("Listening");
+  parser->String("listen", &options->listen, "gRPC: host:port or unix:PATH");
+  parser->String("metrics_listen", &options->metrics_listen,
+                 "/metrics, /healthz and /readyz: host:port; empty: none");
+  parser->String("announce", &options->announce,
+                 "File that gets the addresses once the group serves");
+  parser->Group("Requests");
+  parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
+  parser->Time("step_deadline", &options->step_deadline, {milliseconds(100), hours(1)},
+               "A group without progress for this long ends; half of it is logged");
+  parser->Time("drain_timeout", &options->drain_timeout, {Duration::zero(), hours(24)},
+               "After SIGTERM, what runs may take this long");
+  parser->Group("Logging");
+  parser->Choice<std::string>("log.level", &options->log_level,
+                              {{"trace", "trace"},
+                               {"debug", "debug"},
+                               {"info", "info"},
+                               {"warn", "warn"},
+                               {"error", "error"},
+                               {"off", "off"}},
+                              "Least important lines shown");
+  parser->Choice<std::string>("log.format", &options->log_format,
+                              {{"text", "text"}, {"json", "json"}}, "Form of the lines");
+}
+
+absl::Status CompleteOptions(WorkerOptions* options) {
+  if (options->model_name.empty()) {
+    // A folder that does not exist is refused where the model is opened.
+    std::error_code error;
+    const auto folder = std::filesystem::weakly_canonical(options->model, error);
+    options->model_name = folder.filename().string();
+    if (options->model_name.empty()) options->model_name = "model";
+  }
+  if (options->model_name.size() > kModelNameMax ||
+      !std::all_of(options->model_name.begin(), options->model_name.end(), absl::ascii_isprint)) {
+    return Bad("model_name", options->model_name,
+               absl::StrCat("printable ASCII, at most ", kModelNameMax, " characters"));
+  }
+  if (const auto listen = rpc::ParseListenAddress(options->listen); !listen.ok()) {
+    return Bad("listen", options->listen, "host:port or unix:PATH");
+  }
+  if (!options->metrics_listen.empty() && !ParseHostPort(options->metrics_listen).ok()) {
+    return Bad("metrics_listen", options->metrics_listen, "host:port, or nothing");
+  }
+  if (options->threads == 0) options->threads = std::max(1, CoreCount() / options->tp);
+  return absl::OkStatus();
+}
+
+std::vector<std::string> ToArguments(const WorkerOptions& options) {
+  return {
+      absl::StrCat("--model=", options.model),
+      absl::StrCat("--model-name=", options.model_name),
+      absl::StrCat("--tp=", options.tp),
+      absl::StrCat("--device=", options.device),
+      absl::StrCat("--threads=", options.threads),
+      absl::StrCat("--numerics=", NumericsWord(options.memory.numerics)),
+      absl::StrCat("--head=", HeadWord(options.memory.head)),
+      absl::StrCat("--max-sequences=", options.memory.max_slots),
+      absl::StrCat("--max-step-tokens=", options.memory.max_step_tokens),
+      absl::StrCat("--context=", options.memory.max_context),
+      absl::StrCat("--memory=", options.memory.memory_bytes),
+      absl::StrCat("--kv-blocks=", options.memory.kv_blocks),
+      absl::StrCat("--listen=", options.listen),
+      absl::StrCat("--metrics-listen=", options.metrics_listen),
+      absl::StrCat("--announce=", options.announce),
+      absl::StrCat("--queue-size=", options.queue_size),
+      absl::StrCat("--step-deadline=", FormatDuration(options.step_deadline)),
+      absl::StrCat("--drain-timeout=", FormatDuration(options.drain_timeout)),
+      absl::StrCat("--log-level=", options.log_level),
+      absl::StrCat("--log-format=", options.log_format),
+  };
+}
+
+uint64_t ConfigHash(const WorkerOptions& options) {
+  return Fnv1a(absl::StrCat(options.tp, " ", options.device, " ",
+                            NumericsWord(options.memory.numerics), " ",
+                            HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
+                            options.memory.max_step_tokens, " ", options.memory.max_context, " ",
+                            options.memory.memory_bytes, " ", options.memory.kv_blocks));
+}
+
+}  // namespace nibble::worker

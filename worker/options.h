@@ -1,0 +1,47 @@
+// What nibble-worker can be told.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/clock.h"
+#include "base/config.h"
+#include "worker/weights/memory_plan.h"
+
+namespace nibble::worker {
+
+struct WorkerOptions {
+  std::string model;       // folder
+  std::string model_name;  // empty = the folder's
+  int32_t tp = 1;
+  std::string device = "cpu";
+  int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
+  weights::MemoryOptions memory;
+  std::string listen = "127.0.0.1:50052";
+  std::string metrics_listen = "127.0.0.1:9100";
+  std::string announce;
+  int32_t queue_size = 128;
+  Duration step_deadline = std::chrono::seconds(10);
+  Duration drain_timeout = std::chrono::seconds(60);
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void DeclareOptions(ConfigParser* parser, WorkerOptions* options);
+
+// What a range cannot say; fills in what is derived (model_name, threads). INVALID_ARGUMENT names
+// key, value and what is allowed.
+[[nodiscard]] absl::Status CompleteOptions(WorkerOptions* options);
+
+// The command line that says the same: what the supervisor starts its ranks with.
+[[nodiscard]] std::vector<std::string> ToArguments(const WorkerOptions& options);
+
+// Of everything that decides what a step computes. The ranks of a group must agree.
+[[nodiscard]] uint64_t ConfigHash(const WorkerOptions& options);
+
+[[nodiscard]] const char* NumericsWord(weights::Numerics numerics);
+[[nodiscard]] const char* HeadWord(weights::HeadFormat head);
+
+}  // namespace nibble::worker

@@ -1,0 +1,60 @@
+#include "worker/planned_model.h"
+
+#include <utility>
+
+#include "base/version.h"
+#include "worker/fnv.h"
+
+namespace nibble::worker {
+namespace {
+
+constexpr weights::MemoryOptions PlainOptions(const weights::MemoryOptions& options) {
+  weights::MemoryOptions plain;
+  plain.numerics = options.numerics;
+  plain.head = options.head;
+  return plain;
+}
+
+}  // namespace
+
+Failure OpenAndPlan(const WorkerOptions& options, PlannedModel* model) {
+  auto checkpoint = weights::Checkpoint::Open(options.model);
+  if (!checkpoint.ok()) return {.exit_code = kExitModel, .status = checkpoint.status()};
+  model->checkpoint = *std::move(checkpoint);
+  auto plan = weights::PlanMemory(*model->checkpoint, options.tp, options.memory);
+  if (plan.ok()) {
+    model->plan = *std::move(plan);
+    return {};
+  }
+  Failure failure{.exit_code = kExitModel, .status = plan.status()};
+  if (absl::IsResourceExhausted(plan.status())) {
+    failure.exit_code = kExitNoMemory;
+  } else if (weights::PlanMemory(*model->checkpoint, 1, PlainOptions(options.memory)).ok()) {
+    failure.exit_code = kExitConfiguration;  // the folder is sound, what was asked of it is not
+  }
+  return failure;
+}
+
+group::RankFacts FactsOf(const WorkerOptions& options, const PlannedModel& model) {
+  return {.model_hash = model.checkpoint->IdentityHash(),
+          .config_hash = ConfigHash(options),
+          .build_hash = Fnv1a(VersionLine("nibble-worker")),
+          .rank_count = options.tp,
+          .kv_blocks = model.plan.kv_blocks};
+}
+
+group::GroupFacts MetricFactsOf(const WorkerOptions& options, const PlannedModel& model) {
+  const weights::QuantizationConfig& quantization = model.checkpoint->quantization();
+  const bool quantized = quantization.layout != weights::Layout::kNone;
+  return {.model = options.model_name,
+          .architecture = model.checkpoint->spec().architecture,
+          .quantization = weights::LayoutName(quantization.layout),
+          .group_size = quantized ? quantization.group_size : 0,
+          .tensor_parallel = options.tp,
+          .numerics = NumericsWord(options.memory.numerics),
+          .head = HeadWord(options.memory.head),
+          .max_context = model.plan.max_context,
+          .device = options.device};
+}
+
+}  // namespace nibble::worker

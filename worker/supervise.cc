@@ -1,0 +1,168 @@
+#include "worker/supervise.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/announce.h"
+#include "base/exit_codes.h"
+#include "base/logging.h"
+#include "base/metrics_server.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "base/units.h"
+#include "worker/collectives/shm_communicator.h"
+#include "worker/group/group_metrics.h"
+#include "worker/group/shared_memory.h"
+#include "worker/group/supervisor.h"
+#include "worker/planned_model.h"
+#include "worker/rank_arguments.h"
+#include "worker/rpc/listen_address.h"
+#include "worker/step/plan_ring.h"
+
+namespace nibble::worker {
+namespace {
+
+int Refuse(const Failure& failure) {
+  std::fprintf(stderr, "nibble-worker: %s\n", std::string(failure.status.message()).c_str());
+  return failure.exit_code;
+}
+
+// What all ranks share, made before they start and unmade with the last descriptor.
+struct Shared {
+  group::SharedObject<group::GroupControl> control;
+  group::SharedObject<step::GroupStats> stats;
+  group::OwnedFd ring;                                  // several ranks only
+  std::unique_ptr<collectives::ShmRegion> collectives;  // several ranks only
+
+  [[nodiscard]] static absl::StatusOr<Shared> Create(int32_t ranks) {
+    ASSIGN_OR_RETURN(auto control,
+                     group::SharedObject<group::GroupControl>::Create("nibble-control"));
+    ASSIGN_OR_RETURN(auto stats, group::SharedObject<step::GroupStats>::Create("nibble-stats"));
+    Shared shared{.control = std::move(control),
+                  .stats = std::move(stats),
+                  .ring = {},
+                  .collectives = nullptr};
+    if (ranks == 1) return shared;
+    ASSIGN_OR_RETURN(const int ring, step::CreatePlanRing({.readers = ranks - 1}));
+    shared.ring = group::OwnedFd(ring);
+    ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(ranks));
+    shared.collectives = std::make_unique<collectives::ShmRegion>(std::move(region));
+    return shared;
+  }
+
+  [[nodiscard]] std::vector<int> fds() const {
+    std::vector<int> list = {control.fd(), stats.fd()};
+    if (ring.valid()) list.push_back(ring.get());
+    if (collectives != nullptr) list.push_back(collectives->fd());
+    return list;
+  }
+};
+
+group::SupervisorOptions GroupOptions(const WorkerOptions& options, const Shared& shared,
+                                      const Clock* clock) {
+  group::SupervisorOptions group_options;
+  group_options.ranks = options.tp;
+  std::error_code error;
+  group_options.executable = std::filesystem::read_symlink("/proc/self/exe", error).string();
+  group_options.arguments = [&options, &shared](const group::RankDescriptors& own) {
+    std::vector<std::string> words =
+        Format({.rank = own.rank,
+                .stats_fd = shared.stats.fd(),
+                .control_fd = shared.control.fd(),
+                .ring_fd = shared.ring.get(),
+                .collectives_fd = shared.collectives == nullptr ? -1 : shared.collectives->fd(),
+                .death_fd = own.death_fd,
+                .command_fd = own.command_fd});
+    for (std::string& word : ToArguments(options)) words.push_back(std::move(word));
+    return words;
+  };
+  group_options.shared_fds = shared.fds();
+  group_options.control = shared.control.get();
+  group_options.stats = shared.stats.get();
+  group_options.clock = clock;
+  group_options.hang = {.soft = options.step_deadline / 2, .hard = options.step_deadline};
+  group_options.drain_timeout = options.drain_timeout;
+  return group_options;
+}
+
+// The metrics port, or nothing where it is off.
+absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const WorkerOptions& options,
+                                                            const PlannedModel& model,
+                                                            const step::GroupStats* stats,
+                                                            const Clock* clock,
+                                                            const group::Supervisor* supervisor) {
+  if (options.metrics_listen.empty()) return nullptr;
+  MetricsServer::Options server;
+  server.address = options.metrics_listen;
+  server.collectables.push_back(
+      std::make_shared<group::GroupMetrics>(stats, clock, MetricFactsOf(options, model)));
+  server.live = [supervisor] { return supervisor->Live(); };
+  server.ready = [supervisor] { return supervisor->Ready(); };
+  return MetricsServer::Start(std::move(server));
+}
+
+void LogPlan(const WorkerOptions& options, const PlannedModel& model) {
+  for (const weights::RankMemoryPlan& rank : model.plan.ranks) {
+    spdlog::info(
+        "rank {} plans {}: weights {}, KV cache {} in {} blocks, activations {}, "
+        "workspace {}",
+        rank.share.rank, FormatBytes(rank.total_bytes()), FormatBytes(rank.weight_bytes),
+        FormatBytes(rank.kv_block_bytes * model.plan.kv_blocks), model.plan.kv_blocks,
+        FormatBytes(rank.activation_bytes), FormatBytes(rank.workspace_bytes));
+  }
+  spdlog::info("{} with {} ranks of {} threads", options.model_name, options.tp, options.threads);
+}
+
+int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& shared) {
+  const SteadyClock clock;
+  group::SupervisorOptions group_options = GroupOptions(options, shared, &clock);
+  // The bar ends with its owner, before the line that says where the group serves.
+  auto progress = std::make_unique<Progress>(Progress::ForStderr("loading weights", true), &clock);
+  group_options.on_load_progress = [&progress](int64_t done, int64_t total) {
+    progress->Update(done, total);
+  };
+  std::unique_ptr<MetricsServer> metrics;
+  group_options.on_serving = [&](const std::string& address) -> absl::Status {
+    progress.reset();
+    const std::string metrics_address = metrics == nullptr ? "" : metrics->address();
+    spdlog::info("serving {} at {}, metrics at {}", options.model_name, address,
+                 metrics_address.empty() ? "none" : metrics_address);
+    if (options.announce.empty()) return absl::OkStatus();
+    return WriteAnnouncement(options.announce, {{"grpc", address}, {"metrics", metrics_address}});
+  };
+
+  group::Supervisor supervisor(std::move(group_options));
+  auto started = StartMetrics(options, model, shared.stats.get(), &clock, &supervisor);
+  if (!started.ok()) return Refuse({.exit_code = kExitConfiguration, .status = started.status()});
+  metrics = *std::move(started);
+  const group::GroupEnd end = supervisor.Run();
+  progress.reset();
+  if (end.exit_code == kExitDrained) {
+    spdlog::info("the group has ended: {}", end.reason);
+  } else {
+    std::fprintf(stderr, "nibble-worker: %s\n", end.reason.c_str());
+  }
+  return end.exit_code;
+}
+
+}  // namespace
+
+int Supervise(const WorkerOptions& options) {
+  const auto listen = rpc::ParseListenAddress(options.listen);
+  absl::Status status = listen.ok() ? rpc::CheckAvailable(*listen) : listen.status();
+  if (!status.ok()) return Refuse({.exit_code = kExitConfiguration, .status = std::move(status)});
+  PlannedModel model;
+  if (const Failure failure = OpenAndPlan(options, &model); !failure.ok()) return Refuse(failure);
+  const auto shared = Shared::Create(options.tp);
+  if (!shared.ok()) return Refuse({.exit_code = kExitNoMemory, .status = shared.status()});
+  LogPlan(options, model);
+  return Run(options, model, *shared);
+}
+
+}  // namespace nibble::worker

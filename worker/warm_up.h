@@ -1,0 +1,28 @@
+// The first steps of a group, before its port opens: a model that cannot make a step is not served,
+// and the prefill chunk follows what the machine can do.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "worker/step/executor.h"
+#include "worker/step/plan_channel.h"
+
+namespace nibble::worker {
+
+struct WarmUpResult {
+  double prefill_tokens_per_second = 0;
+  // Prompt tokens of one step that take about a second at that rate, so that every step stays well
+  // below the step deadline: a multiple of 16, at most the executor's limit.
+  int32_t prefill_chunk_tokens = 0;
+};
+
+// Runs a few steps on slot 0 and leaves it closed. Their step id is 0, which no engine's step has.
+// `publisher` is nullptr for a group of one rank. DATA_LOSS when the logits are not finite; else
+// the executor's or the publisher's errors.
+[[nodiscard]] absl::StatusOr<WarmUpResult> WarmUp(step::Executor* executor,
+                                                  step::PlanPublisher* publisher,
+                                                  const Clock& clock, Deadline deadline);
+
+}  // namespace nibble::worker
