@@ -156,6 +156,9 @@ TEST(TokenizerTest, ShowsInvalidByteTokensOneByOne) {
   // <0xE6> <0xB1> <0x89> is 汉; <0xE6> <0xB1> alone is nothing. Byte b is id b + 3.
   const Ids ids = {0xe6 + 3, 0xb1 + 3, 0x89 + 3, 0xe6 + 3, 0xb1 + 3, 'a' + 3};
   EXPECT_EQ(tokenizer->Decode(ids, false).value(), "汉\uFFFD\uFFFDa");
+  // Other text ends an incomplete character.
+  const Ids cut = {0xe6 + 3, 0xb1 + 3, tokenizer->TokenId("\u2581the").value(), 0x89 + 3};
+  EXPECT_EQ(tokenizer->Decode(cut, false).value(), "\uFFFD\uFFFD the\uFFFD");
 }
 
 TEST(TokenizerTest, TellsTheBytesOfOneToken) {
