@@ -113,6 +113,7 @@ absl::Status CompleteOptions(WorkerOptions* options) {
     return Bad("metrics_listen", options->metrics_listen, "host:port, or nothing");
   }
   if (options->threads == 0) options->threads = std::max(1, CoreCount() / options->tp);
+  options->memory.threads = options->threads;
   return absl::OkStatus();
 }
 
