@@ -14,9 +14,9 @@ namespace nibble::cpu {
 namespace {
 
 constexpr int32_t kHeadGroup = 32;
-constexpr int32_t kDirectTokens = 16; // up to here weights are unpacked in registers
-constexpr int32_t kTileTokens = 8;   // tokens of a register tile
-constexpr int32_t kTileBlocks = 3;   // row blocks of a register tile
+constexpr int32_t kDirectTokens = 16;  // up to here weights are unpacked in registers
+constexpr int32_t kTileTokens = 8;     // tokens of a register tile
+constexpr int32_t kTileBlocks = 3;     // row blocks of a register tile
 constexpr int32_t kPanelColumns = 768;
 constexpr int32_t kPanelGroups = kPanelColumns / 32;
 constexpr int32_t kMinus128 = 0xff80;  // in the low 16 bits of a lane, 0 above
@@ -190,51 +190,51 @@ void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
 }
 
 template <int kTokens>
-void DirectInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
-                BlockRange blocks) {
-  const int32_t groups = w.columns / kHeadGroup;
+void TileInt8(const Int8Matrix& w, const Int8Activations& x, int64_t first_token,
+              const GemmOutput& y, int32_t block) {
+  const int64_t groups = w.columns / kHeadGroup;
   const int64_t columns = w.columns;
   const __m512i zeros = _mm512_set1_epi32(kMinus128);
-  for (int32_t block = blocks.begin; block < blocks.end; ++block) {
-    const uint8_t* values = w.values + static_cast<int64_t>(block) * kBlockRows * columns;
-    const float* scales = w.scales + static_cast<int64_t>(block) * groups * kBlockRows;
-    const int8_t* xq = x.values;
-    __m512 sum[kTokens];
-    Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
-    for (int32_t g = 0; g < groups; ++g) {
-      __m512i acc[2][kTokens];
+  const uint8_t* values = w.values + block * kBlockRows * columns;
+  const float* scales = w.scales + block * groups * kBlockRows;
+  const int8_t* xq = x.values + first_token * columns;
+  const int32_t* x_sums = x.sums + first_token * groups;
+  const float* x_scales = x.scales + first_token * groups;
+  __m512 sum[kTokens];
+  Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
+  for (int64_t g = 0; g < groups; ++g) {
+    __m512i acc[2][kTokens];
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      acc[0][t] = AddZeroTerm(_mm512_setzero_si512(), zeros,
+                              _mm512_set1_epi32(x_sums[t * groups + g]));
+      acc[1][t] = _mm512_setzero_si512();
+    });
+    Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
+      const __m512i weights = _mm512_loadu_si512(values + v * 64);
+      Prefetch(values + v * 64);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        acc[0][t] = AddZeroTerm(_mm512_setzero_si512(), zeros,
-                                _mm512_set1_epi32(x.sums[t * groups + g]));
-        acc[1][t] = _mm512_setzero_si512();
+        acc[v % 2][t] = Dot4(acc[v % 2][t], weights, Broadcast4(xq + t * columns + v * 4));
       });
-      Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
-        const __m512i weights = _mm512_loadu_si512(values + v * 64);
-        Prefetch(values + v * 64);
-        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-          acc[v % 2][t] = Dot4(acc[v % 2][t], weights, Broadcast4(xq + t * columns + v * 4));
-        });
-      });
-      values += kHeadGroup * kBlockRows;
-      xq += kHeadGroup;
-      const __m512 group_scales = _mm512_loadu_ps(scales + g * kBlockRows);
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        sum[t] = Scaled(_mm512_add_epi32(acc[0][t], acc[1][t]), group_scales,
-                        x.scales[t * groups + g], sum[t]);
-      });
-    }
-    const __mmask16 mask = RowMask(w.rows, block);
-    Unroll<kTokens>([&](auto t) NIBBLE_INLINE { StoreRows(y, t, block, mask, sum[t]); });
+    });
+    values += kHeadGroup * kBlockRows;
+    xq += kHeadGroup;
+    const __m512 group_scales = _mm512_loadu_ps(scales + g * kBlockRows);
+    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+      sum[t] = Scaled(_mm512_add_epi32(acc[0][t], acc[1][t]), group_scales,
+                      x_scales[t * groups + g], sum[t]);
+    });
   }
+  const __mmask16 mask = RowMask(w.rows, block);
+  Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+    StoreRows(y, static_cast<int32_t>(first_token) + t, block, mask, sum[t]);
+  });
 }
 
 // ---- Many tokens -----------------------------------------------------------------------------
 
 // Bytes, scales and negated zeros of some row blocks and columns.
 struct Panel {
-  const uint8_t* bytes = nullptr;  // row block r, vector v: bytes + r * block_step + v * step
-  int64_t block_step = 0;
-  int64_t step = 0;
+  const uint8_t* bytes = nullptr;  // [vector of 4 columns][row block][64]
   const float* scales = nullptr;   // [group][row block][16]
   const int32_t* zeros = nullptr;  // [group][row block][16]
   int32_t first_column = 0;
@@ -270,7 +270,7 @@ __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activa
     do {
       __m512i weights[kBlocks];
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-        weights[r] = _mm512_loadu_si512(bytes + r * panel.block_step);
+        weights[r] = _mm512_load_si512(bytes + r * 64);
       });
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const __m512i four = Broadcast4(xq + t * columns);
@@ -278,7 +278,7 @@ __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activa
           acc[t][r] = Dot4(acc[t][r], weights[r], four);
         });
       });
-      bytes += panel.step;
+      bytes += kBlocks * 64;
       xq += 4;
     } while (xq != group_end);
     const int32_t* x_sums = x.sums + g;
@@ -353,8 +353,6 @@ void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
     UnpackW4<kBlocks>(w, first_block, column, columns,
                       {memory.bytes, memory.scales, memory.zeros});
     const Panel panel = {.bytes = memory.bytes,
-                         .block_step = 64,
-                         .step = kBlocks * 64,
                          .scales = memory.scales,
                          .zeros = memory.zeros,
                          .first_column = column,
@@ -364,41 +362,6 @@ void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
                          .masks = masks,
                          .first = column == 0,
                          .last = column + columns == w.columns};
-    PanelTokens<kBlocks>(panel, x, y);
-  }
-}
-
-// 8-bit weights are used where they lie.
-template <int kBlocks>
-void PanelInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
-               int32_t first_block) {
-  PanelMemory memory;
-  __mmask16 masks[kBlocks];
-  for (int r = 0; r < kBlocks; ++r) masks[r] = RowMask(w.rows, first_block + r);
-  const int64_t groups = w.columns / kHeadGroup;
-  for (int32_t column = 0; column < w.columns; column += kPanelColumns) {
-    const int32_t columns = Min(kPanelColumns, w.columns - column);
-    for (int32_t g = 0; g < columns / kHeadGroup; ++g) {
-      for (int r = 0; r < kBlocks; ++r) {
-        const int32_t target = (g * kBlocks + r) * kBlockRows;
-        const int64_t entry = ((first_block + r) * groups + column / kHeadGroup + g) * kBlockRows;
-        _mm512_store_ps(memory.scales + target, _mm512_loadu_ps(w.scales + entry));
-        _mm512_store_si512(memory.zeros + target, _mm512_set1_epi32(kMinus128));
-      }
-    }
-    const Panel panel = {
-        .bytes = w.values + (static_cast<int64_t>(first_block) * w.columns + column) * kBlockRows,
-        .block_step = static_cast<int64_t>(w.columns) * kBlockRows,
-        .step = 64,
-        .scales = memory.scales,
-        .zeros = memory.zeros,
-        .first_column = column,
-        .groups = columns / kHeadGroup,
-        .group = kHeadGroup,
-        .first_block = first_block,
-        .masks = masks,
-        .first = column == 0,
-        .last = column + columns == w.columns};
     PanelTokens<kBlocks>(panel, x, y);
   }
 }
@@ -419,24 +382,20 @@ void GemmW4Int8Avx512(const W4Matrix& w, const Int8Activations& x, const GemmOut
   }
 }
 
+// A row block stays in L1 for all its tiles of tokens: a panel of several blocks gains nothing.
 void GemmInt8Avx512(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
                     BlockRange blocks) {
-  switch (x.tokens) {
-    case 0: return;
-    case 1: return DirectInt8<1>(w, x, y, blocks);
-    case 2: return DirectInt8<2>(w, x, y, blocks);
-    case 3: return DirectInt8<3>(w, x, y, blocks);
-    case 4: return DirectInt8<4>(w, x, y, blocks);
-    default: break;
-  }
-  int32_t block = blocks.begin;
-  for (; block + kTileBlocks <= blocks.end; block += kTileBlocks) {
-    PanelInt8<kTileBlocks>(w, x, y, block);
-  }
-  switch (blocks.end - block) {
-    case 1: return PanelInt8<1>(w, x, y, block);
-    case 2: return PanelInt8<2>(w, x, y, block);
-    default: return;
+  const int32_t tiles = (x.tokens + kTileTokens - 1) / kTileTokens;
+  for (int32_t block = blocks.begin; block < blocks.end; ++block) {
+    int32_t token = 0;
+    for (int32_t tile = 0; tile < tiles; ++tile) {
+      const int32_t count = (x.tokens - token) / (tiles - tile);
+      Unroll<kTileTokens>([&](auto c) NIBBLE_INLINE {
+        constexpr int kCount = decltype(c)::kConstant + 1;
+        if (count == kCount) TileInt8<kCount>(w, x, token, y, block);
+      });
+      token += count;
+    }
   }
 }
 

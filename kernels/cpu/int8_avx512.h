@@ -71,7 +71,7 @@ void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int3
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
   const int32_t groups = w.columns / w.group;
   const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
-  const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
+  const int64_t ahead = kBlocks * block_bytes;  // asked for while these are multiplied
   const uint8_t* from = w.nibbles + first_block * block_bytes + first_column * kBlockRows / 2;
   uint8_t* to = panel.bytes;
   for (int32_t v = 0; v < columns / 8; ++v) {
