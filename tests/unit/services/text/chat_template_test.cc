@@ -62,7 +62,8 @@ TEST(ChatTemplateTest, RendersAndEncodesTheGoldenChats) {
   if (!folder) return;
   const auto tokenizer = LoadTokenizer(*folder);
   ASSERT_NE(tokenizer, nullptr);
-  for (const auto& prompt : ReadJson(*folder + "/goldens.json")["prompts"]) {
+  const auto goldens = ReadJson(*folder + "/goldens.json");
+  for (const auto& prompt : goldens["prompts"]) {
     if (prompt["kind"] == "raw") continue;
     SCOPED_TRACE(prompt["name"].get<std::string>());
     const Chat chat = ReadChat(prompt);

@@ -78,7 +78,8 @@ TEST(TokenizerTest, EncodesTheGoldenPrompts) {
   if (!folder) return;
   const auto tokenizer = LoadTokenizer(*folder);
   ASSERT_NE(tokenizer, nullptr);
-  for (const auto& prompt : ReadJson(*folder + "/goldens.json")["prompts"]) {
+  const auto goldens = ReadJson(*folder + "/goldens.json");
+  for (const auto& prompt : goldens["prompts"]) {
     SCOPED_TRACE(prompt["name"].get<std::string>());
     const bool chat = prompt["kind"] != "raw";
     const std::string text = prompt[chat ? "rendered_prompt" : "prompt"];
