@@ -151,7 +151,6 @@ absl::Status Serve(const Options& options, int signal_fd) {
   leader_options.executor = &executor;
   leader_options.clock = &clock;
   leader_options.stats = &stats->engine;
-  leader_options.warm_up = false;  // faults are counted from the first request's steps on
   ASSIGN_OR_RETURN(leader_options.server.listen, rpc::ParseListenAddress(options.listen));
   leader_options.server.service.tokenizer_files = &files;
   leader_options.server.service.model_info = ModelInfo(options);
