@@ -1,0 +1,139 @@
+// Whatever bytes come in, a status goes out and the gateway goes on.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/integration/gateway/gateway_fixture.h"
+
+namespace nibble::gateway {
+namespace {
+
+using absl::StatusCode;
+using ::testing::AnyOf;
+using ::testing::ElementsAre;
+
+constexpr char kGenerate[] = "/nibble.inference.v1.InferenceService/Generate";
+constexpr char kGenerateStream[] = "/nibble.inference.v1.InferenceService/GenerateStream";
+constexpr char kChat[] = "/nibble.inference.v1.InferenceService/Chat";
+constexpr char kTokenize[] = "/nibble.inference.v1.InferenceService/Tokenize";
+
+class BadInputTest : public GatewayFixture {
+ protected:
+  void SetUp() override { StartWith(1); }
+  void TearDown() override {
+    // The proof that it went on.
+    EXPECT_TRUE(Run(Request("hello", 5)).status.ok());
+    GatewayFixture::TearDown();
+  }
+  static std::vector<std::string> BadFields(const absl::Status& status) {
+    std::vector<std::string> fields;
+    for (const auto& violation : FieldViolations(status)) fields.push_back(violation.field);
+    return fields;
+  }
+};
+
+TEST_F(BadInputTest, HugePromptsAreRefusedFast) {
+  for (const size_t megabytes : {5, 100}) {
+    const pb::GenerateStreamRequest request = Request(std::string(megabytes << 20, 'x'), 5);
+    const auto begin = std::chrono::steady_clock::now();
+    const Transcript got = Run(request);
+    EXPECT_EQ(got.status.code(), StatusCode::kResourceExhausted) << got.status;
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  }
+  // Within the message limit, beyond the prompt's own.
+  const Transcript got = Run(Request(std::string(2 << 20, 'x'), 5));
+  EXPECT_EQ(got.status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(BadFields(got.status), ElementsAre("request.text"));
+}
+
+TEST_F(BadInputTest, CompressedBombIsRefused) {
+  pb::GenerateRequest request;
+  request.set_text(std::string(64 << 20, 'x'));
+  const Transcript got =
+      RunBytes(kGenerate, request.SerializeAsString(), nullptr, GRPC_COMPRESS_GZIP);
+  EXPECT_THAT(got.status.code(), AnyOf(StatusCode::kResourceExhausted, StatusCode::kUnimplemented))
+      << got.status;
+}
+
+TEST_F(BadInputTest, InvalidUtf8NamesItsField) {
+  const std::string bytes = "\x1a\x04zz\xff\xfe";  // text
+  for (const char* method : {kGenerate}) {
+    const Transcript got = RunBytes(method, bytes);
+    EXPECT_EQ(got.status.code(), StatusCode::kInvalidArgument) << got.status;
+    EXPECT_THAT(BadFields(got.status), ElementsAre("text"));
+  }
+  const std::string wrapped = "\x0a\x06" + bytes;  // request.text
+  const Transcript stream = RunBytes(kGenerateStream, wrapped);
+  EXPECT_EQ(stream.status.code(), StatusCode::kInvalidArgument) << stream.status;
+  EXPECT_THAT(BadFields(stream.status), ElementsAre("request.text"));
+  const std::string chat =
+      "\x1a\x05\x12\x03"
+      "a\xc3(";  // messages[0].content
+  EXPECT_THAT(BadFields(RunBytes(kChat, chat).status), ElementsAre("messages[0].content"));
+  EXPECT_THAT(BadFields(RunBytes(kTokenize, "\x12\x01\x80").status), ElementsAre("text"));
+}
+
+TEST_F(BadInputTest, GarbageIsInvalid) {
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), std::string("\x1a\x7f short"),
+        std::string(1000, '\xff'), std::string("\x0b\x0b\x0b")}) {
+    for (const char* method : {kGenerate, kGenerateStream, kChat, kTokenize}) {
+      EXPECT_EQ(RunBytes(method, bytes).status.code(), StatusCode::kInvalidArgument);
+    }
+  }
+  // An empty message is well-formed and has no prompt.
+  EXPECT_THAT(BadFields(RunBytes(kGenerate, "").status), ElementsAre("prompt"));
+}
+
+TEST_F(BadInputTest, NulBytesAreText) {
+  const Transcript got = Run(Request(std::string("a\0b", 3), 5));
+  EXPECT_TRUE(got.status.ok()) << got.status;
+  EXPECT_THAT(workers_[0]->requests()[0].prompt_token_ids(), ElementsAre(kByteBos, 'a', 0, 'b'));
+}
+
+TEST_F(BadInputTest, UnknownFieldsAreIgnored) {
+  pb::GenerateRequest request = Request("hello", 5).request();
+  std::string reply;
+  const Transcript got = RunBytes(
+      kGenerate, request.SerializeAsString() + "\xa2\x1f\x02\xff\xfe" + "\x98\x06\x01", &reply);
+  EXPECT_TRUE(got.status.ok()) << got.status;
+  pb::GenerateResponse response;
+  ASSERT_TRUE(response.ParseFromString(reply));
+  EXPECT_EQ(response.choices(0).text(), LettersOf(7, 5));
+}
+
+TEST_F(BadInputTest, TooMuchMetadataIsRefused) {
+  grpc::ClientContext context;
+  context.AddMetadata("x-junk", std::string(64 << 10, 'x'));
+  pb::GenerateResponse response;
+  const grpc::Status status = stub_->Generate(&context, Request("hello", 5).request(), &response);
+  EXPECT_FALSE(status.ok());
+  EXPECT_EQ(workers_[0]->requests().size(), 0U);
+}
+
+TEST_F(BadInputTest, UnknownMethodIsUnimplemented) {
+  EXPECT_EQ(RunBytes("/nibble.inference.v1.InferenceService/Nothing", "").status.code(),
+            StatusCode::kUnimplemented);
+}
+
+// Bits flipped in good requests: anything but a crash or a hang.
+TEST_F(BadInputTest, FlippedBitsEndInAStatus) {
+  pb::GenerateRequest request = Request("hello", 3).request();
+  request.mutable_sampling()->set_n(2);
+  request.mutable_sampling()->set_temperature(0.5F);
+  request.mutable_stopping()->add_stop("END");
+  request.mutable_output()->set_logprobs(1);
+  const std::string bytes = request.SerializeAsString();
+  for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
+    std::string flipped = bytes;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+    const Transcript got = RunBytes(kGenerate, flipped);
+    EXPECT_THAT(got.status.code(),
+                AnyOf(StatusCode::kOk, StatusCode::kInvalidArgument, StatusCode::kNotFound))
+        << bit << " " << got.status;
+  }
+}
+
+}  // namespace
+}  // namespace nibble::gateway
