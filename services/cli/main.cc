@@ -25,6 +25,7 @@ constexpr std::array kCommands = {
     Command{"inspect", "Say what is in a model folder and how it splits over ranks", RunInspect},
     Command{"plan", "Say what a model takes in memory, before anything is loaded", RunPlan},
     Command{"quantize", "Turn a 16-bit model into a 4-bit AWQ checkpoint", RunQuantize},
+    Command{"bench", "Measure a model on this machine", RunBench},
 };
 
 std::string Help() {

@@ -42,6 +42,7 @@ std::string Describe(const weights::MemoryPlan& plan) {
 int RunPlan(int argc, const char* const* argv) {
   std::string model;
   int32_t tp = 1;
+  int32_t threads = 0;
   weights::MemoryOptions options;
   ConfigParser parser(CommandProgram(
       "plan", "Says what every rank allocates, from the headers of the files alone.",
@@ -50,8 +51,10 @@ int RunPlan(int argc, const char* const* argv) {
   parser.String("model", &model, "Folder of the model").Positional().Required();
   parser.Group("Compute");
   parser.Int("tp", &tp, {1, 64}, "Ranks that share the model");
+  parser.Int("threads", &threads, {0, 1024}, "Threads of one rank; 0: a fair share");
   DeclareMemoryOptions(&parser, &options);
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
+  options.threads = RankThreads(threads, tp);
   int exit_code = kExitDrained;
   const auto planned = OpenAndPlan(model, tp, options, &exit_code);
   if (!planned.ok()) {

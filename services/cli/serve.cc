@@ -78,6 +78,7 @@ int RunServe(int argc, const char* const* argv) {
   }
   // The worker reads the same headers again: a model that cannot be served is refused here in one
   // line, before any process starts or port opens.
+  options.memory.threads = RankThreads(options.threads, options.tp);
   int exit_code = kExitDrained;
   const auto planned = OpenAndPlan(options.model, options.tp, options.memory, &exit_code);
   if (!planned.ok()) return Fail(planned.status(), exit_code);

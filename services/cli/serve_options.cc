@@ -1,5 +1,8 @@
 #include "services/cli/serve_options.h"
 
+#include <sched.h>
+
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
@@ -30,6 +33,17 @@ absl::Status CheckAddress(const char* key, const std::string& value) {
 
 }  // namespace
 
+void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights::HeadFormat* head) {
+  parser->Choice<weights::Numerics>(
+      "numerics", numerics,
+      {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
+      "int8 or fp32 activations");
+  parser->Choice<weights::HeadFormat>(
+      "head", head,
+      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
+      "How a 16-bit output head is held in fast mode");
+}
+
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options) {
   parser->Bytes(
       "memory", &options->memory_bytes, {0, kMemoryMax},
@@ -41,14 +55,7 @@ void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options)
               "Tokens of one step, all sequences together");
   parser->Int("kv_blocks", &options->kv_blocks, {0, 1 << 28},
               "KV blocks of 16 positions; 0: what the budget leaves");
-  parser->Choice<weights::Numerics>(
-      "numerics", &options->numerics,
-      {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
-      "int8 or fp32 activations");
-  parser->Choice<weights::HeadFormat>(
-      "head", &options->head,
-      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
-      "How a 16-bit output head is held in fast mode");
+  DeclareNumerics(parser, &options->numerics, &options->head);
 }
 
 void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
@@ -92,6 +99,14 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
                               "Least important lines shown");
   parser->Choice<std::string>("log.format", &options->log_format,
                               {{"text", "text"}, {"json", "json"}}, "Form of the lines");
+}
+
+int32_t RankThreads(int32_t given, int32_t tp) {
+  if (given > 0) return given;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int32_t cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  return std::max(1, cores / tp);
 }
 
 absl::Status CheckServeOptions(const ServeOptions& options) {

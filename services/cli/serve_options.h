@@ -40,6 +40,12 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options);
 // Memory and numerics alone: `nibble plan` has the same.
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options);
 
+void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights::HeadFormat* head);
+
+// Compute threads of one of `tp` ranks on this machine: as given, or a fair share of the cores that
+// this process may use (each has buffers of its own, so a plan needs the number).
+[[nodiscard]] int32_t RankThreads(int32_t given, int32_t tp);
+
 // What a range cannot say. INVALID_ARGUMENT names key, value and what is allowed.
 [[nodiscard]] absl::Status CheckServeOptions(const ServeOptions& options);
 

@@ -17,12 +17,14 @@
 #include "base/exit_codes.h"
 #include "base/logging.h"
 #include "base/units.h"
+#include "services/cli/health.h"
 
 namespace nibble::cli {
 namespace {
 
 // How often an announcement is looked for while a program starts.
 constexpr Duration kStartPoll = std::chrono::milliseconds(20);
+constexpr Duration kHealthPatience = std::chrono::milliseconds(200);
 // Beyond the drain itself.
 constexpr Duration kDrainGrace = std::chrono::seconds(5);
 constexpr Duration kWorkerPatience = std::chrono::seconds(15);
@@ -78,11 +80,9 @@ int Supervision::Run() {
   if (const auto code = StartFirst(&gateway_)) return *code;
   SayReady();
   if (!options_.announce.empty()) {
-    const absl::Status written = WriteAnnouncement(
-        options_.announce, {{"grpc", AddressOf(gateway_.addresses, "grpc")},
-                            {"metrics", AddressOf(gateway_.addresses, "metrics")},
-                            {"worker_metrics", AddressOf(worker_.addresses, "metrics")},
-                            {"admin", AddressOf(gateway_.addresses, "admin")}});
+    std::vector<std::pair<std::string, std::string>> addresses = gateway_.addresses;
+    addresses.emplace_back("worker_metrics", AddressOf(worker_.addresses, "metrics"));
+    const absl::Status written = WriteAnnouncement(options_.announce, addresses);
     if (!written.ok()) {
       spdlog::error("{}", std::string(written.message()));
       return kExitConfiguration;
@@ -151,6 +151,10 @@ void Supervision::LookForAnnouncement(Service* service) {
   service->addresses.clear();
   for (const auto& [key, value] : json.items()) {
     if (value.is_string()) service->addresses.emplace_back(key, value.get<std::string>());
+  }
+  // The gateway listens before it has found the group.
+  if (service == &gateway_ && !IsServing(AddressOf(service->addresses, "grpc"), kHealthPatience)) {
+    return;
   }
   service->ready = true;
   // The next start takes the same ports, also where any free one was asked for.
