@@ -98,7 +98,8 @@ absl::Status CompleteOptions(WorkerOptions* options) {
     // A folder that does not exist is refused where the model is opened.
     std::error_code error;
     const auto folder = std::filesystem::weakly_canonical(options->model, error);
-    options->model_name = folder.filename().string();
+    // A slash at the end leaves an empty last part.
+    options->model_name = (folder / "").parent_path().filename().string();
     if (options->model_name.empty()) options->model_name = "model";
   }
   if (options->model_name.size() > kModelNameMax ||
@@ -132,8 +133,6 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--memory=", options.memory.memory_bytes),
       absl::StrCat("--kv-blocks=", options.memory.kv_blocks),
       absl::StrCat("--listen=", options.listen),
-      absl::StrCat("--metrics-listen=", options.metrics_listen),
-      absl::StrCat("--announce=", options.announce),
       absl::StrCat("--queue-size=", options.queue_size),
       absl::StrCat("--step-deadline=", FormatDuration(options.step_deadline)),
       absl::StrCat("--drain-timeout=", FormatDuration(options.drain_timeout)),

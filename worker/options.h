@@ -35,7 +35,8 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options);
 // key, value and what is allowed.
 [[nodiscard]] absl::Status CompleteOptions(WorkerOptions* options);
 
-// The command line that says the same: what the supervisor starts its ranks with.
+// The command line that the supervisor starts its ranks with: all of it but the metrics port and
+// the announcement, which are its own. No value in it is empty.
 [[nodiscard]] std::vector<std::string> ToArguments(const WorkerOptions& options);
 
 // Of everything that decides what a step computes. The ranks of a group must agree.

@@ -54,6 +54,7 @@ class Sequence {
  private:
   absl::StatusOr<Duration> Run() {
     const Deadline begin = clock_.Now();
+    plan_.step_id = ++step_id_;
     if (publisher_ != nullptr) RETURN_IF_ERROR(publisher_->Publish(plan_));
     RETURN_IF_ERROR(executor_->Launch(plan_));
     RETURN_IF_ERROR(executor_->Wait(deadline_, &result_));
@@ -68,6 +69,7 @@ class Sequence {
   const Clock& clock_;
   const Deadline deadline_;
   bool open_ = false;
+  uint64_t step_id_ = 0;
   step::StepPlan plan_;
   step::StepResult result_;
 };

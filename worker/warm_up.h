@@ -18,7 +18,8 @@ struct WarmUpResult {
   int32_t prefill_chunk_tokens = 0;
 };
 
-// Runs a few steps on slot 0 and leaves it closed. Their step id is 0, which no engine's step has.
+// Runs a few steps on slot 0 and leaves it closed. They are counted from 1; the engine, which comes
+// after them, counts its own from 1 again.
 // `publisher` is nullptr for a group of one rank. DATA_LOSS when the logits are not finite; else
 // the executor's or the publisher's errors.
 [[nodiscard]] absl::StatusOr<WarmUpResult> WarmUp(step::Executor* executor,

@@ -57,12 +57,12 @@ GroupEnd Supervisor::Run() {
   } else {
     cause = Watch(signal_fd.get());
   }
-  if (!cause.has_value()) {
-    // Some rank left; another may say why.
+  if (!cause.has_value() && !SomeRankWasKilled()) {
+    // A rank left; another may say why.
     AwaitGone(options_.clock->Now() + kMoreTellingEnd);
   }
-  state_ = State::kEnding;
-  EndRanks();
+  const bool serving = state_.exchange(State::kEnding) != State::kLoading;
+  EndRanks(serving);
   if (cause.has_value()) return *cause;
   return ExplainEnd(CollectEnds());
 }
@@ -191,6 +191,7 @@ std::optional<GroupEnd> Supervisor::TickHang(Deadline now) {
     if (before == HangWatch::Verdict::kFine) spdlog::warn("{}", what);
     return std::nullopt;
   }
+  hung_rank_ = finding.rank;
   return GroupEnd{.exit_code = kExitHang, .reason = what};
 }
 
@@ -224,14 +225,27 @@ void Supervisor::AwaitGone(Deadline deadline) {
   }
 }
 
-void Supervisor::EndRanks() {
+bool Supervisor::SomeRankWasKilled() {
+  return std::any_of(ranks_.begin(), ranks_.end(), [](Rank& rank) {
+    const std::optional<ProcessExit> exit = rank.process.Exited();
+    return exit.has_value() && exit->signal != 0;
+  });
+}
+
+void Supervisor::EndRanks(bool serving) {
+  const Deadline begin = options_.clock->Now();
   Tell(Command::kAbort);
   for (size_t i = 0; i < ranks_.size(); ++i) {
     if (ranks_[i].process.Exited().has_value()) continue;
     ranks_[i].told_to = true;
-    if (i != 0) ranks_[i].death_pipe.Close();  // the leader first ends its streams
+    // A leader that serves first ends its streams.
+    if (i != 0 || !serving) ranks_[i].death_pipe.Close();
   }
-  AwaitGone(options_.clock->Now() + options_.kill_after);
+  if (hung_rank_ >= 0) ranks_[static_cast<size_t>(hung_rank_)].process.Signal(SIGKILL);
+  // A follower leaves as soon as its pipe is closed; one that does not is stopped or stuck.
+  AwaitGone(begin + options_.kill_after / 4);
+  for (size_t i = 1; i < ranks_.size(); ++i) ranks_[i].process.Signal(SIGKILL);
+  AwaitGone(begin + options_.kill_after);
   for (Rank& rank : ranks_) rank.process.Signal(SIGKILL);
   AwaitGone(Deadline::max());
 }

@@ -88,7 +88,10 @@ class Supervisor {
   // True when a rank has ended otherwise than a drain allows.
   [[nodiscard]] bool RankLost();
   [[nodiscard]] bool AllGone();
-  void EndRanks();
+  // One whose signal explains the end: no need to wait for more.
+  [[nodiscard]] bool SomeRankWasKilled();
+  // `serving`: the leader may have streams to end.
+  void EndRanks(bool serving);
   void AwaitGone(Deadline deadline);
   [[nodiscard]] std::vector<RankEnd> CollectEnds();
   void Tell(Command command);
@@ -99,6 +102,7 @@ class Supervisor {
   OwnedFd command_pipe_;
   std::atomic<State> state_{State::kLoading};
   std::atomic<HangWatch::Verdict> verdict_{HangWatch::Verdict::kFine};
+  int32_t hung_rank_ = -1;  // killed without being asked to leave
   int64_t loaded_bytes_ = -1;
   Deadline load_progress_at_{};
   Deadline drain_until_{};

@@ -1,0 +1,224 @@
+// How a group ends: ranks and supervisors that are killed or stopped, drains, second signals.
+// Bounds are those that users are promised, times three for a loaded machine.
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "base/exit_codes.h"
+#include "tests/integration/worker/worker_process.h"
+#include "tests/support/test_data.h"
+
+namespace nibble::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using Clock = std::chrono::steady_clock;
+
+constexpr seconds kGroupGone{5 * 3};
+constexpr seconds kStreamsEnded{2 * 3};
+constexpr seconds kSecondSignal{2 * 3};
+constexpr int kStreams = 24;
+
+std::vector<std::string> Flags(std::vector<std::string> flags = {}) {
+  flags.push_back("--model=" + SourceDir() + "/tests/data/model-specs/llama-awq-gemm");
+  flags.push_back("--model-name=tiny");
+  flags.push_back("--threads=1");
+  flags.push_back("--tp=3");
+  flags.push_back("--max-sequences=32");
+  return flags;
+}
+
+// Clients that keep generating, one stream after another, until one of theirs fails.
+class Load {
+ public:
+  explicit Load(WorkerProcess* worker) : stub_(&worker->stub()), clients_(kStreams) {
+    for (Client& client : clients_) client.thread = std::thread([this, &client] { Run(&client); });
+  }
+  ~Load() { Join(); }
+
+  // Every client is in the middle of a stream. False when that does not come about.
+  [[nodiscard]] bool AwaitMidStream() {
+    const auto until = Clock::now() + seconds(30);
+    const auto streaming = [](const Client& client) { return client.tokens.load() > 0; };
+    while (!std::all_of(clients_.begin(), clients_.end(), streaming)) {
+      if (Clock::now() >= until) return false;
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    return true;
+  }
+
+  void Join() {
+    for (Client& client : clients_) {
+      if (client.thread.joinable()) client.thread.join();
+    }
+  }
+  void StopAfterThisStream() { stopping_ = true; }
+
+  // How each client's last stream ended, and whether it had delivered tokens.
+  [[nodiscard]] int Count(grpc::StatusCode code) const {
+    return static_cast<int>(std::count_if(clients_.begin(), clients_.end(), [&](const auto& c) {
+      return c.status.error_code() == code;
+    }));
+  }
+  [[nodiscard]] int CutShort() const {
+    return static_cast<int>(std::count_if(clients_.begin(), clients_.end(), [](const auto& c) {
+      return !c.status.ok() && c.tokens > 0;
+    }));
+  }
+
+ private:
+  struct Client {
+    std::thread thread;
+    std::atomic<int> tokens{0};  // of the current stream
+    grpc::Status status;
+  };
+
+  void Run(Client* client) {
+    do {
+      client->tokens = 0;
+      grpc::ClientContext context;
+      const auto stream = stub_->Generate(&context, GreedyRequest({1, 2, 3}, 250));
+      worker::v1::GenerateResponse response;
+      while (stream->Read(&response)) client->tokens += response.tokens().ids_size();
+      client->status = stream->Finish();
+    } while (client->status.ok() && !stopping_);
+  }
+
+  worker::v1::WorkerService::Stub* stub_;
+  std::vector<Client> clients_;
+  std::atomic<bool> stopping_{false};
+};
+
+// Runs a group under load, does `fault` to it and checks that streams and processes end in time.
+template <typename Fault>
+void EndUnderLoad(WorkerProcess* worker, int exit_code, seconds streams_limit, const Fault& fault) {
+  ASSERT_TRUE(worker->AwaitServing());
+  ASSERT_EQ(worker->ranks().size(), 3u);
+  Load load(worker);
+  ASSERT_TRUE(load.AwaitMidStream());
+  const auto begin = Clock::now();
+  fault();
+  load.Join();
+  const auto streams_ended = Clock::now() - begin;
+  EXPECT_LT(streams_ended, streams_limit);
+  EXPECT_EQ(load.Count(grpc::StatusCode::UNAVAILABLE), kStreams);
+  EXPECT_GE(load.CutShort(), 20);  // else the fault did not meet streams
+  EXPECT_EQ(worker->AwaitExit(kGroupGone), exit_code);
+  EXPECT_TRUE(worker->AwaitNobodyLeft(kGroupGone));
+  EXPECT_LT(Clock::now() - begin, kGroupGone);
+  std::printf("streams ended after %.0f ms, everything after %.0f ms\n",
+              std::chrono::duration<double, std::milli>(streams_ended).count(),
+              std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+}
+
+TEST(GroupEnd, AKilledFollowerEndsTheGroup) {
+  WorkerProcess worker(Flags());
+  EndUnderLoad(&worker, kExitRankLost, kStreamsEnded, [&] { ::kill(worker.ranks()[1], SIGKILL); });
+  EXPECT_THAT(worker.Errors(), ::testing::HasSubstr("rank 1 was killed by signal 9"));
+}
+
+TEST(GroupEnd, AKilledLeaderEndsTheGroup) {
+  WorkerProcess worker(Flags());
+  EndUnderLoad(&worker, kExitRankLost, kStreamsEnded, [&] { ::kill(worker.ranks()[0], SIGKILL); });
+  EXPECT_THAT(worker.Errors(), ::testing::HasSubstr("rank 0 was killed by signal 9"));
+}
+
+TEST(GroupEnd, AKilledSupervisorLeavesNobodyBehind) {
+  WorkerProcess worker(Flags());
+  EndUnderLoad(&worker, 128 + SIGKILL, kStreamsEnded, [&] { worker.Signal(SIGKILL); });
+}
+
+TEST(GroupEnd, AFollowerThatAbortsEndsTheGroup) {
+  WorkerProcess worker(Flags());
+  EndUnderLoad(&worker, kExitRankLost, kStreamsEnded, [&] { ::kill(worker.ranks()[2], SIGABRT); });
+}
+
+TEST(GroupEnd, AStoppedFollowerIsAHang) {
+  WorkerProcess worker(Flags({"--step-deadline=1s"}));
+  EndUnderLoad(&worker, kExitHang, seconds(2 * 3), [&] { ::kill(worker.ranks()[1], SIGSTOP); });
+}
+
+TEST(GroupEnd, AStoppedLeaderIsAHang) {
+  WorkerProcess worker(Flags({"--step-deadline=1s"}));
+  EndUnderLoad(&worker, kExitHang, seconds(2 * 3), [&] { ::kill(worker.ranks()[0], SIGSTOP); });
+}
+
+TEST(GroupEnd, AKilledFollowerEndsAnIdleGroupToo) {
+  WorkerProcess worker(Flags());
+  ASSERT_TRUE(worker.AwaitServing());
+  ::kill(worker.ranks()[2], SIGKILL);
+  EXPECT_EQ(worker.AwaitExit(kGroupGone), kExitRankLost);
+  EXPECT_TRUE(worker.AwaitNobodyLeft(kGroupGone));
+}
+
+TEST(GroupEnd, ATerminatedGroupDrains) {
+  WorkerProcess worker(Flags());
+  ASSERT_TRUE(worker.AwaitServing());
+  Load load(&worker);
+  ASSERT_TRUE(load.AwaitMidStream());
+  load.StopAfterThisStream();
+  // As it comes to a whole process group: the ranks leave it to their supervisor.
+  for (const pid_t rank : worker.ranks()) ::kill(rank, SIGTERM);
+  worker.Signal(SIGTERM);
+  int status = 0;
+  const auto until = Clock::now() + seconds(3);
+  do {
+    (void)worker.Get("/readyz", &status);
+  } while (status == 200 && Clock::now() < until);
+  EXPECT_EQ(status, 503);
+  load.Join();
+  // Streams that ran have finished; those that came in the meantime were refused.
+  EXPECT_EQ(load.Count(grpc::StatusCode::OK) + load.Count(grpc::StatusCode::UNAVAILABLE), kStreams);
+  EXPECT_EQ(load.CutShort(), 0);
+  EXPECT_EQ(worker.AwaitExit(kGroupGone), kExitDrained);
+  EXPECT_TRUE(worker.AwaitNobodyLeft(kGroupGone));
+}
+
+TEST(GroupEnd, WhatIsLateInADrainEndsUnavailable) {
+  WorkerProcess worker(Flags({"--drain-timeout=0s"}));
+  EndUnderLoad(&worker, kExitDrained, kStreamsEnded, [&] { worker.Signal(SIGTERM); });
+}
+
+TEST(GroupEnd, ASecondSignalEndsADrainAtOnce) {
+  WorkerProcess worker(Flags());
+  ASSERT_TRUE(worker.AwaitServing());
+  // A stream that nobody reads keeps the drain waiting.
+  grpc::ClientContext context;
+  const auto stream = worker.stub().Generate(&context, GreedyRequest({1, 2, 3}, 250));
+  worker::v1::GenerateResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  Load load(&worker);
+  ASSERT_TRUE(load.AwaitMidStream());
+  worker.Signal(SIGTERM);
+  int status = 200;
+  while (status == 200) (void)worker.Get("/readyz", &status);
+  const auto begin = Clock::now();
+  worker.Signal(SIGTERM);
+  const auto exit_code = worker.AwaitExit(kSecondSignal);
+  EXPECT_TRUE(exit_code.has_value());
+  EXPECT_LT(Clock::now() - begin, kSecondSignal);
+  EXPECT_TRUE(worker.AwaitNobodyLeft(kSecondSignal));
+}
+
+TEST(GroupEnd, ASignalWhileLoadingEndsItAtOnce) {
+  const auto folder =
+      TestData("models/smollm2-135m-awq-gemm-g64", "ASignalWhileLoadingEndsItAtOnce");
+  if (!folder.has_value()) return;
+  WorkerProcess worker({"--model=" + *folder, "--tp=2"});
+  std::this_thread::sleep_for(milliseconds(300));
+  worker.Signal(SIGTERM);
+  EXPECT_EQ(worker.AwaitExit(kSecondSignal), kExitDrained);
+}
+
+}  // namespace
+}  // namespace nibble::testing
