@@ -46,7 +46,7 @@ class GrpcurlTest(harness.ServedTestCase):
         answer = self.grpcurl(self.server.address, "nibble.inference.v1.ModelService/ListModels")
         self.assertEqual(answer.returncode, 0, answer.stderr)
         model = json.loads(answer.stdout)["models"][0]
-        self.assertEqual(model["tensorParallel"], 2)
+        self.assertEqual(model["tensor_parallel"], 2)
         self.assertEqual(model["state"], "MODEL_STATE_READY")
         self.assertTrue(model["chat"])
 

@@ -128,7 +128,7 @@ class FolderTest(harness.ModelTestCase):
             self.assertEqual(answer.returncode, 0, answer.stderr)
             inspected = harness.run_nibble("inspect", out)
             self.assertIn("groups of 64", inspected.stdout)
-            again = harness.run_nibble("quantize", fp16, out)
+            again = harness.run_nibble("quantize", "--group-size", "64", fp16, out)
             self.assertEqual(again.returncode, 2)
         self.assertEqual(harness.run_nibble("quantize", self.model, "/nowhere/out").returncode, 3)
 
