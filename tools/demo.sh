@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-question="${1:-Why is the sky blue? Answer in two sentences.}"
+question="${1:-Why is the sky blue?}"
 models="$PWD/.cache/models"
 bin="$PWD/build/release/bin"
 fp16="$models/smollm2-135m"
@@ -34,7 +34,7 @@ fi
 step "serving it on two ranks"
 announce="$(mktemp)"
 rm -f "$announce"
-"$bin/nibble" serve "$awq" --tp 2 --port 0 --metrics-listen 127.0.0.1:0 \
+"$bin/nibble" serve "$awq" --tp 2 --context 2048 --max-sequences 16 --port 0 --metrics-listen 127.0.0.1:0 \
   --worker-metrics-listen 127.0.0.1:0 --announce "$announce" --log-level warn &
 server=$!
 cleanup() {

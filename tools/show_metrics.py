@@ -8,7 +8,7 @@ import re
 import sys
 import urllib.request
 
-SHOWN = re.compile(r"^nibble_\w*(?:tokens|memory|kv_cache_blocks|requests)\w*$")
+SHOWN = re.compile(r"^nibble_\w*(?:tokens|memory_bytes|kv_cache_blocks|requests)\w*$")
 HIDDEN_SUFFIXES = ("_bucket", "_created")
 TIMEOUT_SECONDS = 5
 
