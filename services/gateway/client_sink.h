@@ -1,7 +1,6 @@
 // Where a generation's events go: the client's side of the call, unary or streaming.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -30,9 +29,9 @@ class ClientSink {
   [[nodiscard]] virtual absl::Status OnDelta(inference::v1::Delta delta) = 0;
   virtual void OnFinished(inference::v1::Finished finished) = 0;
   virtual void OnEnd(GenerationEnd end) = 0;
-  // Bytes that the client has not taken yet. At the limit no more is read from the worker, until
-  // the sink calls Generation::Resume.
-  [[nodiscard]] virtual size_t Backlog() const = 0;
+  // True when too much waits for the client: then no more is read from the worker until the sink
+  // calls Generation::Resume, which it does once for every true.
+  [[nodiscard]] virtual bool Full() = 0;
 };
 
 }  // namespace nibble::gateway

@@ -50,18 +50,20 @@ void EventStream::Push(StreamEvent event) {
 
 // REQUIRES: no write is under way.
 void EventStream::WriteNext() {
+  const size_t before = queue_.bytes();
   auto event = queue_.Pop();
   if (!event.has_value()) return;
-  writing_bytes_ = EventQueue::BytesOf(*event);
+  writing_bytes_ = before - queue_.bytes();
   write_ = Encode(request_id_, *std::move(event));
   writing_ = true;
   write_began_ = core().clock->Now();
   StartWrite(&write_);
 }
 
-size_t EventStream::Backlog() const {
+bool EventStream::Full() {
   absl::MutexLock lock(&mutex_);
-  return Buffered();
+  full_ = full_ || Buffered() >= core().limits.stream_buffer_bytes;
+  return full_;
 }
 
 void EventStream::CountBuffered() {
@@ -75,14 +77,13 @@ void EventStream::OnWriteDone(bool ok) {
   bool resume = false;
   {
     absl::MutexLock lock(&mutex_);
-    const size_t low = core().limits.stream_buffer_bytes / 2;
-    const bool was_high = Buffered() >= low;
     writing_ = false;
     writing_bytes_ = 0;
     write_.Clear();
     if (!ok) queue_.Clear();  // the client has left; OnCancel says so
-    resume = was_high && Buffered() < low;
     WriteNext();
+    resume = full_ && Buffered() < core().limits.stream_buffer_bytes / 2;
+    if (resume) full_ = false;
     CountBuffered();
     FinishIfFlushed();
   }
@@ -115,7 +116,7 @@ void EventStream::OnCancel() {
                     /*flush=*/false);
   // The generation may have ended before, with events that still waited.
   absl::MutexLock lock(&mutex_);
-  if (!closed_ && (writing_ || !queue_.empty())) end_->status = status;
+  if (!closed_ && end_->status.ok()) end_->status = status;
   queue_.Clear();
   CountBuffered();
   FinishIfFlushed();
@@ -128,11 +129,14 @@ void EventStream::Sweep(Deadline now) {
     const Duration stalled = now - write_began_;
     if (!writing_ || closed_ || stalled < core().limits.stall_timeout) return;
     status = SlowReaderError(stalled);
-    if (end_.has_value()) end_->status = status;
-    queue_.Clear();
-    Reset(status);
   }
+  // First the generation, so that the reset is not taken for the client's own cancel.
   generation_->Stop(status, CancelledBy::kServer, /*flush=*/false);
+  absl::MutexLock lock(&mutex_);
+  if (!writing_ || closed_) return;
+  end_->status = status;  // it may have ended well before, with events that still waited
+  queue_.Clear();
+  Reset(status);
 }
 
 void EventStream::Cut(const absl::Status& status) {

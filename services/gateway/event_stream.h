@@ -37,7 +37,7 @@ class EventStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   absl::Status OnDelta(inference::v1::Delta delta) override;
   void OnFinished(inference::v1::Finished finished) override;
   void OnEnd(GenerationEnd end) override;
-  size_t Backlog() const override;
+  bool Full() override;
 
   // gRPC.
   void OnWriteDone(bool ok) override;
@@ -57,12 +57,13 @@ class EventStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
 
   const std::shared_ptr<Generation> generation_;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
   std::string request_id_ ABSL_GUARDED_BY(mutex_);
   EventQueue queue_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ByteBuffer write_ ABSL_GUARDED_BY(mutex_);
   size_t writing_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool full_ ABSL_GUARDED_BY(mutex_) = false;  // the generation waits to be resumed
   Deadline write_began_ ABSL_GUARDED_BY(mutex_);
   size_t counted_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<GenerationEnd> end_ ABSL_GUARDED_BY(mutex_);

@@ -170,7 +170,7 @@ void Generation::OnUpstreamRead(UpstreamCall* call, bool ok) {
   // It may have ended everything, or begun another attempt.
   if (!IsCurrent(*call)) return call->LetGo();
   const bool ended = slots_[call->place().choice].choice->ended();
-  if (!ended && options_.sink->Backlog() >= core_.limits.stream_buffer_bytes) return call->Pause();
+  if (!ended && options_.sink->Full()) return call->Pause();
   call->Read();
 }
 

@@ -67,7 +67,7 @@ class UnaryGeneration : public grpc::ServerUnaryReactor, public CallBase, public
   absl::Status OnDelta(inference::v1::Delta delta) override;
   void OnFinished(inference::v1::Finished finished) override;
   void OnEnd(GenerationEnd end) override;
-  size_t Backlog() const override { return 0; }
+  bool Full() override { return false; }
 
   void OnCancel() override;
   void OnDone() override;
