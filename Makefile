@@ -25,7 +25,7 @@ test-tsan: ## unit tests under the thread sanitizer
 	tools/setup build
 	cmake --preset tsan
 	cmake --build --preset tsan -j $(JOBS)
-	ctest --preset tsan -j $(JOBS)
+	ctest --test-dir build/tsan --output-on-failure -L unit -LE 'slow|no_tsan' -j $(JOBS)
 
 test-fuzz: ## every fuzzer for FUZZ_SECONDS (30) seconds; findings go to build/fuzz/findings
 	tools/setup fuzz

@@ -34,8 +34,8 @@ class Phase:
 def ctest(preset, *arguments):
     report = ROOT / "build" / preset / f"ctest-{'-'.join(arguments[:2]).strip('-')}.xml"
     # Not --preset: with it ctest 3.25 ignores -LE.
-    return ["ctest", "--test-dir", f"build/{preset}", "--output-on-failure", "--output-junit", str(report), "--no-tests=error",
-            *arguments], report
+    return ["ctest", "--test-dir", f"build/{preset}", "--output-on-failure", "--output-junit",
+            str(report), "--no-tests=error", *arguments], report
 
 
 def count_junit(report):

@@ -62,7 +62,8 @@ class ArrowTest(unittest.TestCase):
     def test_permitted_arrows_hold(self):
         code, _ = self.run_on({
             "base/CMakeLists.txt": "nibble_module(base SRCS a.cc)",
-            "worker/model/CMakeLists.txt": "nibble_module(worker_model SRCS m.cc DEPS nibble::base)",
+            "worker/model/CMakeLists.txt":
+                "nibble_module(worker_model SRCS m.cc DEPS nibble::base)",
             "worker/model/m.cc": '#include "base/status.h"\n#include "worker/model/m.h"\n'})
         self.assertEqual(code, 0)
 
