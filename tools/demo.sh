@@ -35,7 +35,8 @@ step "serving it on two ranks"
 announce="$(mktemp)"
 rm -f "$announce"
 "$bin/nibble" serve "$awq" --tp 2 --context 2048 --max-sequences 16 --port 0 \
-  --metrics-listen 127.0.0.1:0 --worker-metrics-listen 127.0.0.1:0 --announce "$announce" --log-level warn &
+  --metrics-listen 127.0.0.1:0 --worker-metrics-listen 127.0.0.1:0 \
+  --announce "$announce" --log-level warn &
 server=$!
 cleanup() {
   kill "$server" 2>/dev/null || true
