@@ -11,11 +11,11 @@ namespace nibble {
 
 }  // namespace nibble
 
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) [[unlikely]] {                                    \
-      ::nibble::CheckFailed(__FILE__, __LINE__, #condition, {});        \
-    }                                                                   \
+#define CHECK(condition)                                         \
+  do {                                                           \
+    if (!(condition)) [[unlikely]] {                             \
+      ::nibble::CheckFailed(__FILE__, __LINE__, #condition, {}); \
+    }                                                            \
   } while (false)
 
 #define CHECK_MSG(condition, message)                                   \

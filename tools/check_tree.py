@@ -135,6 +135,7 @@ def check_file(name):
     functions = functions_of(text) if path.suffix in CPP else (
         python_functions(text) if path.suffix == ".py" else ())
     for line, length, gpu in functions:
+        gpu = gpu or name.startswith("tests/gpu/")
         most = GPU_FUNCTION_LINES_MAX if gpu else FUNCTION_LINES_MAX
         if length > most:
             yield f"{name}:{line}: function of {length} lines, at most {most}"

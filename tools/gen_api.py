@@ -23,7 +23,8 @@ CONTRACTS = [
 ]
 INTRO = """# API
 
-Written by `tools/gen_api.py` from the comments in `proto/`; edit those. Statuses and their details: [OPERATIONS](OPERATIONS.md).
+Written by `tools/gen_api.py` from the comments in `proto/`; edit those.
+Statuses and their details: [OPERATIONS](OPERATIONS.md).
 """
 SCALARS = {
     value: name[len("TYPE_") :].lower()

@@ -12,9 +12,9 @@
 namespace nibble::cpu {
 namespace {
 
-inline constexpr int32_t kAmxTokens = 16;        // tokens of a tile
-inline constexpr int32_t kAmxTileTokens = 2;     // tiles of tokens, side by side
-inline constexpr int32_t kAmxTileBlocks = 2;     // row blocks, side by side
+inline constexpr int32_t kAmxTokens = 16;     // tokens of a tile
+inline constexpr int32_t kAmxTileTokens = 2;  // tiles of tokens, side by side
+inline constexpr int32_t kAmxTileBlocks = 2;  // row blocks, side by side
 inline constexpr int32_t kAmxPanelColumns = 768;
 inline constexpr int32_t kAmxPanelGroups = kAmxPanelColumns / 32;
 
@@ -114,8 +114,7 @@ NIBBLE_INLINE inline void AddGroup(const AmxPanel& panel, int32_t group_index,
     const __m512i zeros = _mm512_load_si512(panel.zeros[r] + group_index * kBlockRows);
     const __m512 scales = _mm512_load_ps(panel.scales[r] + group_index * kBlockRows);
     for (int t = 0; t < kTokenTiles * kAmxTokens; ++t) {
-      const __m512i result =
-          _mm512_load_si512(scratch.results[t / kAmxTokens][r][t % kAmxTokens]);
+      const __m512i result = _mm512_load_si512(scratch.results[t / kAmxTokens][r][t % kAmxTokens]);
       const __m512i exact = AddZeroTerm(result, zeros, _mm512_set1_epi32(x_sums[t * groups]));
       float* sum = scratch.sums[t][r];
       _mm512_store_ps(sum, Scaled(exact, scales, x_scales[t * groups], _mm512_load_ps(sum)));

@@ -11,9 +11,9 @@
 namespace nibble::cpu {
 namespace {
 
-inline constexpr int32_t kMaxRows = 96;           // rows that share a converted tile
-inline constexpr int32_t kPanelRows = 7;          // from here on conversion pays
-inline constexpr int32_t kPanelHeadDim = 256;     // larger heads convert in registers
+inline constexpr int32_t kMaxRows = 96;        // rows that share a converted tile
+inline constexpr int32_t kPanelRows = 7;       // from here on conversion pays
+inline constexpr int32_t kPanelHeadDim = 256;  // larger heads convert in registers
 inline constexpr int32_t kTileBlocks = kAttentionTile / kKvBlock;
 inline constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -169,9 +169,7 @@ NIBBLE_INLINE inline void AddValuesAt(const AttentionRow* rows, const Tile& tile
       Unroll<kVecs>([&](auto i) NIBBLE_INLINE { values[i] = LoadKv(value + i * kLanes); });
       Unroll<kRows>([&](auto r) NIBBLE_INLINE {
         const Vec weight = Set(p[r][position]);
-        Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
-          acc[r][i] = Fma(weight, values[i], acc[r][i]);
-        });
+        Unroll<kVecs>([&](auto i) NIBBLE_INLINE { acc[r][i] = Fma(weight, values[i], acc[r][i]); });
       });
     }
   }
@@ -314,8 +312,8 @@ void AttendRows(const AttentionArgs& args, int32_t kv_head, AttentionRow* rows, 
     }
     if constexpr (sizeof(T) == sizeof(uint16_t)) {
       if (count >= kPanelRows && args.cache.head_dim <= kPanelHeadDim) {
-        const PanelTile converted = ConvertTile(tile, (from - first) / kKvBlock,
-                                                (to - 1 - first) / kKvBlock, panel);
+        const PanelTile converted =
+            ConvertTile(tile, (from - first) / kKvBlock, (to - 1 - first) / kKvBlock, panel);
         AttendTileRows(converted, args.scale, rows, count);
         continue;
       }

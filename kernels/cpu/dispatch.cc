@@ -63,10 +63,14 @@ bool HasAmx() {
 
 std::string_view IsaLevelName(IsaLevel level) {
   switch (level) {
-    case IsaLevel::kReference: return "reference";
-    case IsaLevel::kAvx2: return "avx2";
-    case IsaLevel::kAvx512Vnni: return "avx512_vnni";
-    case IsaLevel::kAmx: return "amx";
+    case IsaLevel::kReference:
+      return "reference";
+    case IsaLevel::kAvx2:
+      return "avx2";
+    case IsaLevel::kAvx512Vnni:
+      return "avx512_vnni";
+    case IsaLevel::kAmx:
+      return "amx";
   }
   return "unknown";
 }
@@ -77,10 +81,14 @@ bool IsaLevelSupported(IsaLevel level) {
   static const bool has_avx512_vnni = HasAvx512Vnni();
   static const bool has_amx = HasAmx();
   switch (level) {
-    case IsaLevel::kReference: return true;
-    case IsaLevel::kAvx2: return has_avx2;
-    case IsaLevel::kAvx512Vnni: return has_avx512_vnni;
-    case IsaLevel::kAmx: return has_amx;
+    case IsaLevel::kReference:
+      return true;
+    case IsaLevel::kAvx2:
+      return has_avx2;
+    case IsaLevel::kAvx512Vnni:
+      return has_avx512_vnni;
+    case IsaLevel::kAmx:
+      return has_amx;
   }
   return false;
 }
@@ -95,9 +103,12 @@ IsaLevel BestIsaLevel() {
 const Kernels& GetKernels(IsaLevel level) {
   if (!IsaLevelSupported(level)) std::abort();
   switch (level) {
-    case IsaLevel::kReference: return kReferenceKernels;
-    case IsaLevel::kAvx2: return kAvx2Kernels;
-    case IsaLevel::kAvx512Vnni: return kAvx512Kernels;
+    case IsaLevel::kReference:
+      return kReferenceKernels;
+    case IsaLevel::kAvx2:
+      return kAvx2Kernels;
+    case IsaLevel::kAvx512Vnni:
+      return kAvx512Kernels;
     case IsaLevel::kAmx: {
       static const Kernels amx_kernels = AmxKernels();
       return amx_kernels;

@@ -51,9 +51,8 @@ void Quantize(const FloatRows& x, int32_t group, int8_t* values, float* scales, 
   const int64_t groups = x.columns / group;
   for (int64_t t = 0; t < x.tokens; ++t) {
     for (int64_t g = 0; g < groups; ++g) {
-      QuantizeGroup(x.values + t * x.stride + g * group, group,
-                    values + t * x.columns + g * group, scales + t * groups + g,
-                    sums + t * groups + g);
+      QuantizeGroup(x.values + t * x.stride + g * group, group, values + t * x.columns + g * group,
+                    scales + t * groups + g, sums + t * groups + g);
     }
   }
 }
@@ -76,8 +75,8 @@ void RmsNorm(const FloatRows& x, const float* weight, float epsilon, float* out,
     Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
       const int32_t left = x.columns - k - i * kLanes;
       if (left > 0) {
-        const Vec v = left >= kLanes ? Load(in + k + i * kLanes)
-                                     : LoadFirst(in + k + i * kLanes, left);
+        const Vec v =
+            left >= kLanes ? Load(in + k + i * kLanes) : LoadFirst(in + k + i * kLanes, left);
         lanes[i] = Fma(v, v, lanes[i]);
       }
     });
@@ -157,8 +156,7 @@ NIBBLE_INLINE inline void ToHalf(const float* from, int n, uint16_t* to) {
   StoreHalf(to, n == kLanes ? Load(from) : LoadFirst(from, n));
 }
 
-void WriteKv(const KvCache& cache, const float* k, const float* v, int32_t block,
-             int32_t offset) {
+void WriteKv(const KvCache& cache, const float* k, const float* v, int32_t block, int32_t offset) {
   const int64_t head_dim = cache.head_dim;
   for (int64_t h = 0; h < cache.kv_heads; ++h) {
     const int64_t base = (block * static_cast<int64_t>(cache.kv_heads) + h) * head_dim * kKvBlock;

@@ -33,9 +33,9 @@ struct Element<ElementType::kF32> {
 };
 
 NIBBLE_INLINE inline Vec ScaleVec(const W4Matrix& w, int64_t entry) {
-  return w.scale_type == ElementType::kF32 ? Load(static_cast<const float*>(w.scales) + entry)
-                                           : LoadHalf(static_cast<const uint16_t*>(w.scales) +
-                                                      entry);
+  return w.scale_type == ElementType::kF32
+             ? Load(static_cast<const float*>(w.scales) + entry)
+             : LoadHalf(static_cast<const uint16_t*>(w.scales) + entry);
 }
 
 // sum + s * (acc - z * sum of x)
@@ -95,15 +95,13 @@ void DirectW4(const W4Matrix& w, const FloatRows& x, const GemmOutput& y, int32_
       const Vec zeros = LoadBytes(w.zeros + entry);
       const Vec scales = ScaleVec(w, entry);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        sum[r][t] =
-            AddGroup(acc[r][t], zeros, scales, x.group_sums[t * groups + g], sum[r][t]);
+        sum[r][t] = AddGroup(acc[r][t], zeros, scales, x.group_sums[t * groups + g], sum[r][t]);
       });
     });
   }
   Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      StoreBlock(y, t, first_block + r, w.rows, sum[r][t]);
-    });
+    Unroll<kTokens>([&](auto t)
+                        NIBBLE_INLINE { StoreBlock(y, t, first_block + r, w.rows, sum[r][t]); });
   });
 }
 
@@ -129,9 +127,8 @@ void DirectDense(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
     from += kBlockRows;
   }
   Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      StoreBlock(y, t, first_block + r, w.rows, sum[r][t]);
-    });
+    Unroll<kTokens>([&](auto t)
+                        NIBBLE_INLINE { StoreBlock(y, t, first_block + r, w.rows, sum[r][t]); });
   });
 }
 
@@ -151,9 +148,8 @@ enum class PanelKind { kDense, kW4 };
 // sum is scaled and added to y. y holds whole row blocks here: [token][row block][16].
 template <PanelKind kKind, int kBlocks, int kTokens>
 __attribute__((noinline)) void MultiplyPanel(const FloatPanel& panel, int32_t columns,
-                                             const float* x, int64_t x_stride,
-                                             const float* x_sums, int64_t x_sums_stride,
-                                             float* sums) {
+                                             const float* x, int64_t x_stride, const float* x_sums,
+                                             int64_t x_sums_stride, float* sums) {
   Vec acc[kTokens][kBlocks];
   Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
@@ -164,9 +160,8 @@ __attribute__((noinline)) void MultiplyPanel(const FloatPanel& panel, int32_t co
   for (int32_t k = 0; k < columns; ++k) {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       const Vec w = Load(weights + r * kBlockRows);
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        acc[t][r] = Fma(w, Set(x[t * x_stride + k]), acc[t][r]);
-      });
+      Unroll<kTokens>(
+          [&](auto t) NIBBLE_INLINE { acc[t][r] = Fma(w, Set(x[t * x_stride + k]), acc[t][r]); });
     });
     weights += kBlocks * kBlockRows;
   }
@@ -174,9 +169,9 @@ __attribute__((noinline)) void MultiplyPanel(const FloatPanel& panel, int32_t co
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       float* sum = sums + (t * kBlocks + r) * kBlockRows;
       if constexpr (kKind == PanelKind::kW4) {
-        Store(sum, AddGroup(acc[t][r], Load(panel.zeros + r * kBlockRows),
-                            Load(panel.scales + r * kBlockRows), x_sums[t * x_sums_stride],
-                            Load(sum)));
+        Store(sum,
+              AddGroup(acc[t][r], Load(panel.zeros + r * kBlockRows),
+                       Load(panel.scales + r * kBlockRows), x_sums[t * x_sums_stride], Load(sum)));
       } else {
         Store(sum, acc[t][r]);
       }
@@ -196,8 +191,8 @@ struct PanelRange {
 };
 
 template <PanelKind kKind, int kBlocks, int kTokens>
-void PanelTile(const FloatPanel& panel, const PanelRange& range, const FloatRows& x,
-               int64_t token, const GemmOutput& y) {
+void PanelTile(const FloatPanel& panel, const PanelRange& range, const FloatRows& x, int64_t token,
+               const GemmOutput& y) {
   float sums[kTokens * kBlocks * kBlockRows] __attribute__((aligned(64)));
   for (int t = 0; t < kTokens; ++t) {
     for (int r = 0; r < kBlocks; ++r) {
@@ -338,9 +333,8 @@ void DenseBlocks(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y, 
 
 void MultiplyW4Float(const W4Matrix& w, const FloatRows& x, const GemmOutput& y,
                      BlockRange blocks) {
-  ForBlocks(blocks, [&](int32_t block, auto count) NIBBLE_INLINE {
-    W4Blocks<decltype(count)::kConstant>(w, x, y, block);
-  });
+  ForBlocks(blocks, [&](int32_t block, auto count)
+                        NIBBLE_INLINE { W4Blocks<decltype(count)::kConstant>(w, x, y, block); });
 }
 
 void MultiplyDense(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
@@ -348,9 +342,12 @@ void MultiplyDense(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y
   ForBlocks(blocks, [&](int32_t block, auto count) NIBBLE_INLINE {
     constexpr int kCount = decltype(count)::kConstant;
     switch (w.type) {
-      case ElementType::kF16: return DenseBlocks<kCount, ElementType::kF16>(w, x, y, block);
-      case ElementType::kBF16: return DenseBlocks<kCount, ElementType::kBF16>(w, x, y, block);
-      case ElementType::kF32: return DenseBlocks<kCount, ElementType::kF32>(w, x, y, block);
+      case ElementType::kF16:
+        return DenseBlocks<kCount, ElementType::kF16>(w, x, y, block);
+      case ElementType::kBF16:
+        return DenseBlocks<kCount, ElementType::kBF16>(w, x, y, block);
+      case ElementType::kF32:
+        return DenseBlocks<kCount, ElementType::kF32>(w, x, y, block);
     }
   });
 }

@@ -7,12 +7,12 @@
 namespace nibble::cpu {
 
 void GemmW4FloatAvx2(const W4Matrix& w, const FloatRows& x, const GemmOutput& y,
-                       BlockRange blocks) {
+                     BlockRange blocks) {
   MultiplyW4Float(w, x, y, blocks);
 }
 
 void GemmDenseAvx2(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,
-                     BlockRange blocks) {
+                   BlockRange blocks) {
   MultiplyDense(w, x, y, blocks);
 }
 

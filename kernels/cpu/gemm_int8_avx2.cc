@@ -54,8 +54,8 @@ void StoreHalfBlock(const GemmOutput& y, int64_t token, int32_t row, int32_t row
     _mm256_storeu_ps(to, sum);
     return;
   }
-  const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left),
-                                          _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i mask =
+      _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   if (y.bias != nullptr) sum = _mm256_add_ps(sum, _mm256_maskload_ps(y.bias + row, mask));
   _mm256_maskstore_ps(to, mask, sum);
 }
@@ -98,8 +98,8 @@ void TileW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, in
       xq += 32;
     }
     const int64_t entry = (block * groups + g) * kBlockRows + half;
-    const __m256i zeros = _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zeros + entry)));
+    const __m256i zeros =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zeros + entry)));
     const __m256 scales = LoadScales(w.scales, entry, w.scale_type);
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
       const int64_t at = (token + t) * groups + g;
@@ -125,9 +125,8 @@ void TileInt8(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y
   for (int64_t g = 0; g < groups; ++g) {
     __m256i low_words[kTokens];
     __m256i high_words[kTokens];
-    Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      low_words[t] = high_words[t] = _mm256_setzero_si256();
-    });
+    Unroll<kTokens>([&](auto t)
+                        NIBBLE_INLINE { low_words[t] = high_words[t] = _mm256_setzero_si256(); });
     Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
       const __m256i bytes = LoadBytes32(values + v * 64);
       Prefetch(values + v * 64);

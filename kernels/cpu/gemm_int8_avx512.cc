@@ -54,9 +54,8 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
     __m512i low[2][kTokens];
     __m512i high[2][kTokens];
     Unroll<2>([&](auto u) NIBBLE_INLINE {
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        low[u][t] = high[u][t] = _mm512_setzero_si512();
-      });
+      Unroll<kTokens>([&](auto t)
+                          NIBBLE_INLINE { low[u][t] = high[u][t] = _mm512_setzero_si512(); });
     });
     group_end += w.group;
     do {
@@ -119,15 +118,11 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
       });
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const __m512i four = Broadcast4(xq + t * columns);
-        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-          acc[t][r] = Dot4(acc[t][r], lows[r], four);
-        });
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], lows[r], four); });
       });
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const __m512i four = Broadcast4(xq + t * columns + 4);
-        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-          acc[t][r] = Dot4(acc[t][r], highs[r], four);
-        });
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], highs[r], four); });
       });
       nibbles += 64;
       xq += 8;
@@ -139,8 +134,8 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const int64_t at = (first_token + t) * groups + g;
         const __m512i exact = AddZeroTerm(acc[t][r], zeros, _mm512_set1_epi32(x.sums[at]));
-        _mm512_store_ps(sums[t][r], Scaled(exact, scales, x.scales[at],
-                                           _mm512_load_ps(sums[t][r])));
+        _mm512_store_ps(sums[t][r],
+                        Scaled(exact, scales, x.scales[at], _mm512_load_ps(sums[t][r])));
       });
     });
   }
@@ -175,8 +170,7 @@ void DirectBlocksW4(const W4Matrix& w, const Int8Activations& x, const GemmOutpu
   }
 }
 
-void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
-              BlockRange blocks) {
+void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, BlockRange blocks) {
   int32_t block = blocks.begin;
   if (x.tokens <= 2) {
     for (; block < blocks.end; ++block) {
@@ -205,8 +199,8 @@ void TileInt8(const Int8Matrix& w, const Int8Activations& x, int64_t first_token
   for (int64_t g = 0; g < groups; ++g) {
     __m512i acc[2][kTokens];
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      acc[0][t] = AddZeroTerm(_mm512_setzero_si512(), zeros,
-                              _mm512_set1_epi32(x_sums[t * groups + g]));
+      acc[0][t] =
+          AddZeroTerm(_mm512_setzero_si512(), zeros, _mm512_set1_epi32(x_sums[t * groups + g]));
       acc[1][t] = _mm512_setzero_si512();
     });
     Unroll<kHeadGroup / 4>([&](auto v) NIBBLE_INLINE {
@@ -269,14 +263,12 @@ __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activa
     group_end += panel.group;
     do {
       __m512i weights[kBlocks];
-      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-        weights[r] = _mm512_load_si512(bytes + r * 64);
-      });
+      Unroll<kBlocks>([&](auto r)
+                          NIBBLE_INLINE { weights[r] = _mm512_load_si512(bytes + r * 64); });
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const __m512i four = Broadcast4(xq + t * columns);
-        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-          acc[t][r] = Dot4(acc[t][r], weights[r], four);
-        });
+        Unroll<kBlocks>([&](auto r)
+                            NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], weights[r], four); });
       });
       bytes += kBlocks * 64;
       xq += 4;
@@ -350,8 +342,7 @@ void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
   const int32_t step = kPanelColumns / w.group * w.group;
   for (int32_t column = 0; column < w.columns; column += step) {
     const int32_t columns = Min(step, w.columns - column);
-    UnpackW4<kBlocks>(w, first_block, column, columns,
-                      {memory.bytes, memory.scales, memory.zeros});
+    UnpackW4<kBlocks>(w, first_block, column, columns, {memory.bytes, memory.scales, memory.zeros});
     const Panel panel = {.bytes = memory.bytes,
                          .scales = memory.scales,
                          .zeros = memory.zeros,
@@ -376,9 +367,12 @@ void GemmW4Int8Avx512(const W4Matrix& w, const Int8Activations& x, const GemmOut
     PanelW4<kTileBlocks>(w, x, y, block);
   }
   switch (blocks.end - block) {
-    case 1: return PanelW4<1>(w, x, y, block);
-    case 2: return PanelW4<2>(w, x, y, block);
-    default: return;
+    case 1:
+      return PanelW4<1>(w, x, y, block);
+    case 2:
+      return PanelW4<2>(w, x, y, block);
+    default:
+      return;
   }
 }
 

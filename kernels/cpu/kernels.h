@@ -26,11 +26,11 @@ enum class ElementType : uint8_t { kF16, kBF16, kF32 };
 struct W4Matrix {
   int32_t rows = 0;
   int32_t columns = 0;
-  int32_t group = 0;                 // 32, 64 or 128
-  const uint8_t* nibbles = nullptr;  // W4NibbleBytes
-  const void* scales = nullptr;      // [row block][group][16] of scale_type
+  int32_t group = 0;                           // 32, 64 or 128
+  const uint8_t* nibbles = nullptr;            // W4NibbleBytes
+  const void* scales = nullptr;                // [row block][group][16] of scale_type
   ElementType scale_type = ElementType::kF16;  // kF16 or kF32
-  const uint8_t* zeros = nullptr;    // [row block][group][16]
+  const uint8_t* zeros = nullptr;              // [row block][group][16]
 };
 struct Int8Matrix {
   int32_t rows = 0;
@@ -45,9 +45,9 @@ struct DenseMatrix {
   ElementType type = ElementType::kF16;
 };
 
-// Activations quantized per token and group: sx = max|x| / 127, xq = round-to-nearest-even(x * (127 /
-// max|x|)) in -127…127, X = sum of xq. A group of zeros (all below 2^-100) has sx = 0; one with NaN
-// or infinity has sx = NaN and xq = 0.
+// Activations quantized per token and group: sx = max|x| / 127, xq = x * (127 / max|x|) rounded to
+// the nearest even, in -127…127, X = sum of xq. A group of zeros (all below 2^-100) has sx = 0; one
+// with NaN or infinity has sx = NaN and xq = 0.
 struct Int8Activations {
   int32_t tokens = 0;
   int32_t columns = 0;
@@ -113,8 +113,7 @@ struct Kernels {
   IsaLevel level;
 
   // x [tokens, columns] fp32 with row stride -> int8 groups. Outputs as in Int8Activations.
-  void (*quantize)(const FloatRows& x, int32_t group, int8_t* values, float* scales,
-                   int32_t* sums);
+  void (*quantize)(const FloatRows& x, int32_t group, int8_t* values, float* scales, int32_t* sums);
   // sums [tokens, columns / group], each sum in rising k.
   void (*group_sums)(const FloatRows& x, int32_t group, float* sums);
 
@@ -136,8 +135,7 @@ struct Kernels {
   // gate_up [tokens, 2 * columns]: per token first all gates, then all ups -> silu(gate) * up.
   void (*silu_mul)(const float* gate_up, int32_t tokens, int32_t columns, float* out);
   // Rotates `heads` heads of one token in place ("rotate half").
-  void (*rope)(float* x, int32_t heads, int32_t head_dim, const RopeArgs& rope,
-               int32_t position);
+  void (*rope)(float* x, int32_t heads, int32_t head_dim, const RopeArgs& rope, int32_t position);
   // Writes one token's K and V heads [kv_heads, head_dim] at its block and offset.
   void (*write_kv)(const KvCache& cache, const float* k, const float* v, int32_t block,
                    int32_t offset);

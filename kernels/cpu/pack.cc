@@ -55,8 +55,7 @@ void PackZeros(const uint8_t* zeros, int32_t rows, int32_t groups, uint8_t* pack
   }
 }
 
-void PackScales(const float* scales, int32_t rows, int32_t groups, ElementType type,
-                void* packed) {
+void PackScales(const float* scales, int32_t rows, int32_t groups, ElementType type, void* packed) {
   const size_t element = type == ElementType::kF32 ? sizeof(float) : sizeof(uint16_t);
   std::memset(packed, 0,
               static_cast<size_t>(layout::RowBlocks(rows)) * kRowBlock * groups * element);

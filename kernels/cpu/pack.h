@@ -13,8 +13,7 @@ void UnpackNibbles(const uint8_t* nibbles, int32_t rows, int32_t columns, uint8_
 
 // [rows, groups] -> [row block][group][16].
 void PackZeros(const uint8_t* zeros, int32_t rows, int32_t groups, uint8_t* packed);
-void PackScales(const float* scales, int32_t rows, int32_t groups, ElementType type,
-                void* packed);
+void PackScales(const float* scales, int32_t rows, int32_t groups, ElementType type, void* packed);
 
 // w [rows, columns] -> one int8 scale per 32 columns: s = max|w| / 127.
 void PackInt8(const float* w, int32_t rows, int32_t columns, uint8_t* values, float* scales);

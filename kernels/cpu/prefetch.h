@@ -19,8 +19,8 @@ NIBBLE_INLINE inline void Prefetch(const void* p, int64_t ahead = kPrefetchAhead
   _mm_prefetch(static_cast<const char*>(p) + ahead, _MM_HINT_T1);
 }
 
-// `streams` row blocks of `bytes` each, which follow each other, are read side by side. A page ahead
-// in each, unless that leads into the next of them: then the same place in the blocks after these.
+// `streams` row blocks of `bytes` each, which follow each other, are read side by side. A page
+// ahead in each, unless that leads into the next of them: then the same place in the blocks after.
 NIBBLE_INLINE inline int64_t PrefetchAhead(int64_t bytes, int streams) {
   return bytes >= 2 * kPrefetchAhead || streams == 1 ? kPrefetchAhead : bytes * streams;
 }

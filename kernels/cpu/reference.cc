@@ -17,9 +17,12 @@ using layout::kRowBlock;
 
 float LoadElement(const void* base, int64_t index, ElementType type) {
   switch (type) {
-    case ElementType::kF32: return static_cast<const float*>(base)[index];
-    case ElementType::kBF16: return BFloatToFloat(static_cast<const uint16_t*>(base)[index]);
-    case ElementType::kF16: break;
+    case ElementType::kF32:
+      return static_cast<const float*>(base)[index];
+    case ElementType::kBF16:
+      return BFloatToFloat(static_cast<const uint16_t*>(base)[index]);
+    case ElementType::kF16:
+      break;
   }
   return HalfToFloat(static_cast<const uint16_t*>(base)[index]);
 }
@@ -46,8 +49,7 @@ void Quantize(const FloatRows& x, int32_t group, int8_t* values, float* scales, 
       }
       int32_t sum = 0;
       for (int32_t k = 0; k < group; ++k) {
-        const int32_t q =
-            inverse == 0 ? 0 : static_cast<int32_t>(std::nearbyint(in[k] * inverse));
+        const int32_t q = inverse == 0 ? 0 : static_cast<int32_t>(std::nearbyint(in[k] * inverse));
         out[k] = static_cast<int8_t>(q);
         sum += q;
       }
@@ -214,8 +216,7 @@ int64_t HeadOffset(const KvCache& cache, int32_t block, int32_t head) {
   return (static_cast<int64_t>(block) * cache.kv_heads + head) * cache.head_dim * kKvBlock;
 }
 
-void WriteKv(const KvCache& cache, const float* k, const float* v, int32_t block,
-             int32_t offset) {
+void WriteKv(const KvCache& cache, const float* k, const float* v, int32_t block, int32_t offset) {
   for (int32_t h = 0; h < cache.kv_heads; ++h) {
     const int64_t base = HeadOffset(cache, block, h);
     for (int32_t d = 0; d < cache.head_dim; ++d) {
@@ -288,14 +289,14 @@ void Attention(const AttentionArgs& args, int32_t token_begin, int32_t token_end
     const int32_t end = args.first_position + t + 1;
     const int32_t begin = args.window > 0 ? std::max(0, end - args.window) : 0;
     for (int32_t h = head_begin; h < head_end; ++h) {
-      AttentionRow row = {.q = args.q + t * args.q_stride + static_cast<int64_t>(h) * head_dim,
-                          .out = args.out + t * args.out_stride +
-                                 static_cast<int64_t>(h) * head_dim,
-                          .kv_head = h * args.cache.kv_heads / args.heads,
-                          .begin = begin,
-                          .end = end,
-                          .largest = -std::numeric_limits<float>::infinity(),
-                          .total = 0};
+      AttentionRow row = {
+          .q = args.q + t * args.q_stride + static_cast<int64_t>(h) * head_dim,
+          .out = args.out + t * args.out_stride + static_cast<int64_t>(h) * head_dim,
+          .kv_head = h * args.cache.kv_heads / args.heads,
+          .begin = begin,
+          .end = end,
+          .largest = -std::numeric_limits<float>::infinity(),
+          .total = 0};
       std::fill(row.out, row.out + head_dim, 0.0F);
       for (int32_t tile = begin / kAttentionTile * kAttentionTile; tile < end;
            tile += kAttentionTile) {

@@ -175,9 +175,9 @@ NIBBLE_INLINE inline IntVec ToInt(Vec x) {
 // REQUIRES: values in -128 … 127.
 NIBBLE_INLINE inline void StoreInt8(int8_t* p, IntVec x) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(words),
-                                   _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
 }  // namespace

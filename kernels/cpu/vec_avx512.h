@@ -22,9 +22,7 @@ inline constexpr int kDirectTokensMax = 4;  // above, float products go through 
 using Vec = __m512;
 using IntVec = __m512i;
 
-NIBBLE_INLINE inline __mmask16 FirstLanes(int n) {
-  return static_cast<__mmask16>((1U << n) - 1U);
-}
+NIBBLE_INLINE inline __mmask16 FirstLanes(int n) { return static_cast<__mmask16>((1U << n) - 1U); }
 NIBBLE_INLINE inline Vec Zero() { return _mm512_setzero_ps(); }
 NIBBLE_INLINE inline Vec Set(float x) { return _mm512_set1_ps(x); }
 NIBBLE_INLINE inline Vec Load(const float* p) { return _mm512_loadu_ps(p); }
@@ -73,8 +71,7 @@ NIBBLE_INLINE inline Vec LoadBFloat(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 NIBBLE_INLINE inline void StoreHalf(uint16_t* p, Vec x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
 // 64 bytes of packed nibbles: 16 rows x 8 k. Nibbles<j> are those of k = j as floats: the permute
@@ -85,8 +82,7 @@ struct PackedVec {
 NIBBLE_INLINE inline PackedVec LoadPacked(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int kStep>
 NIBBLE_INLINE inline Vec Nibbles(PackedVec packed) {
-  const __m512 table =
-      _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   constexpr int kShift = kStep % 4 * 8 + kStep / 4 * 4;
   return _mm512_permutexvar_ps(_mm512_srli_epi32(packed.v, kShift), table);
 }

@@ -20,10 +20,10 @@ __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   SharedAddress(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
   asm volatile(
@@ -76,7 +76,8 @@ __device__ __forceinline__ void FenceSharedForCopies() {
 __device__ __forceinline__ void ClusterBarrier() {
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
 }
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;

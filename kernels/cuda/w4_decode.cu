@@ -83,8 +83,8 @@ __device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// One lane's 32 activations of a slab and token, from column k on in runs of eight. All loads go out
-// before the first is used: a load that waits for the one before it costs a trip to the L2.
+// One lane's 32 activations of a slab and token, from column k on in runs of eight. All loads go
+// out before the first is used: a load that waits for the one before it costs a trip to the L2.
 // Columns and tokens that do not exist load something else and become zero.
 template <int32_t kGroup, DecodeInput kInput>
 __device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, int32_t token,
@@ -116,8 +116,8 @@ __device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, 
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
       const half2* w = reinterpret_cast<const half2*>(&weights[i]);
-      const float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]),
-                   w2 = __half22float2(w[2]), w3 = __half22float2(w[3]);
+      const float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]), w2 = __half22float2(w[2]),
+                   w3 = __half22float2(w[3]);
       const float4 low = x[2 * i], high = x[2 * i + 1];
       eights[i] = make_uint4(PackHalf2(low.x * inverse_rms * w0.x, low.y * inverse_rms * w0.y),
                              PackHalf2(low.z * inverse_rms * w1.x, low.w * inverse_rms * w1.y),
@@ -144,8 +144,8 @@ __device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const W
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
       uint4 eights[4];
-      LoadSlab<kGroup, kInput>(p, range.begin + s, tile * 8 + lane / 4, lane % 4,
-                               inverse_rms[tile], range.begin + s < range.end, eights);
+      LoadSlab<kGroup, kInput>(p, range.begin + s, tile * 8 + lane / 4, lane % 4, inverse_rms[tile],
+                               range.begin + s < range.end, eights);
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
         x->b[s][2 * i][tile][0] = eights[i].x;
@@ -206,8 +206,7 @@ __device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int
 // slabs' products interleave: a chain of dependent tensor-core instructions would wait for each
 // one's latency.
 template <typename S>
-__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane,
-                                           const Fragments<S>& x,
+__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, const Fragments<S>& x,
                                            float (&acc)[S::kTokenTiles][4]) {
   constexpr int32_t kSteps = S::kGroup / 16;
   constexpr int32_t kStepsAtOnce = kSteps < 4 ? kSteps : 4;
@@ -291,10 +290,10 @@ struct WeightStream {
   uint8_t* ring;
   uint64_t* full;
   uint64_t policy;
-  const uint8_t* next;   // where the next copy of the first slab of a tile comes from
-  int64_t tile_stride;   // bytes from one row tile of this block to its next
-  int32_t slabs;         // of this warp
-  int32_t tiles_left;    // not yet asked for
+  const uint8_t* next;  // where the next copy of the first slab of a tile comes from
+  int64_t tile_stride;  // bytes from one row tile of this block to its next
+  int32_t slabs;        // of this warp
+  int32_t tiles_left;   // not yet asked for
   int32_t copy = 0;
   int32_t ahead_slot = 0;
   int32_t slot = 0;
@@ -455,8 +454,7 @@ __device__ __forceinline__ void FinishRound(const W4DecodeParams& p, uint8_t* ro
     float4 sum[S::kTokenTiles];
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      const void* at =
-          round_sums + index * SharedLayout<S>::kTileSum + (tile * 32 + lane) * 16;
+      const void* at = round_sums + index * SharedLayout<S>::kTileSum + (tile * 32 + lane) * 16;
       sum[tile] = make_float4(0, 0, 0, 0);
       for (int32_t block = 0; block < blocks; ++block) {
         const float4 other = LoadClusterShared128(at, static_cast<uint32_t>(block));
@@ -495,8 +493,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   stream.ring = shared + warp * S::kSlots * S::kSlotBytes;
   stream.full = reinterpret_cast<uint64_t*>(shared + Layout::kBars) + warp * S::kSlots;
   stream.policy = EvictFirstPolicy();
-  stream.next = p.slabs + (static_cast<int64_t>(first_tile) * slab_count + range.begin) *
-                              S::kSlabBytes;
+  stream.next =
+      p.slabs + (static_cast<int64_t>(first_tile) * slab_count + range.begin) * S::kSlabBytes;
   stream.tile_stride = static_cast<int64_t>(columns_of_tiles) * slab_count * S::kSlabBytes;
   stream.slabs = range.end - range.begin;
   stream.tiles_left = tile_count;
@@ -535,8 +533,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     const int32_t in_round = tile % kRoundTiles;
-    uint8_t* round_sums =
-        shared + Layout::kRound + round % 2 * kRoundTiles * Layout::kTileSum;
+    uint8_t* round_sums = shared + Layout::kRound + round % 2 * kRoundTiles * Layout::kTileSum;
     if (tile % kWarps == warp) {
       float4 sum[S::kTokenTiles];
       SumWarps<S>(partial, lane, sum);
@@ -571,8 +568,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename S, DecodeInput kInput, bool kCluster>
-cudaError_t LaunchInput(const W4DecodeParams& params, const DecodeGrid& grid,
-                        cudaStream_t stream) {
+cudaError_t LaunchInput(const W4DecodeParams& params, const DecodeGrid& grid, cudaStream_t stream) {
   constexpr int32_t kBytes = SharedLayout<S>::kBytes;
   const auto kernel = W4DecodeKernel<S, kInput, kCluster>;
   cudaError_t error =
@@ -651,8 +647,7 @@ cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cuda
   if (params.tokens < 1 || params.tokens > 16 || params.columns % 8 != 0) {
     return cudaErrorInvalidValue;
   }
-  const DecodeGrid grid =
-      W4DecodeGrid(params.rows, params.columns, params.tokens, multiprocessors);
+  const DecodeGrid grid = W4DecodeGrid(params.rows, params.columns, params.tokens, multiprocessors);
   if (grid.cluster_blocks > 8) return cudaErrorInvalidValue;
   switch (params.group) {
     case 0:

@@ -19,8 +19,8 @@ namespace nibble::cuda {
 inline constexpr int32_t kDecodeBlocksMax = 256;
 
 enum class DecodeInput : uint8_t {
-  kHalf,      // x_half as it is
-  kRmsNorm,   // residual * rsqrt(mean of squares + epsilon) * norm_weight
+  kHalf,     // x_half as it is
+  kRmsNorm,  // residual * rsqrt(mean of squares + epsilon) * norm_weight
 };
 enum class DecodeOutput : uint8_t {
   kHalf,         // y_half[token][row]
@@ -38,20 +38,20 @@ struct W4DecodeParams {
 
   int32_t tokens = 0;  // 1 … 16
   DecodeInput input = DecodeInput::kHalf;
-  const half* x_half = nullptr;         // [tokens, columns]
-  const float* residual = nullptr;      // [tokens, columns]
-  const half* norm_weight = nullptr;    // [columns]
-  const float* square_sums = nullptr;   // [tokens, square_parts]: parts of the sum of squares
+  const half* x_half = nullptr;        // [tokens, columns]
+  const float* residual = nullptr;     // [tokens, columns]
+  const half* norm_weight = nullptr;   // [columns]
+  const float* square_sums = nullptr;  // [tokens, square_parts]: parts of the sum of squares
   int32_t square_parts = 0;
   float epsilon = 0;
 
   DecodeOutput output = DecodeOutput::kHalf;
   half* y_half = nullptr;
   float* y_float = nullptr;
-  float* residual_out = nullptr;        // [tokens, rows]
-  float* square_sums_out = nullptr;     // [tokens, blocks of this launch]
-  const half* bias = nullptr;           // [rows] or nullptr; not with kSiluMul
-  bool dependent_launch = true;         // programmatic dependent launch on the stream
+  float* residual_out = nullptr;     // [tokens, rows]
+  float* square_sums_out = nullptr;  // [tokens, blocks of this launch]
+  const half* bias = nullptr;        // [rows] or nullptr; not with kSiluMul
+  bool dependent_launch = true;      // programmatic dependent launch on the stream
 };
 
 // How a launch is laid out: a row of weights is split over the blocks of a cluster so that every
@@ -63,8 +63,8 @@ struct DecodeGrid {
 [[nodiscard]] DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens,
                                       int32_t multiprocessors);
 
-// REQUIRES: columns a multiple of 8 and at most 32768 (16384 above 8 tokens), tokens 1 … 16, 16-byte
-// aligned pointers. Graph-capturable.
+// REQUIRES: columns a multiple of 8 and at most 32768 (16384 above 8 tokens), tokens 1 … 16,
+// 16-byte aligned pointers. Graph-capturable.
 [[nodiscard]] cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors,
                                    cudaStream_t stream);
 

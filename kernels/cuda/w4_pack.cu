@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kPackThreads) PackQuantizedKernel(PackW4Params
     const int32_t row = LogicalRow(p, tile, row_in_tile);
     const bool real = row < p.rows && group < groups;
     const int64_t at = static_cast<int64_t>(row) * groups + group;
-    uint8_t* constants =
-        out + layout::kGpuSlabNibbleBytes + index / 16 * layout::kGpuGroupBytes;
+    uint8_t* constants = out + layout::kGpuSlabNibbleBytes + index / 16 * layout::kGpuGroupBytes;
     const int32_t place = row_in_tile % 8 * 2 + row_in_tile / 8;
     reinterpret_cast<half*>(constants)[place] = real ? p.scales[at] : __float2half(0.0f);
     constants[32 + place] = real ? p.zeros[at] : 0;

@@ -27,9 +27,7 @@ inline constexpr int64_t kAlignment = 64;
 constexpr int32_t RowBlocks(int32_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 // A layout of packed weights can hold groups of these sizes only; longer groups are regrouped.
-constexpr bool GroupSupported(int32_t group) {
-  return group == 32 || group == 64 || group == 128;
-}
+constexpr bool GroupSupported(int32_t group) { return group == 32 || group == 64 || group == 128; }
 
 constexpr int64_t W4NibbleBytes(int32_t rows, int32_t columns) {
   return static_cast<int64_t>(RowBlocks(rows)) * kRowBlock * columns / 2;

@@ -18,13 +18,13 @@
 namespace nibble::cuda {
 namespace {
 
-#define CUDA_OK(expression)                                                             \
-  do {                                                                                  \
-    const cudaError_t error_ = (expression);                                            \
-    if (error_ != cudaSuccess) {                                                        \
+#define CUDA_OK(expression)                                                                \
+  do {                                                                                     \
+    const cudaError_t error_ = (expression);                                               \
+    if (error_ != cudaSuccess) {                                                           \
       std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                     \
-    }                                                                                   \
+      std::exit(1);                                                                        \
+    }                                                                                      \
   } while (false)
 
 template <typename T>
@@ -158,8 +158,14 @@ bool Check(const Case& c, int multiprocessors) {
 
   const bool silu = c.output == DecodeOutput::kSiluMul;
   DeviceArray<uint8_t> slabs(W4DecodeBytes(c.rows, c.columns, c.group));
-  CUDA_OK(PackW4({.q = q.get(), .zeros = zeros.get(), .scales = scales.get(), .dense = dense.get(),
-                  .rows = c.rows, .columns = c.columns, .group = c.group, .pair_rows = silu,
+  CUDA_OK(PackW4({.q = q.get(),
+                  .zeros = zeros.get(),
+                  .scales = scales.get(),
+                  .dense = dense.get(),
+                  .rows = c.rows,
+                  .columns = c.columns,
+                  .group = c.group,
+                  .pair_rows = silu,
                   .slabs = slabs.get()},
                  nullptr));
   const int out_rows = silu ? c.rows / 2 : c.rows;
@@ -227,9 +233,10 @@ bool Check(const Case& c, int multiprocessors) {
   }
   const double error = RelativeError(want, got);
   const bool ok = error < 1e-3 && square_error < 1e-3;
-  std::printf("%-4s rows %6d columns %6d group %3d tokens %2d input %d output %d error %.2e squares %.1e\n",
-              ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.input),
-              static_cast<int>(c.output), error, square_error);
+  std::printf(
+      "%-4s rows %6d columns %6d group %3d tokens %2d input %d output %d error %.2e squares %.1e\n",
+      ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.input),
+      static_cast<int>(c.output), error, square_error);
   return ok;
 }
 
@@ -238,9 +245,48 @@ struct Chain {
   int hidden, ffn, qkv_rows, layers, vocab;
 };
 
+struct Matrix {
+  int rows, columns;
+  DecodeInput input;
+  DecodeOutput output;
+};
+
+// One layer packed from random numbers, copied to all, then the head.
+void FillWeights(const Chain& chain, const Matrix (&layer)[4], int64_t layer_bytes,
+                 uint8_t* weights) {
+  int64_t offset = 0;
+  for (const auto& m : layer) {
+    const Logical w = RandomLogical(m.rows, m.columns, 128, 7);
+    DeviceArray<uint8_t> q(w.q), zeros(w.zeros);
+    DeviceArray<half> scales(w.scales);
+    CUDA_OK(PackW4({.q = q.get(),
+                    .zeros = zeros.get(),
+                    .scales = scales.get(),
+                    .rows = m.rows,
+                    .columns = m.columns,
+                    .group = 128,
+                    .pair_rows = m.output == DecodeOutput::kSiluMul,
+                    .slabs = weights + offset},
+                   nullptr));
+    CUDA_OK(cudaDeviceSynchronize());
+    offset += W4DecodeBytes(m.rows, m.columns, 128);
+  }
+  for (int l = 1; l < chain.layers; ++l) {
+    CUDA_OK(cudaMemcpy(weights + l * layer_bytes, weights, layer_bytes, cudaMemcpyDeviceToDevice));
+  }
+  const Logical head = RandomLogical(chain.vocab, chain.hidden, 0, 8);
+  DeviceArray<half> dense(head.dense);
+  CUDA_OK(PackW4({.dense = dense.get(),
+                  .rows = chain.vocab,
+                  .columns = chain.hidden,
+                  .group = 0,
+                  .slabs = weights + layer_bytes * chain.layers},
+                 nullptr));
+  CUDA_OK(cudaDeviceSynchronize());
+}
+
 // Times one decode step's matrices, in order, as a graph with dependent launches.
 void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, FILE* json) {
-  struct Matrix { int rows, columns; DecodeInput input; DecodeOutput output; };
   const Matrix layer[4] = {
       {chain.qkv_rows, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
       {chain.hidden, chain.hidden, DecodeInput::kHalf, DecodeOutput::kAddResidual},
@@ -250,41 +296,21 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
   for (const auto& m : layer) layer_bytes += W4DecodeBytes(m.rows, m.columns, 128);
   const int64_t head_bytes = W4DecodeBytes(chain.vocab, chain.hidden, 0);
   DeviceArray<uint8_t> weights(layer_bytes * chain.layers + head_bytes);
-  {
-    int64_t offset = 0;
-    for (const auto& m : layer) {
-      const Logical w = RandomLogical(m.rows, m.columns, 128, 7);
-      DeviceArray<uint8_t> q(w.q), zeros(w.zeros);
-      DeviceArray<half> scales(w.scales);
-      CUDA_OK(PackW4({.q = q.get(), .zeros = zeros.get(), .scales = scales.get(),
-                      .rows = m.rows, .columns = m.columns, .group = 128,
-                      .pair_rows = m.output == DecodeOutput::kSiluMul,
-                      .slabs = weights.get() + offset}, nullptr));
-      CUDA_OK(cudaDeviceSynchronize());
-      offset += W4DecodeBytes(m.rows, m.columns, 128);
-    }
-    for (int l = 1; l < chain.layers; ++l) {
-      CUDA_OK(cudaMemcpy(weights.get() + l * layer_bytes, weights.get(), layer_bytes,
-                         cudaMemcpyDeviceToDevice));
-    }
-    const Logical head = RandomLogical(chain.vocab, chain.hidden, 0, 8);
-    DeviceArray<half> dense(head.dense);
-    CUDA_OK(PackW4({.dense = dense.get(), .rows = chain.vocab, .columns = chain.hidden, .group = 0,
-                    .slabs = weights.get() + layer_bytes * chain.layers}, nullptr));
-    CUDA_OK(cudaDeviceSynchronize());
-  }
+  FillWeights(chain, layer, layer_bytes, weights.get());
   const size_t t = tokens;
   DeviceArray<float> residual(std::vector<float>(t * chain.hidden, 0.01f));
   DeviceArray<float> squares(std::vector<float>(t * kDecodeBlocksMax, 1.0f));
   DeviceArray<half> norm(std::vector<half>(chain.hidden, __float2half(1.0f)));
-  DeviceArray<half> y(std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
-  DeviceArray<half> y2(std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
+  DeviceArray<half> y(
+      std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
+  DeviceArray<half> y2(
+      std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
   DeviceArray<float> logits(t * chain.vocab);
   cudaStream_t stream;
   CUDA_OK(cudaStreamCreate(&stream));
   cudaGraph_t graph;
   cudaGraphExec_t exec;
-    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   int64_t offset = 0;
   int parts = 1;
   const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
@@ -340,11 +366,15 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
   const double us = times[times.size() / 2];
   const double bytes = static_cast<double>(layer_bytes) * chain.layers + head_bytes;
   const double tb = bytes / us / 1e6;
-  std::printf("%s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without attention\n",
-              chain.name, tokens, dependent ? "dependent launch" : "plain launch    ", us, times[0], tb,
-              tb / 4.65 * 100, tokens * 1e6 / us);
+  std::printf(
+      "%s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without "
+      "attention\n",
+      chain.name, tokens, dependent ? "dependent launch" : "plain launch    ", us, times[0], tb,
+      tb / 4.65 * 100, tokens * 1e6 / us);
   if (json != nullptr) {
-    std::fprintf(json, "{\"chain\": \"%s\", \"tokens\": %d, \"dependent_launch\": %s, \"us\": %.2f, \"bytes\": %.0f}\n",
+    std::fprintf(json,
+                 "{\"chain\": \"%s\", \"tokens\": %d, \"dependent_launch\": %s, \"us\": %.2f, "
+                 "\"bytes\": %.0f}\n",
                  chain.name, tokens, dependent ? "true" : "false", us, bytes);
   }
   cudaGraphExecDestroy(exec);
@@ -363,14 +393,14 @@ int main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors\n", properties.name, sm);
   bool ok = true;
   for (const int tokens : {1, 2, 3, 8, 9, 13, 16}) {
-    for (const Case& c : {
-             Case{6144, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
-             Case{4096, 14336, 128, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
-             Case{7168, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
-             Case{960, 576, 64, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
-             Case{576, 1536, 32, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
-             Case{3000, 4096, 0, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
-             Case{37, 128, 128, tokens, DecodeInput::kHalf, DecodeOutput::kHalf}}) {
+    for (const Case& c :
+         {Case{6144, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
+          Case{4096, 14336, 128, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
+          Case{7168, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
+          Case{960, 576, 64, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
+          Case{576, 1536, 32, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
+          Case{3000, 4096, 0, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
+          Case{37, 128, 128, tokens, DecodeInput::kHalf, DecodeOutput::kHalf}}) {
       ok = Check(c, sm) && ok;
     }
   }

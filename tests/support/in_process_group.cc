@@ -37,8 +37,7 @@ void InProcessGroup::KeepLogits() {
   for (int32_t rank = 0; rank < group_->size(); ++rank) {
     group_->rank(rank).set_logits_observer(
         [this, rank](int32_t slot, int32_t position, std::span<const float> logits) {
-          logits_[static_cast<size_t>(rank)][{slot, position}].assign(logits.begin(),
-                                                                      logits.end());
+          logits_[static_cast<size_t>(rank)][{slot, position}].assign(logits.begin(), logits.end());
         });
   }
 }

@@ -36,8 +36,8 @@ class InProcessGroup {
 
   // What the next step does; in the order of the calls.
   void Open(const step::SlotSetup& setup);
-  void Open(int32_t slot, const std::vector<int32_t>& prompt,
-            const step::SamplingParams& sampling, uint64_t seed = 0);
+  void Open(int32_t slot, const std::vector<int32_t>& prompt, const step::SamplingParams& sampling,
+            uint64_t seed = 0);
   void OpenGreedy(int32_t slot, const std::vector<int32_t>& prompt = {});
   void Close(int32_t slot);
   // The next input tokens of the slot's sequence, of which the last `sample_rows` are sampled (all

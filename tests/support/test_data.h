@@ -1,4 +1,5 @@
-// Larger test data, found through NIBBLE_TEST_DATA (default: ../shared/data beside the source tree).
+// Larger test data, found through NIBBLE_TEST_DATA (default: ../shared/data beside the source
+// tree).
 #pragma once
 
 #include <cstdio>
@@ -18,8 +19,8 @@ inline std::string SourceDir() {
 // which tests did not run.
 inline std::optional<std::string> TestData(const std::string& relative, const char* tests) {
   const char* root = std::getenv("NIBBLE_TEST_DATA");
-  const std::string path = (root != nullptr ? std::string(root) : SourceDir() + "/../shared/data") +
-                           "/" + relative;
+  const std::string path =
+      (root != nullptr ? std::string(root) : SourceDir() + "/../shared/data") + "/" + relative;
   if (std::filesystem::exists(path)) return path;
   std::fprintf(stderr, "NOT RUN: %s (no %s under NIBBLE_TEST_DATA)\n", tests, relative.c_str());
   return std::nullopt;

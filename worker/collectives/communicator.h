@@ -32,10 +32,10 @@ class Communicator {
   // residual += sum over ranks of partial; normed := RMSNorm(residual) · weight.
   // An implementation may fuse the three; the default does one after the other.
   struct AddNorm {
-    std::span<float> partial;          // [tokens, hidden]; clobbered
-    std::span<float> residual;         // [tokens, hidden]
+    std::span<float> partial;            // [tokens, hidden]; clobbered
+    std::span<float> residual;           // [tokens, hidden]
     std::span<const float> norm_weight;  // [hidden]
-    std::span<float> normed;           // [tokens, hidden]
+    std::span<float> normed;             // [tokens, hidden]
     float epsilon = 0;
   };
   [[nodiscard]] virtual absl::Status AllReduceAddNorm(const AddNorm& args);

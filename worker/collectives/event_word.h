@@ -71,8 +71,8 @@ struct EventWord {
   }
 
   void WakeAll() {
-    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value), FUTEX_WAKE, INT32_MAX, nullptr,
-            nullptr, 0);
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value), FUTEX_WAKE, INT32_MAX, nullptr, nullptr,
+            0);
   }
 
   void Sleep(uint32_t seen, Duration time) {

@@ -66,8 +66,7 @@ class RendezvousStore final : public gloo::rendezvous::Store {
 
 class GlooCommunicator final : public Communicator {
  public:
-  GlooCommunicator(const GlooOptions& options,
-                   std::shared_ptr<gloo::rendezvous::Context> context)
+  GlooCommunicator(const GlooOptions& options, std::shared_ptr<gloo::rendezvous::Context> context)
       : rank_(options.rank),
         size_(options.size),
         timeout_(options.timeout),

@@ -117,10 +117,9 @@ class ShmCommunicator final : public Communicator {
         absl::StrAppend(&ranks, ranks.empty() ? "" : ", ", peer);
       }
     }
-    return absl::StrCat(
-        "rank ", rank_, " waited ",
-        std::chrono::duration_cast<std::chrono::milliseconds>(timeout_).count(),
-        " ms in a collective; missing: rank ", ranks);
+    return absl::StrCat("rank ", rank_, " waited ",
+                        std::chrono::duration_cast<std::chrono::milliseconds>(timeout_).count(),
+                        " ms in a collective; missing: rank ", ranks);
   }
 
   // Ranks that run different operations would read each other's bytes as something else.
@@ -130,8 +129,8 @@ class ShmCommunicator final : public Communicator {
         continue;
       }
       region_->Abort();
-      return absl::InternalError(absl::StrCat("ranks ", rank_, " and ", peer,
-                                              " called different collectives or sizes"));
+      return absl::InternalError(
+          absl::StrCat("ranks ", rank_, " and ", peer, " called different collectives or sizes"));
     }
     return absl::OkStatus();
   }

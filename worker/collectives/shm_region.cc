@@ -45,9 +45,8 @@ absl::StatusOr<ShmRegion> ShmRegion::Create(int32_t ranks, int64_t slot_bytes) {
   if (address == MAP_FAILED) {
     const int error = errno;
     close(fd);
-    return absl::ErrnoToStatus(
-        error, absl::StrCat("shared memory for collectives of ", ranks, " ranks: ", bytes,
-                            " bytes"));
+    return absl::ErrnoToStatus(error, absl::StrCat("shared memory for collectives of ", ranks,
+                                                   " ranks: ", bytes, " bytes"));
   }
   auto* header = new (address) Header;
   header->ranks = ranks;

@@ -41,8 +41,10 @@ class StoreServer {
 class StoreClient {
  public:
   // Tries until `deadline`: the server may start later than its clients.
-  [[nodiscard]] static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(
-      const std::string& host, uint16_t port, uint64_t group_key, Deadline deadline);
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<StoreClient>> Connect(const std::string& host,
+                                                                            uint16_t port,
+                                                                            uint64_t group_key,
+                                                                            Deadline deadline);
   ~StoreClient();
   StoreClient(const StoreClient&) = delete;
   StoreClient& operator=(const StoreClient&) = delete;

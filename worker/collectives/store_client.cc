@@ -106,8 +106,7 @@ int TryConnect(const std::string& host, uint16_t port, Deadline deadline) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::string& host,
-                                                                  uint16_t port,
-                                                                  uint64_t group_key,
+                                                                  uint16_t port, uint64_t group_key,
                                                                   Deadline deadline) {
   int fd = TryConnect(host, port, deadline);
   while (fd < 0 && Left(deadline) > kRetry) {
@@ -126,12 +125,11 @@ absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Connect(const std::str
 
 StoreClient::~StoreClient() { close(fd_); }
 
-absl::Status StoreClient::Set(const std::string& key, const std::string& value,
-                              Deadline deadline) {
+absl::Status StoreClient::Set(const std::string& key, const std::string& value, Deadline deadline) {
   if (key.size() > kStoreKeyMax || value.size() > kStoreValueMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a store entry of ", key.size(), " + ", value.size(), " bytes; limit is ",
-                     kStoreKeyMax, " + ", kStoreValueMax));
+    return absl::InvalidArgumentError(absl::StrCat("a store entry of ", key.size(), " + ",
+                                                   value.size(), " bytes; limit is ", kStoreKeyMax,
+                                                   " + ", kStoreValueMax));
   }
   const StoreRequestHeader header{.operation = StoreOperation::kSet,
                                   .key_bytes = static_cast<uint32_t>(key.size()),

@@ -2,7 +2,8 @@
 //
 //   client, once:  Hello
 //   client:        RequestHeader, key bytes, value bytes (kSet only)
-//   server:        uint32 length, value bytes (none for kSet); a kGet is answered when the key is set
+//   server:        uint32 length, value bytes (none for kSet); a kGet is answered when the key is
+//   set
 #pragma once
 
 #include <cstddef>

@@ -26,14 +26,14 @@ struct Connection {
   int fd = -1;
   bool greeted = false;
   bool broken = false;
-  std::string in;          // bytes of a request that is not complete yet
-  std::string out;         // bytes not taken by the socket yet
+  std::string in;           // bytes of a request that is not complete yet
+  std::string out;          // bytes not taken by the socket yet
   std::string waiting_for;  // key of the kGet that is not answered yet
 
   // A client sends its next request after the answer to the one before, so these stay small.
   [[nodiscard]] bool TooLong() const {
-    return in.size() > sizeof(StoreHello) + sizeof(StoreRequestHeader) + kStoreKeyMax +
-                           kStoreValueMax;
+    return in.size() >
+           sizeof(StoreHello) + sizeof(StoreRequestHeader) + kStoreKeyMax + kStoreValueMax;
   }
 };
 
@@ -218,11 +218,11 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Listen(const Options& 
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   addrinfo* found = nullptr;
-  const int resolved = getaddrinfo(options.address.c_str(), absl::StrCat(options.port).c_str(),
-                                   &hints, &found);
+  const int resolved =
+      getaddrinfo(options.address.c_str(), absl::StrCat(options.port).c_str(), &hints, &found);
   if (resolved != 0) {
-    return absl::UnavailableError(absl::StrCat("cannot resolve the address of the group's store: ",
-                                               gai_strerror(resolved)));
+    return absl::UnavailableError(
+        absl::StrCat("cannot resolve the address of the group's store: ", gai_strerror(resolved)));
   }
   state->listen_fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   const int on = 1;
@@ -239,9 +239,9 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Listen(const Options& 
   sockaddr_storage name{};
   socklen_t name_bytes = sizeof(name);
   getsockname(state->listen_fd, reinterpret_cast<sockaddr*>(&name), &name_bytes);
-  state->port = ntohs(name.ss_family == AF_INET6
-                          ? reinterpret_cast<const sockaddr_in6*>(&name)->sin6_port
-                          : reinterpret_cast<const sockaddr_in*>(&name)->sin_port);
+  state->port =
+      ntohs(name.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6*>(&name)->sin6_port
+                                       : reinterpret_cast<const sockaddr_in*>(&name)->sin_port);
   state->stop_fd = eventfd(0, EFD_CLOEXEC);
   if (state->stop_fd < 0) return absl::ErrnoToStatus(errno, "the group's store (eventfd)");
   state->thread = std::thread([raw = state.get()] { raw->Run(); });

@@ -69,9 +69,8 @@ void ExpectGoldens(const weights::Checkpoint& checkpoint, const InProcessGroup::
     const step::StepResult result = group.Run();
     for (size_t i = 0; i < goldens.size(); ++i) {
       tokens[i].push_back(result.tokens[i].token_id);
-      const double difference =
-          std::abs(static_cast<double>(result.tokens[i].logprob) -
-                   static_cast<double>(goldens[i].logprobs[step]));
+      const double difference = std::abs(static_cast<double>(result.tokens[i].logprob) -
+                                         static_cast<double>(goldens[i].logprobs[step]));
       largest = std::max(largest, difference);
       EXPECT_EQ(result.top_logprobs[i * 5].token_id, result.tokens[i].token_id);
     }
@@ -116,8 +115,7 @@ TEST_F(GoldenTest, LogprobsOfAPassageAgree) {
   static_cast<void>(group.Run());
   for (size_t i = 1; i < ids.size(); ++i) {
     const std::vector<float>& logits = group.Logits(0, static_cast<int32_t>(i) - 1);
-    const double got =
-        static_cast<double>(logits[static_cast<size_t>(ids[i])]) - LogSumExp(logits);
+    const double got = static_cast<double>(logits[static_cast<size_t>(ids[i])]) - LogSumExp(logits);
     EXPECT_NEAR(got, reference.at("logprobs").at(i).get<double>(), 2e-3) << i;
     const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
     EXPECT_EQ(best, reference.at("argmax_ids").at(i).get<int64_t>()) << i;
@@ -129,8 +127,7 @@ TEST_F(GoldenTest, LogprobsOfAPassageAgree) {
 double Perplexity(const weights::Checkpoint& checkpoint, const InProcessGroup::Options& options,
                   int32_t windows) {
   constexpr int32_t kWindow = 512, kPiece = 64, kTogether = 8;
-  const nlohmann::json reference =
-      testing::ReadJson(checkpoint.folder() + "/perplexity.json");
+  const nlohmann::json reference = testing::ReadJson(checkpoint.folder() + "/perplexity.json");
   const auto ids = reference.at("token_ids").get<std::vector<int32_t>>();
   InProcessGroup group(checkpoint, options);
   std::vector<double> nll(static_cast<size_t>(windows));
@@ -138,15 +135,14 @@ double Perplexity(const weights::Checkpoint& checkpoint, const InProcessGroup::O
     return ids[static_cast<size_t>(window * kWindow + position)];
   };
   int32_t first = 0;  // window of slot 0
-  group.group().rank(0).set_logits_observer(
-      [&](int32_t slot, int32_t position, std::span<const float> logits) {
-        if (position + 1 == kWindow) return;
-        const int32_t window = first + slot;
-        const std::vector<float> row(logits.begin(), logits.end());
-        nll[static_cast<size_t>(window)] +=
-            LogSumExp(row) -
-            static_cast<double>(row[static_cast<size_t>(token(window, position + 1))]);
-      });
+  group.group().rank(0).set_logits_observer([&](int32_t slot, int32_t position,
+                                                std::span<const float> logits) {
+    if (position + 1 == kWindow) return;
+    const int32_t window = first + slot;
+    const std::vector<float> row(logits.begin(), logits.end());
+    nll[static_cast<size_t>(window)] +=
+        LogSumExp(row) - static_cast<double>(row[static_cast<size_t>(token(window, position + 1))]);
+  });
   for (first = 0; first < windows; first += kTogether) {
     const int32_t together = std::min(kTogether, windows - first);
     for (int32_t slot = 0; slot < together; ++slot) group.OpenGreedy(slot);

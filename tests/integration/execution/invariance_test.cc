@@ -63,8 +63,9 @@ Trace Generate(InProcessGroup* group, const std::vector<int32_t>& prompt, int32_
   };
   int32_t position = 0;
   for (; position + chunk < Size(prompt); position += chunk) {
-    group->Feed(kSlot, std::span(prompt).subspan(static_cast<size_t>(position),
-                                                 static_cast<size_t>(chunk)), 0);
+    group->Feed(
+        kSlot, std::span(prompt).subspan(static_cast<size_t>(position), static_cast<size_t>(chunk)),
+        0);
     static_cast<void>(group->Run());
     decode_others();
   }

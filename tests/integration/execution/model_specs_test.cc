@@ -48,8 +48,8 @@ TEST_P(ModelSpecsTest, GivesTheLogitsOfTransformers) {
   const Expected expected = ReadExpected(folder);
   const auto count = static_cast<int32_t>(expected.input_ids.size());
   InProcessGroup group(
-      folder, {.ranks = ranks,
-               .memory = {.numerics = weights::Numerics::kExact, .max_context = count}});
+      folder,
+      {.ranks = ranks, .memory = {.numerics = weights::Numerics::kExact, .max_context = count}});
   group.KeepLogits();
   group.OpenGreedy(3);
   group.Feed(3, expected.input_ids, count);
@@ -70,11 +70,19 @@ TEST_P(ModelSpecsTest, GivesTheLogitsOfTransformers) {
 // Every degree up to 4 at which the quantized o_proj's groups of 32 can be cut at the heads.
 std::vector<std::tuple<const char*, int32_t>> RowsAndRanks() {
   std::vector<std::tuple<const char*, int32_t>> all;
-  for (const auto& [name, ranks_max] : std::vector<std::pair<const char*, int32_t>>{
-           {"llama", 4}, {"llama-rope-llama3", 4}, {"llama-rope-linear", 4},
-           {"llama-rope-dynamic", 4}, {"llama-rope-yarn", 4}, {"llama-biases", 4},
-           {"mistral-window", 4}, {"qwen2", 4}, {"qwen2-window", 4}, {"qwen3", 4},
-           {"llama-awq-gemm", 3}, {"qwen2-awq-quantized-head", 2}}) {
+  for (const auto& [name, ranks_max] :
+       std::vector<std::pair<const char*, int32_t>>{{"llama", 4},
+                                                    {"llama-rope-llama3", 4},
+                                                    {"llama-rope-linear", 4},
+                                                    {"llama-rope-dynamic", 4},
+                                                    {"llama-rope-yarn", 4},
+                                                    {"llama-biases", 4},
+                                                    {"mistral-window", 4},
+                                                    {"qwen2", 4},
+                                                    {"qwen2-window", 4},
+                                                    {"qwen3", 4},
+                                                    {"llama-awq-gemm", 3},
+                                                    {"qwen2-awq-quantized-head", 2}}) {
     for (int32_t ranks = 1; ranks <= ranks_max; ++ranks) all.emplace_back(name, ranks);
   }
   return all;

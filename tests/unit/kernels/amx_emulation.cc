@@ -66,7 +66,9 @@ class EmulatedTiles {
     if (config_.row_bytes[kRight] != config_.row_bytes[kResult]) Fault("TDPBSUD: widths differ");
     for (int m = 0; m < config_.rows[kResult]; ++m) {
       for (int k = 0; k < config_.row_bytes[kLeft] / 4; ++k) {
-        for (int n = 0; n < config_.row_bytes[kResult] / 4; ++n) AddDot<kResult, kLeft, kRight>(m, k, n);
+        for (int n = 0; n < config_.row_bytes[kResult] / 4; ++n) {
+          AddDot<kResult, kLeft, kRight>(m, k, n);
+        }
       }
     }
   }

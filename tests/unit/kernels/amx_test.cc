@@ -21,9 +21,9 @@ TEST(AmxTest, EmulatedTilesGiveTheBitsOfTheReference) {
   }
   Random random(1);
   constexpr int32_t kTokens = 67;
-  for (const Shape& shape : {Shape{1, 32, 32}, Shape{33, 288, 32}, Shape{48, 64, 64},
-                             Shape{50, 576, 64}, Shape{80, 1600, 64}, Shape{31, 128, 128},
-                             Shape{64, 1664, 128}}) {
+  for (const Shape& shape :
+       {Shape{1, 32, 32}, Shape{33, 288, 32}, Shape{48, 64, 64}, Shape{50, 576, 64},
+        Shape{80, 1600, 64}, Shape{31, 128, 128}, Shape{64, 1664, 128}}) {
     W4Data w(shape.rows, shape.columns, shape.group, ElementType::kF16, random);
     for (int64_t i = 0; i < w.q.size(); i += 5) w.q[i] = 15;
     w.Pack();

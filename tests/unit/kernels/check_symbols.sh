@@ -5,7 +5,9 @@
 set -eu
 nm=$1
 archive=$2
-found=$("$nm" -C -A --defined-only "$archive" | grep -E '(avx2|avx512|amx)[^:]*:[^:]*[0-9a-f]* [WVuw] ' | grep -v 'DW.ref.__gxx_personality' || true)
+found=$("$nm" -C -A --defined-only "$archive" |
+  grep -E '(avx2|avx512|amx)[^:]*:[^:]*[0-9a-f]* [WVuw] ' |
+  grep -v 'DW.ref.__gxx_personality' || true)
 count=$("$nm" -A "$archive" 2>/dev/null | grep -c 'avx512' || true)
 if [ "$count" -eq 0 ]; then
   echo "no object of an instruction set in $archive: the check sees nothing" >&2

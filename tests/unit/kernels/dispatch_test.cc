@@ -32,8 +32,8 @@ TEST(DispatchTest, SupportAgreesWithWhatTheKernelReports) {
   const std::string flags = CpuFlags();
   ASSERT_FALSE(flags.empty());
   const bool avx2 = HasFlags(flags, {"avx2", "fma", "f16c"});
-  const bool avx512 = avx2 && HasFlags(flags, {"avx512f", "avx512dq", "avx512bw", "avx512vl",
-                                               "avx512_vnni"});
+  const bool avx512 =
+      avx2 && HasFlags(flags, {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"});
   EXPECT_TRUE(IsaLevelSupported(IsaLevel::kReference));
   EXPECT_EQ(IsaLevelSupported(IsaLevel::kAvx2), avx2);
   EXPECT_EQ(IsaLevelSupported(IsaLevel::kAvx512Vnni), avx512);
@@ -43,8 +43,8 @@ TEST(DispatchTest, SupportAgreesWithWhatTheKernelReports) {
 }
 
 TEST(DispatchTest, EveryLevelHasACompleteTable) {
-  for (const IsaLevel level : {IsaLevel::kReference, IsaLevel::kAvx2, IsaLevel::kAvx512Vnni,
-                               IsaLevel::kAmx}) {
+  for (const IsaLevel level :
+       {IsaLevel::kReference, IsaLevel::kAvx2, IsaLevel::kAvx512Vnni, IsaLevel::kAmx}) {
     if (!IsaLevelSupported(level)) {
       std::fprintf(stderr, "NOT RUN: kernel tests at level %s (this machine lacks it)\n",
                    std::string(IsaLevelName(level)).c_str());

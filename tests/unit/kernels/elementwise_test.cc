@@ -65,11 +65,11 @@ TEST(QuantizeTest, EveryLevelHasTheBitsOfTheReference) {
       const int32_t columns = group * groups;
       const int64_t stride = columns + 7;
       const Buffer<float> plain = RandomFloats(5 * stride, random, 10.0F);
-      ExpectSameQuantized({.tokens = 5, .columns = columns, .values = plain.data(), .stride = stride},
-                          group);
+      ExpectSameQuantized(
+          {.tokens = 5, .columns = columns, .values = plain.data(), .stride = stride}, group);
       const Buffer<float> wild = WildFloats(5 * stride, random);
-      ExpectSameQuantized({.tokens = 5, .columns = columns, .values = wild.data(), .stride = stride},
-                          group);
+      ExpectSameQuantized(
+          {.tokens = 5, .columns = columns, .values = wild.data(), .stride = stride}, group);
     }
   }
 }
@@ -136,8 +136,8 @@ TEST(GroupSumsTest, SumInRisingOrder) {
   }
   for (const IsaLevel level : RunnableLevels()) {
     Buffer<float> sums(6);
-    GetKernels(level).group_sums(
-        {.tokens = 3, .columns = 128, .values = x.data(), .stride = 200}, 64, sums.data());
+    GetKernels(level).group_sums({.tokens = 3, .columns = 128, .values = x.data(), .stride = 200},
+                                 64, sums.data());
     EXPECT_EQ(FirstDifference(Span(sums), Span(expected)), -1) << IsaLevelName(level);
   }
 }

@@ -69,7 +69,8 @@ struct W4Data {
         z(static_cast<int64_t>(rows) * (columns / group)),
         s(static_cast<int64_t>(rows) * (columns / group)),
         nibbles(layout::W4NibbleBytes(rows, columns)),
-        scales(layout::GroupEntries(rows, columns, group) * (scale_type == ElementType::kF32 ? 2 : 1)),
+        scales(layout::GroupEntries(rows, columns, group) *
+               (scale_type == ElementType::kF32 ? 2 : 1)),
         zeros(layout::GroupEntries(rows, columns, group)) {
     for (int64_t i = 0; i < q.size(); ++i) q[i] = static_cast<uint8_t>(random.Below(16));
     for (int64_t i = 0; i < z.size(); ++i) {

@@ -72,10 +72,9 @@ void ExpectSameBits(const Shape& shape, const float* bias, const Product& produc
 }
 
 Product W4Int8(const W4Data& w, const ActivationData& x) {
-  return [&](const Kernels& kernels, int32_t first, int32_t tokens, const GemmOutput& y,
-             BlockRange blocks) {
-    kernels.gemm_w4_int8(w.matrix, x.Ints(first, tokens), y, blocks);
-  };
+  return
+      [&](const Kernels& kernels, int32_t first, int32_t tokens, const GemmOutput& y,
+          BlockRange blocks) { kernels.gemm_w4_int8(w.matrix, x.Ints(first, tokens), y, blocks); };
 }
 
 Product W4Float(const W4Data& w, const ActivationData& x) {
@@ -87,22 +86,19 @@ Product W4Float(const W4Data& w, const ActivationData& x) {
 
 Product HeadInt8(const Int8Data& w, const ActivationData& x) {
   return [&](const Kernels& kernels, int32_t first, int32_t tokens, const GemmOutput& y,
-             BlockRange blocks) {
-    kernels.gemm_int8(w.matrix, x.Ints(first, tokens), y, blocks);
-  };
+             BlockRange blocks) { kernels.gemm_int8(w.matrix, x.Ints(first, tokens), y, blocks); };
 }
 
 Product Dense(const DenseData& w, const ActivationData& x) {
-  return [&](const Kernels& kernels, int32_t first, int32_t tokens, const GemmOutput& y,
-             BlockRange blocks) {
-    kernels.gemm_dense(w.matrix, x.Floats(first, tokens), y, blocks);
-  };
+  return
+      [&](const Kernels& kernels, int32_t first, int32_t tokens, const GemmOutput& y,
+          BlockRange blocks) { kernels.gemm_dense(w.matrix, x.Floats(first, tokens), y, blocks); };
 }
 
 // Rows that are no multiple of 16, one and many groups, columns past one panel.
-const Shape kW4Shapes[] = {{1, 32, 32},    {15, 64, 64},   {16, 128, 128}, {17, 288, 32},
-                           {33, 576, 64},  {48, 1152, 128}, {66, 1568, 32}, {100, 1600, 64},
-                           {80, 1664, 128}};
+const Shape kW4Shapes[] = {{1, 32, 32},    {15, 64, 64},    {16, 128, 128},
+                           {17, 288, 32},  {33, 576, 64},   {48, 1152, 128},
+                           {66, 1568, 32}, {100, 1600, 64}, {80, 1664, 128}};
 
 TEST(ProductsTest, W4Int8HasTheBitsOfTheReference) {
   Random random(1);
@@ -135,8 +131,8 @@ TEST(ProductsTest, W4FloatHasTheBitsOfTheReference) {
 
 TEST(ProductsTest, Int8HasTheBitsOfTheReference) {
   Random random(3);
-  for (const Shape& shape : {Shape{1, 32, 32}, Shape{31, 288, 32}, Shape{100, 576, 32},
-                             Shape{65, 1600, 32}}) {
+  for (const Shape& shape :
+       {Shape{1, 32, 32}, Shape{31, 288, 32}, Shape{100, 576, 32}, Shape{65, 1600, 32}}) {
     const Int8Data w(shape.rows, shape.columns, random);
     const ActivationData x(RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random),
                            kTokens, shape.columns, shape.group);
@@ -147,8 +143,8 @@ TEST(ProductsTest, Int8HasTheBitsOfTheReference) {
 
 TEST(ProductsTest, DenseHasTheBitsOfTheReference) {
   Random random(4);
-  for (const Shape& shape : {Shape{1, 1, 1}, Shape{31, 172, 1}, Shape{100, 64, 1},
-                             Shape{65, 333, 1}}) {
+  for (const Shape& shape :
+       {Shape{1, 1, 1}, Shape{31, 172, 1}, Shape{100, 64, 1}, Shape{65, 333, 1}}) {
     for (const ElementType type : {ElementType::kF16, ElementType::kBF16, ElementType::kF32}) {
       const DenseData w(shape.rows, shape.columns, type, random);
       const ActivationData x(RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random),
@@ -184,8 +180,7 @@ TEST(ProductsTest, ExtremeValuesDoNotSaturate) {
       Buffer<float> copy(x.x.size());
       std::memcpy(copy.data(), x.x.data(), sizeof(float) * static_cast<size_t>(copy.size()));
       const ActivationData x32(std::move(copy), kTokens, shape.columns, layout::kInt8Group);
-      ExpectSameBits({shape.rows, shape.columns, layout::kInt8Group}, nullptr,
-                     HeadInt8(head, x32));
+      ExpectSameBits({shape.rows, shape.columns, layout::kInt8Group}, nullptr, HeadInt8(head, x32));
     }
   }
 }
@@ -210,8 +205,7 @@ TEST(ProductsTest, NanAndInfinityStayInTheirToken) {
   const Shape shape = {35, 192, 64};
   const W4Data w4(shape.rows, shape.columns, shape.group, ElementType::kF16, random);
   const DenseData dense(shape.rows, shape.columns, ElementType::kF16, random);
-  const Buffer<float> clean =
-      RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random);
+  const Buffer<float> clean = RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random);
   Buffer<float> dirty(clean.size());
   std::memcpy(dirty.data(), clean.data(), sizeof(float) * static_cast<size_t>(clean.size()));
   dirty[5 * shape.columns + 70] = std::numeric_limits<float>::quiet_NaN();
@@ -251,8 +245,8 @@ TEST(ProductsTest, W4FloatIsTheProductOfTheDequantizedMatrix) {
         for (int64_t k = 0; k < shape.columns; ++k) {
           const double x_value = x.x[t * shape.columns + k];
           exact += w.Weight(r, k) * x_value;
-          magnitude += 30 * w.s[r * (shape.columns / shape.group) + k / shape.group] *
-                       std::abs(x_value);
+          magnitude +=
+              30 * w.s[r * (shape.columns / shape.group) + k / shape.group] * std::abs(x_value);
         }
         // One rounding of 2^-24 per addition in a group, and one per group.
         const double additions = shape.group + shape.columns / shape.group;

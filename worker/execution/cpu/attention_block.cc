@@ -34,8 +34,8 @@ void AttentionBlock::Run(int32_t thread, int32_t layer, const MatrixInput& input
   Attend(layer);
   context.team->Barrier(thread);
   const MatrixInput attended = context.converter->Convert(
-      thread, shard.o.input_form(),
-      Rows(buffers.attention, context.tokens(), shard.o.columns()), InputConverter::Rows::kReady);
+      thread, shard.o.input_form(), Rows(buffers.attention, context.tokens(), shard.o.columns()),
+      InputConverter::Rows::kReady);
   shard.o.Multiply(*context.kernels, attended, buffers.projected, shard.o.rows(),
                    ShareOf(shard.o.row_blocks(), thread, threads));
 }
@@ -62,8 +62,7 @@ void AttentionBlock::RotateAndStore(int32_t thread, int32_t layer) {
                        columns.head_dim);
     }
     // Query and key heads lie side by side.
-    kernels.rope(q, columns.heads + columns.kv_heads, columns.head_dim, model.rope(),
-                 row.position);
+    kernels.rope(q, columns.heads + columns.kv_heads, columns.head_dim, model.rope(), row.position);
     kernels.write_kv(cache, k, q + columns.value, row.block, row.position % step::kBlockTokens);
   }
 }
@@ -82,17 +81,16 @@ void AttentionBlock::Attend(int32_t layer) {
     const step::SequenceStep& sequence =
         context.plan->sequences[static_cast<size_t>(piece.sequence)];
     const int64_t first_row = piece.first_row;
-    const cpu::AttentionArgs args{
-        .q = context.buffers->qkv + first_row * columns.total,
-        .q_stride = columns.total,
-        .out = context.buffers->attention + first_row * columns.key,
-        .out_stride = columns.key,
-        .cache = context.kv_caches[static_cast<size_t>(layer)],
-        .block_table = context.slots->block_table(sequence.slot),
-        .first_position = sequence.first_position,
-        .window = model.layers()[static_cast<size_t>(layer)].window,
-        .heads = columns.heads,
-        .scale = 1.0f / std::sqrt(static_cast<float>(columns.head_dim))};
+    const cpu::AttentionArgs args{.q = context.buffers->qkv + first_row * columns.total,
+                                  .q_stride = columns.total,
+                                  .out = context.buffers->attention + first_row * columns.key,
+                                  .out_stride = columns.key,
+                                  .cache = context.kv_caches[static_cast<size_t>(layer)],
+                                  .block_table = context.slots->block_table(sequence.slot),
+                                  .first_position = sequence.first_position,
+                                  .window = model.layers()[static_cast<size_t>(layer)].window,
+                                  .heads = columns.heads,
+                                  .scale = 1.0f / std::sqrt(static_cast<float>(columns.head_dim))};
     context.kernels->attention(args, piece.token_begin, piece.token_end, piece.head_begin,
                                piece.head_end);
   }

@@ -149,8 +149,7 @@ absl::StatusOr<PrefillFigures> Bench::Prefill(int32_t length) {
     const SteadyTime begin = std::chrono::steady_clock::now();
     for (int32_t position = 0; position < length; position += chunk_) {
       const int32_t tokens = std::min(chunk_, length - position);
-      RETURN_IF_ERROR(
-          RunPlan(plans_.Prompt(0, 1, position, tokens, position + tokens == length)));
+      RETURN_IF_ERROR(RunPlan(plans_.Prompt(0, 1, position, tokens, position + tokens == length)));
     }
     const double seconds = Seconds(begin, std::chrono::steady_clock::now());
     rates.push_back(length / seconds);
@@ -199,8 +198,8 @@ absl::StatusOr<BenchResult> RunBench(const weights::Checkpoint& checkpoint,
                                      const BenchOptions& options) {
   RETURN_IF_ERROR(CheckOptions(checkpoint, options));
   const int32_t positions = LongestRun(options);
-  LocalGroup::Options group_options{.ranks = options.ranks, .threads = options.threads,
-                                    .isa = options.isa};
+  LocalGroup::Options group_options{
+      .ranks = options.ranks, .threads = options.threads, .isa = options.isa};
   group_options.memory.numerics = options.numerics;
   group_options.memory.head = options.head;
   group_options.memory.max_context = positions;

@@ -22,8 +22,8 @@ struct BenchOptions {
   weights::Numerics numerics = weights::Numerics::kFast;
   weights::HeadFormat head = weights::HeadFormat::kInt8;
   std::vector<int32_t> decode_batches = {1, 4, 16};
-  int32_t decode_context = 32;   // prompt tokens before each decode run
-  int32_t decode_tokens = 64;    // of each sequence and run
+  int32_t decode_context = 32;  // prompt tokens before each decode run
+  int32_t decode_tokens = 64;   // of each sequence and run
   std::vector<int32_t> prefill_lengths = {128, 512};
   int32_t runs = 3;  // each figure is the median of so many
   // Called before each measurement with what is measured; may be empty.
@@ -39,8 +39,8 @@ struct BenchFigure {
 struct DecodeFigures {
   int32_t batch = 0;
   BenchFigure tokens_per_second = {};  // of all sequences together
-  double sample_ms = 0;           // of one step, after the last layer; with the head
-  double collective_ms = 0;       // of one step
+  double sample_ms = 0;                // of one step, after the last layer; with the head
+  double collective_ms = 0;            // of one step
 };
 struct PrefillFigures {
   int32_t length = 0;
@@ -54,7 +54,7 @@ struct BenchResult {
   int32_t threads = 0;
   int32_t runs = 0;
   double load_seconds = 0;
-  MemoryUse memory = {};        // of all ranks
+  MemoryUse memory = {};          // of all ranks
   int64_t peak_memory_bytes = 0;  // resident, of the process
   std::vector<DecodeFigures> decode = {};
   std::vector<PrefillFigures> prefill = {};

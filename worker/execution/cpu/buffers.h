@@ -26,19 +26,19 @@ struct Buffers {
 
   // Rows converted for a matrix: `columns` and groups of at least 32.
   struct Converted {
-    int8_t* values = nullptr;   // [rows, columns]; fast numerics only
-    float* scales = nullptr;    // [rows, groups]; exact numerics: sums of the groups
-    int32_t* sums = nullptr;    // [rows, groups]; fast numerics only
-    float* mlp = nullptr;       // [rows, ffn]
+    int8_t* values = nullptr;  // [rows, columns]; fast numerics only
+    float* scales = nullptr;   // [rows, groups]; exact numerics: sums of the groups
+    int32_t* sums = nullptr;   // [rows, groups]; fast numerics only
+    float* mlp = nullptr;      // [rows, ffn]
   };
-  Converted shared;                       // [T]; mlp is the one above
-  std::vector<Converted> per_thread;      // [kPrivateTokens]
+  Converted shared;                   // [T]; mlp is the one above
+  std::vector<Converted> per_thread;  // [kPrivateTokens]
 
   // Sampling: at most `sample_rows` at a time.
   int32_t sample_rows = 0;
-  int32_t logits_stride = 0;   // the largest rank's share of the vocabulary
-  float* logits = nullptr;     // [sample_rows, logits_stride]
-  float* gathered = nullptr;   // [ranks, sample_rows, logits_stride]; several ranks only
+  int32_t logits_stride = 0;      // the largest rank's share of the vocabulary
+  float* logits = nullptr;        // [sample_rows, logits_stride]
+  float* gathered = nullptr;      // [ranks, sample_rows, logits_stride]; several ranks only
   std::vector<float*> whole_row;  // per thread [vocab]
 };
 

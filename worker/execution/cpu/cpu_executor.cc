@@ -177,13 +177,12 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(
         absl::StrCat("compute threads is ", options.threads, "; allowed: 1 ... 1024"));
   }
   if (!cpu::IsaLevelSupported(options.isa)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "this CPU does not have the instruction set ", std::string(cpu::IsaLevelName(options.isa))));
+    return absl::InvalidArgumentError(absl::StrCat("this CPU does not have the instruction set ",
+                                                   std::string(cpu::IsaLevelName(options.isa))));
   }
   if (communicator->size() != static_cast<int32_t>(plan.ranks.size())) {
     return absl::InvalidArgumentError(absl::StrCat("the memory plan is for ", plan.ranks.size(),
-                                                   " ranks, the group has ",
-                                                   communicator->size()));
+                                                   " ranks, the group has ", communicator->size()));
   }
   const weights::RankMemoryPlan& mine = plan.ranks[static_cast<size_t>(communicator->rank())];
   ASSIGN_OR_RETURN(auto model, ModelShard::Load(checkpoint, mine.share,
@@ -192,8 +191,8 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(
                                                  .planned_bytes = mine.weight_bytes,
                                                  .threads = options.threads,
                                                  .progress = options.progress}));
-  return std::unique_ptr<CpuExecutor>(new CpuExecutor(
-      std::make_unique<State>(std::move(model), plan, communicator, options)));
+  return std::unique_ptr<CpuExecutor>(
+      new CpuExecutor(std::make_unique<State>(std::move(model), plan, communicator, options)));
 }
 
 absl::Status CpuExecutor::Launch(const step::StepPlan& plan) {
@@ -215,8 +214,8 @@ MemoryUse CpuExecutor::memory_use() const {
   return {.weights = state_->model->bytes(),
           .kv_cache = state_->kv_memory.bytes(),
           .activations = state_->activations.bytes(),
-          .workspace = state_->workspace.bytes() + state_->slots.bytes() +
-                       state_->sampler->scratch_bytes()};
+          .workspace =
+              state_->workspace.bytes() + state_->slots.bytes() + state_->sampler->scratch_bytes()};
 }
 
 void CpuExecutor::set_logits_observer(LogitsObserver observer) {

@@ -23,8 +23,7 @@ void Decoder::CopyBlocks(int32_t thread) {
     for (int32_t layer = mine.begin; layer < mine.end; ++layer) {
       const cpu::KvCache& cache = context_->kv_caches[static_cast<size_t>(layer)];
       const int64_t element = cache.type == cpu::ElementType::kF32 ? 4 : 2;
-      const int64_t bytes =
-          element * share.kv_heads.count() * cache.head_dim * step::kBlockTokens;
+      const int64_t bytes = element * share.kv_heads.count() * cache.head_dim * step::kBlockTokens;
       for (void* base : {cache.keys, cache.values}) {
         auto* memory = static_cast<std::byte*>(base);
         std::memmove(memory + copy.to * bytes, memory + copy.from * bytes,
@@ -56,16 +55,15 @@ bool Decoder::RunLayers(int32_t thread) {
   NormResidual(context_, thread, layers[0].attention_norm, layers[0].qkv.input_form(), &input);
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     attention_.Run(thread, static_cast<int32_t>(layer), input);
-    if (!ReduceAndNorm(context_, thread, layers[layer].mlp_norm,
-                       layers[layer].gate_up.input_form(), &input)) {
+    if (!ReduceAndNorm(context_, thread, layers[layer].mlp_norm, layers[layer].gate_up.input_form(),
+                       &input)) {
       return false;
     }
     RunMlpBlock(context_, thread, static_cast<int32_t>(layer), input);
     const bool last = layer + 1 == layers.size();
-    const bool reduced =
-        last ? ReduceIntoResidual(context_, thread)
-             : ReduceAndNorm(context_, thread, layers[layer + 1].attention_norm,
-                             layers[layer + 1].qkv.input_form(), &input);
+    const bool reduced = last ? ReduceIntoResidual(context_, thread)
+                              : ReduceAndNorm(context_, thread, layers[layer + 1].attention_norm,
+                                              layers[layer + 1].qkv.input_form(), &input);
     if (!reduced) return false;
     if (thread == 0 && stamp_ != nullptr) stamp_();
   }

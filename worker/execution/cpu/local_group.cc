@@ -23,20 +23,19 @@ absl::StatusOr<std::unique_ptr<LocalGroup>> LocalGroup::Create(
     if (options.ranks == 1) {
       group->communicators_.push_back(collectives::MakeSelfCommunicator());
     } else {
-      ASSIGN_OR_RETURN(auto communicator,
-                       collectives::MakeShmCommunicator(
-                           group->region_.get(), rank,
-                           {.waiting_threads = options.ranks * options.threads}));
+      ASSIGN_OR_RETURN(
+          auto communicator,
+          collectives::MakeShmCommunicator(group->region_.get(), rank,
+                                           {.waiting_threads = options.ranks * options.threads}));
       group->communicators_.push_back(std::move(communicator));
     }
-    ASSIGN_OR_RETURN(auto executor,
-                     CpuExecutor::Create(checkpoint, group->plan_,
-                                         group->communicators_.back().get(),
-                                         {.memory = memory,
-                                          .threads = options.threads,
-                                          .isa = options.isa,
-                                          .progress = {},
-                                          .on_progress_stamp = {}}));
+    ASSIGN_OR_RETURN(auto executor, CpuExecutor::Create(checkpoint, group->plan_,
+                                                        group->communicators_.back().get(),
+                                                        {.memory = memory,
+                                                         .threads = options.threads,
+                                                         .isa = options.isa,
+                                                         .progress = {},
+                                                         .on_progress_stamp = {}}));
     group->executors_.push_back(std::move(executor));
   }
   return group;

@@ -92,10 +92,9 @@ absl::StatusOr<const float*> ModelShard::LoadNorm(const Checkpoint& checkpoint,
 }
 
 absl::Status ModelShard::LoadEmbedding(const Checkpoint& checkpoint) {
-  RETURN_IF_ERROR(checkpoint
-                      .DescribeDense(weights::kEmbeddingName,
-                                     {spec_.vocab_size, spec_.hidden_size})
-                      .status());
+  RETURN_IF_ERROR(
+      checkpoint.DescribeDense(weights::kEmbeddingName, {spec_.vocab_size, spec_.hidden_size})
+          .status());
   const TensorView& whole = *checkpoint.Find(weights::kEmbeddingName);
   const int64_t row_bytes = spec_.hidden_size * weights::TensorTypeBytes(whole.type);
   const auto bytes = static_cast<size_t>(share_.vocab.count() * row_bytes);
@@ -108,8 +107,7 @@ absl::Status ModelShard::LoadEmbedding(const Checkpoint& checkpoint) {
 }
 
 absl::Status ModelShard::LoadHead(const Checkpoint& checkpoint, const LoadOptions& options) {
-  ASSIGN_OR_RETURN(final_norm_,
-                   LoadNorm(checkpoint, weights::kFinalNormName, spec_.hidden_size));
+  ASSIGN_OR_RETURN(final_norm_, LoadNorm(checkpoint, weights::kFinalNormName, spec_.hidden_size));
   ASSIGN_OR_RETURN(const weights::PackedFormat format,
                    weights::HeadPackedFormat(checkpoint, share_, options.memory));
   const TensorView* stored =
@@ -130,15 +128,14 @@ absl::Status ModelShard::LoadHead(const Checkpoint& checkpoint, const LoadOption
 // Angles as transformers computes them: an fp32 product of position and frequency.
 void ModelShard::MakeRope(int32_t max_context) {
   const int32_t half = spec_.head_dim / 2;
-  const model::RopeTable table =
-      model::MakeRopeTable(spec_.rope, spec_.head_dim, max_context);
+  const model::RopeTable table = model::MakeRopeTable(spec_.rope, spec_.head_dim, max_context);
   auto* cos = arena_.Allocate<float>(static_cast<int64_t>(max_context) * half);
   auto* sin = arena_.Allocate<float>(static_cast<int64_t>(max_context) * half);
   rope_ = {.cos = cos, .sin = sin};
   for (int32_t position = 0; position < max_context; ++position) {
     for (int32_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(position) *
-                          table.inverse_frequencies[static_cast<size_t>(i)];
+      const float angle =
+          static_cast<float>(position) * table.inverse_frequencies[static_cast<size_t>(i)];
       *cos++ = static_cast<float>(std::cos(static_cast<double>(angle))) * table.attention_factor;
       *sin++ = static_cast<float>(std::sin(static_cast<double>(angle))) * table.attention_factor;
     }

@@ -29,8 +29,8 @@ cpu::W4Matrix PackW4(const LogicalLinear& linear, Arena* arena) {
   const int32_t rows = linear.rows;
   const int32_t groups = linear.group_count();
   const int64_t entries = layout::GroupEntries(rows, linear.columns, linear.group_size);
-  const auto scale_type = linear.stored_type == FloatType::kF16 ? cpu::ElementType::kF16
-                                                                : cpu::ElementType::kF32;
+  const auto scale_type =
+      linear.stored_type == FloatType::kF16 ? cpu::ElementType::kF16 : cpu::ElementType::kF32;
   auto* nibbles = arena->Allocate<uint8_t>(layout::W4NibbleBytes(rows, linear.columns));
   auto* scales = arena->Allocate<uint8_t>(entries * ElementBytes(scale_type));
   auto* zeros = arena->Allocate<uint8_t>(entries);
@@ -48,9 +48,13 @@ cpu::W4Matrix PackW4(const LogicalLinear& linear, Arena* arena) {
 
 cpu::ElementType StoredElementType(weights::TensorType type) {
   switch (type) {
-    case weights::TensorType::kF16: return cpu::ElementType::kF16;
-    case weights::TensorType::kBF16: return cpu::ElementType::kBF16;
-    default: CHECK(type == weights::TensorType::kF32); return cpu::ElementType::kF32;
+    case weights::TensorType::kF16:
+      return cpu::ElementType::kF16;
+    case weights::TensorType::kBF16:
+      return cpu::ElementType::kBF16;
+    default:
+      CHECK(type == weights::TensorType::kF32);
+      return cpu::ElementType::kF32;
   }
 }
 
@@ -58,9 +62,12 @@ cpu::ElementType StoredElementType(weights::TensorType type) {
 
 cpu::ElementType ElementTypeOf(FloatType type) {
   switch (type) {
-    case FloatType::kF16: return cpu::ElementType::kF16;
-    case FloatType::kBF16: return cpu::ElementType::kBF16;
-    case FloatType::kF32: break;
+    case FloatType::kF16:
+      return cpu::ElementType::kF16;
+    case FloatType::kBF16:
+      return cpu::ElementType::kBF16;
+    case FloatType::kF32:
+      break;
   }
   return cpu::ElementType::kF32;
 }
@@ -96,8 +103,7 @@ PackedMatrix PackedMatrix::Pack(const LogicalLinear& linear, bool integer_activa
   auto* values = arena->Allocate<uint8_t>(layout::DenseEntries(linear.rows, linear.columns) *
                                           ElementBytes(type));
   cpu::PackDense(linear.dense.data(), linear.rows, linear.columns, type, values);
-  matrix.dense_ = {
-      .rows = linear.rows, .columns = linear.columns, .values = values, .type = type};
+  matrix.dense_ = {.rows = linear.rows, .columns = linear.columns, .values = values, .type = type};
   return matrix;
 }
 
@@ -117,12 +123,11 @@ PackedMatrix PackedMatrix::PackStoredRows(const weights::TensorView& tensor, wei
     scales =
         arena->Allocate<float>(layout::GroupEntries(matrix.rows_, columns, layout::kInt8Group));
     matrix.kind_ = PackedKind::kInt8;
-    matrix.int8_ = {
-        .rows = matrix.rows_, .columns = columns, .values = values, .scales = scales};
+    matrix.int8_ = {.rows = matrix.rows_, .columns = columns, .values = values, .scales = scales};
     matrix.input_form_ = {InputKind::kInt8, layout::kInt8Group};
   } else {
-    values = arena->Allocate<uint8_t>(layout::DenseEntries(matrix.rows_, columns) *
-                                      ElementBytes(type));
+    values =
+        arena->Allocate<uint8_t>(layout::DenseEntries(matrix.rows_, columns) * ElementBytes(type));
     matrix.dense_ = {.rows = matrix.rows_, .columns = columns, .values = values, .type = type};
   }
   std::vector<float> piece(static_cast<size_t>(kPiece) * static_cast<size_t>(columns));

@@ -42,8 +42,7 @@ class PackedMatrix {
   // Rows [rows.begin, rows.end) of a stored dense tensor [any, columns], converted in pieces:
   // to int8 with a scale per 32 columns, or kept in the stored type.
   [[nodiscard]] static PackedMatrix PackStoredRows(const weights::TensorView& tensor,
-                                                   weights::Range rows, bool to_int8,
-                                                   Arena* arena);
+                                                   weights::Range rows, bool to_int8, Arena* arena);
 
   [[nodiscard]] int32_t rows() const { return rows_; }
   [[nodiscard]] int32_t columns() const { return columns_; }

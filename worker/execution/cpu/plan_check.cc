@@ -105,8 +105,7 @@ absl::Status PlanChecker::CheckSequence(const step::StepPlan& plan,
   const int32_t table = (limits_.max_context + step::kBlockTokens - 1) / step::kBlockTokens;
   if (slot.blocks > table) return Bad("a block table's size", slot.blocks, table);
   if (end > int64_t{slot.blocks} * step::kBlockTokens) {
-    return Bad("the end of a sequence's positions", end,
-               int64_t{slot.blocks} * step::kBlockTokens);
+    return Bad("the end of a sequence's positions", end, int64_t{slot.blocks} * step::kBlockTokens);
   }
   slot.has_token = slot.has_token || sequence.sample_count > 0;
   return absl::OkStatus();

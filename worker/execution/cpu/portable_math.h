@@ -38,7 +38,8 @@ inline constexpr double kLn2 = 0.69314718055994530942;
 
 // The natural logarithm. REQUIRES: x is positive, normal and finite.
 [[nodiscard]] inline double PortableLog(double x) {
-  constexpr uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd;  // the mantissa m lies in sqrt(1/2) ... sqrt(2)
+  constexpr uint64_t kSqrtHalf =
+      0x3fe6a09e667f3bcd;  // the mantissa m lies in sqrt(1/2) ... sqrt(2)
   const auto bits = std::bit_cast<uint64_t>(x);
   const int64_t exponent = static_cast<int64_t>(bits - kSqrtHalf) >> 52;
   const double m = std::bit_cast<double>(bits - (static_cast<uint64_t>(exponent) << 52));

@@ -5,9 +5,7 @@
 namespace nibble::execution {
 namespace {
 
-std::span<float> Span(float* values, int64_t count) {
-  return {values, static_cast<size_t>(count)};
-}
+std::span<float> Span(float* values, int64_t count) { return {values, static_cast<size_t>(count)}; }
 
 // Norms the own tokens of the residual stream and converts them.
 void NormOwnTokens(RankContext* context, int32_t thread, const float* norm_weight, InputForm next,
@@ -18,10 +16,8 @@ void NormOwnTokens(RankContext* context, int32_t thread, const float* norm_weigh
   const cpu::BlockRange mine = context->converter->TokensOf(thread, tokens);
   const int64_t at = static_cast<int64_t>(mine.begin) * spec.hidden_size;
   context->kernels->rms_norm(Rows(buffers.residual + at, mine.end - mine.begin, spec.hidden_size),
-                             norm_weight, spec.norm_epsilon, buffers.normed + at,
-                             spec.hidden_size);
-  *input = context->converter->Convert(thread, next,
-                                       Rows(buffers.normed, tokens, spec.hidden_size),
+                             norm_weight, spec.norm_epsilon, buffers.normed + at, spec.hidden_size);
+  *input = context->converter->Convert(thread, next, Rows(buffers.normed, tokens, spec.hidden_size),
                                        InputConverter::Rows::kOwnTokensOnly);
 }
 
@@ -43,9 +39,8 @@ bool ReduceAndNorm(RankContext* context, int32_t thread, const float* norm_weigh
            .epsilon = spec.norm_epsilon});
     });
     if (!reduced) return false;
-    *input = context->converter->Convert(thread, next,
-                                         Rows(buffers.normed, tokens, spec.hidden_size),
-                                         InputConverter::Rows::kReady);
+    *input = context->converter->Convert(
+        thread, next, Rows(buffers.normed, tokens, spec.hidden_size), InputConverter::Rows::kReady);
     return true;
   }
   if (!ReduceIntoResidual(context, thread)) return false;

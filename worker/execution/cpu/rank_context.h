@@ -32,7 +32,7 @@ struct RankContext {
   // Of the step that runs. Written by thread 0 before the threads start, or between two barriers.
   const step::StepPlan* plan = nullptr;
   StepRows rows;
-  absl::Status status;          // what ended the step early
+  absl::Status status;  // what ended the step early
   int64_t collective_ns = 0;
 
   [[nodiscard]] int32_t tokens() const { return static_cast<int32_t>(rows.inputs.size()); }

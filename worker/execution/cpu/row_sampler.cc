@@ -96,8 +96,7 @@ void AdjustDrafts(const RowRequest& request, int32_t first_token, std::span<cons
     const int32_t token_id = request.drafts[i];
     const int32_t column = token_id - first_token;
     if (column < 0 || column >= static_cast<int32_t>(logits.size())) continue;
-    const auto times =
-        std::count(request.drafts.begin(), request.drafts.end(), token_id);
+    const auto times = std::count(request.drafts.begin(), request.drafts.end(), token_id);
     const TokenCount count = request.counts[token_id];
     const auto outputs =
         std::min<int64_t>((count & kOutputMax) + times, static_cast<int64_t>(kOutputMax));
@@ -134,9 +133,8 @@ bool WorksOnPartOfRow(const RowRequest& request, int32_t vocab_size) {
 
 void Merge(const Candidate& other, Candidate* best) {
   const int32_t non_finite = best->non_finite | other.non_finite;
-  if (other.token_id >= 0 &&
-      (best->token_id < 0 || other.score > best->score ||
-       (other.score == best->score && other.token_id < best->token_id))) {
+  if (other.token_id >= 0 && (best->token_id < 0 || other.score > best->score ||
+                              (other.score == best->score && other.token_id < best->token_id))) {
     *best = other;
   }
   best->non_finite = non_finite;
@@ -187,9 +185,7 @@ Candidate BestOf(const RowRequest& request, int32_t first_token, std::span<const
           .token_id = first_token + static_cast<int32_t>(arg_max)};
 }
 
-RowSampler::RowSampler(int32_t vocab_size) {
-  entries_.reserve(static_cast<size_t>(vocab_size));
-}
+RowSampler::RowSampler(int32_t vocab_size) { entries_.reserve(static_cast<size_t>(vocab_size)); }
 
 int64_t RowSampler::ScratchBytes(int32_t vocab_size) {
   return vocab_size * static_cast<int64_t>(sizeof(Entry));

@@ -22,10 +22,10 @@ inline constexpr int32_t kDraftsMax = 255;  // of one sequence and step
 // What one row asks of the sampler. Pointers are borrowed for the step.
 struct RowRequest {
   const step::SamplingParams* params = nullptr;
-  const TokenCount* counts = nullptr;         // [vocab] where penalties are used, else nullptr
-  const uint32_t* mask = nullptr;             // one bit per token id, 1 = allowed; or nullptr
-  std::span<const int32_t> forbidden = {};    // stop ids before min_tokens
-  std::span<const int32_t> drafts = {};       // output tokens assumed before this row
+  const TokenCount* counts = nullptr;       // [vocab] where penalties are used, else nullptr
+  const uint32_t* mask = nullptr;           // one bit per token id, 1 = allowed; or nullptr
+  std::span<const int32_t> forbidden = {};  // stop ids before min_tokens
+  std::span<const int32_t> drafts = {};     // output tokens assumed before this row
   uint64_t seed = 0;
   uint64_t output_index = 0;
   int32_t logprobs = -1;
@@ -39,7 +39,7 @@ struct RowRequest {
 // The best token of some columns. Larger score wins, then the lower id.
 struct Candidate {
   double score = -std::numeric_limits<double>::infinity();
-  int32_t token_id = -1;  // -1: none, every column is masked
+  int32_t token_id = -1;   // -1: none, every column is masked
   int32_t non_finite = 0;  // 1: a logit was NaN or +infinity
 };
 // Takes `other` into `best`; the order of merging does not matter.

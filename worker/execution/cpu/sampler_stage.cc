@@ -35,8 +35,7 @@ int64_t SamplerStage::scratch_bytes() const {
 }
 
 RowRequest SamplerStage::RequestOf(const SampledRow& row) const {
-  const step::SequenceStep& sequence =
-      context_->plan->sequences[static_cast<size_t>(row.sequence)];
+  const step::SequenceStep& sequence = context_->plan->sequences[static_cast<size_t>(row.sequence)];
   const Slot& slot = context_->slots->slot(sequence.slot);
   RowRequest request;
   request.params = &slot.params;
@@ -45,8 +44,8 @@ RowRequest SamplerStage::RequestOf(const SampledRow& row) const {
   if (slot.outputs + row.draft < slot.min_tokens) request.forbidden = slot.stop_ids;
   const auto drafts_begin =
       static_cast<size_t>(sequence.token_begin + sequence.token_count - sequence.draft_count);
-  request.drafts = std::span(context_->plan->token_ids)
-                       .subspan(drafts_begin, static_cast<size_t>(row.draft));
+  request.drafts =
+      std::span(context_->plan->token_ids).subspan(drafts_begin, static_cast<size_t>(row.draft));
   request.seed = slot.seed;
   request.output_index = static_cast<uint64_t>(slot.outputs + row.draft);
   request.logprobs = sequence.logprobs;
@@ -126,12 +125,12 @@ bool SamplerStage::WaitForMasks(int32_t thread) {
   return context_->Collect(thread, [this]() -> absl::Status {
     ASSIGN_OR_RETURN(const step::MaskBatch* masks, wait_for_masks_());
     const int32_t words = (context_->model->spec().vocab_size + 31) / 32;
-    const auto needed = static_cast<size_t>(masks->mask_stride) *
-                        static_cast<size_t>(context_->rows.late_rows);
+    const auto needed =
+        static_cast<size_t>(masks->mask_stride) * static_cast<size_t>(context_->rows.late_rows);
     if (masks->mask_stride < words || masks->mask_words.size() < needed) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "late masks: ", masks->mask_words.size(), " words with stride ", masks->mask_stride,
-          "; ", context_->rows.late_rows, " rows need at least ", words, " each"));
+          "late masks: ", masks->mask_words.size(), " words with stride ", masks->mask_stride, "; ",
+          context_->rows.late_rows, " rows need at least ", words, " each"));
     }
     const uint32_t* mask = masks->mask_words.data();
     for (SampledRow& row : context_->rows.sampled) {
@@ -156,8 +155,8 @@ void SamplerStage::FindBestOfColumns(int32_t thread) {
     const auto index = static_cast<size_t>(chunk_.order[static_cast<size_t>(place)]);
     const RowRequest request = RequestOf(context_->rows.sampled[index]);
     const std::span<float> logits(
-        context_->buffers->logits +
-            static_cast<int64_t>(place) * context_->buffers->logits_stride + begin,
+        context_->buffers->logits + static_cast<int64_t>(place) * context_->buffers->logits_stride +
+            begin,
         static_cast<size_t>(end - begin));
     Candidate best;
     if (HasNonFinite(logits)) {
@@ -186,8 +185,7 @@ absl::Status SamplerStage::Exchange() {
     const auto index = static_cast<size_t>(chunk_.order[static_cast<size_t>(place)]);
     const SampledRow& row = context_->rows.sampled[index];
     observer_(context_->plan->sequences[static_cast<size_t>(row.sequence)].slot,
-              context_->rows.inputs[static_cast<size_t>(row.row)].position,
-              AssembleRow(0, place));
+              context_->rows.inputs[static_cast<size_t>(row.row)].position, AssembleRow(0, place));
   }
   return absl::OkStatus();
 }

@@ -74,11 +74,11 @@ class SamplerStage {
   LogitsObserver observer_;
 
   Chunk chunk_;
-  std::vector<Candidate> partial_;   // [chunk rows, threads]
-  std::vector<Candidate> local_;     // [chunk rows - whole]
+  std::vector<Candidate> partial_;    // [chunk rows, threads]
+  std::vector<Candidate> local_;      // [chunk rows - whole]
   std::vector<Candidate> exchanged_;  // [ranks, chunk rows - whole]
   std::vector<RowSampler> samplers_;  // per thread
-  std::vector<Outcome> outcomes_;    // per sampled row of the step
+  std::vector<Outcome> outcomes_;     // per sampled row of the step
 };
 
 }  // namespace nibble::execution

@@ -96,8 +96,8 @@ void StepRows::AddPieces(const step::StepPlan& plan, const Layout& layout) {
   pieces.clear();
   int64_t by_kv_head = 0;
   for (const step::SequenceStep& sequence : plan.sequences) {
-    by_kv_head += int64_t{layout.kv_heads} *
-                  ((sequence.token_count + kPieceTokens - 1) / kPieceTokens);
+    by_kv_head +=
+        int64_t{layout.kv_heads} * ((sequence.token_count + kPieceTokens - 1) / kPieceTokens);
   }
   const int32_t ratio = layout.heads / layout.kv_heads;
   const bool few = layout.threads > 1 && by_kv_head < 4 * layout.threads;

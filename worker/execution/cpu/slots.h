@@ -57,17 +57,17 @@ struct InputRow {
 
 // A run of tokens of one sequence and a range of its heads: one piece of attention work.
 struct AttentionPiece {
-  int32_t sequence = 0;   // index into StepPlan::sequences
-  int32_t first_row = 0;  // the sequence's first input row
+  int32_t sequence = 0;                    // index into StepPlan::sequences
+  int32_t first_row = 0;                   // the sequence's first input row
   int32_t token_begin = 0, token_end = 0;  // within the sequence
   int32_t head_begin = 0, head_end = 0;
 };
 
 // A row whose logits are sampled.
 struct SampledRow {
-  int32_t row = 0;        // input row
-  int32_t sequence = 0;   // index into StepPlan::sequences
-  int32_t draft = 0;      // how many drafts stand before it
+  int32_t row = 0;       // input row
+  int32_t sequence = 0;  // index into StepPlan::sequences
+  int32_t draft = 0;     // how many drafts stand before it
   const uint32_t* mask = nullptr;
   bool late_mask = false;
 };

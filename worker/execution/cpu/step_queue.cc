@@ -27,8 +27,7 @@ void CopyPlan(const step::StepPlan& plan, StepQueue::Entry* entry) {
 bool WantsMasks(const step::StepPlan& plan) {
   return std::any_of(plan.sequences.begin(), plan.sequences.end(),
                      [](const step::SequenceStep& sequence) {
-                       return sequence.mask == step::MaskSource::kLate &&
-                              sequence.sample_count > 0;
+                       return sequence.mask == step::MaskSource::kLate && sequence.sample_count > 0;
                      });
 }
 

@@ -21,7 +21,7 @@ namespace nibble::execution {
 class StepQueue {
  public:
   struct Entry {
-    step::StepPlan plan;  // without `opened`
+    step::StepPlan plan;                  // without `opened`
     std::vector<step::SlotSetup> setups;  // never shrinks, to keep what its elements hold
     size_t opened_count = 0;
     step::MaskBatch masks;

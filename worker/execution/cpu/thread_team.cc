@@ -31,9 +31,7 @@ void ThreadTeam::Run(Task* task) {
 
 void ThreadTeam::HelperLoop(int32_t thread) {
   for (uint64_t round = 1;; ++round) {
-    const auto started = [&] {
-      return start_round_.load(std::memory_order_acquire) >= round;
-    };
+    const auto started = [&] { return start_round_.load(std::memory_order_acquire) >= round; };
     while (!start_event_.Await(started, spin_, Deadline::max())) {
     }
     if (stop_) return;

@@ -94,8 +94,8 @@ class CommunicatorTest : public ::testing::TestWithParam<std::tuple<std::string,
 };
 
 TEST_P(CommunicatorTest, SumsInRankOrderOnEveryRank) {
-  for (const size_t count : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, size_t{577},
-                             size_t{70'001}}) {
+  for (const size_t count :
+       {size_t{1}, size_t{63}, size_t{64}, size_t{65}, size_t{577}, size_t{70'001}}) {
     std::vector<float> expected = Values(0, count);
     for (int32_t rank = 1; rank < group_.size(); ++rank) {
       const std::vector<float> part = Values(rank, count);
@@ -193,14 +193,15 @@ TEST_P(CommunicatorTest, AbortEndsLaterCalls) {
   EXPECT_EQ(group_[0].AllReduceSum(data).code(), absl::StatusCode::kAborted);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, CommunicatorTest,
-    ::testing::Values(std::tuple("self", 1), std::tuple("shm", 1), std::tuple("shm", 2),
-                      std::tuple("shm", 3), std::tuple("shm", 4), std::tuple("shm", 5),
-                      std::tuple("gloo", 2), std::tuple("gloo", 3), std::tuple("gloo", 4)),
-    [](const auto& test) {
-      return std::get<0>(test.param) + std::to_string(std::get<1>(test.param));
-    });
+INSTANTIATE_TEST_SUITE_P(All, CommunicatorTest,
+                         ::testing::Values(std::tuple("self", 1), std::tuple("shm", 1),
+                                           std::tuple("shm", 2), std::tuple("shm", 3),
+                                           std::tuple("shm", 4), std::tuple("shm", 5),
+                                           std::tuple("gloo", 2), std::tuple("gloo", 3),
+                                           std::tuple("gloo", 4)),
+                         [](const auto& test) {
+                           return std::get<0>(test.param) + std::to_string(std::get<1>(test.param));
+                         });
 
 class WaitingTest : public ::testing::TestWithParam<std::string> {};
 
@@ -242,8 +243,7 @@ TEST(ShmCommunicatorTest, ARankAttachesOnce) {
   ASSERT_TRUE(region.ok());
   const auto first = MakeShmCommunicator(&*region, 1, {});
   EXPECT_TRUE(first.ok());
-  EXPECT_EQ(MakeShmCommunicator(&*region, 1, {}).status().code(),
-            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(MakeShmCommunicator(&*region, 1, {}).status().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(MakeShmCommunicator(&*region, 2, {}).status().code(),
             absl::StatusCode::kInvalidArgument);
 }

@@ -63,19 +63,17 @@ TEST(ShmProcessTest, AKilledPeerEndsTheWaitOfTheOthers) {
   ASSERT_TRUE(region.ok());
   std::vector<pid_t> pids;
   for (int32_t rank = 0; rank < 3; ++rank) {
-    pids.push_back(StartRank(region->fd(), rank, std::chrono::milliseconds(300),
-                             [&](Communicator& communicator) {
-                               std::vector<float> data(10, 1.0f);
-                               if (!communicator.AllReduceSum(data).ok()) return 1;
-                               if (communicator.rank() == 1) raise(SIGKILL);
-                               const absl::StatusCode code =
-                                   communicator.AllReduceSum(data).code();
-                               // Whoever notices first tells the other.
-                               return code == absl::StatusCode::kDeadlineExceeded ||
-                                              code == absl::StatusCode::kAborted
-                                          ? 0
-                                          : 2;
-                             }));
+    pids.push_back(StartRank(
+        region->fd(), rank, std::chrono::milliseconds(300), [&](Communicator& communicator) {
+          std::vector<float> data(10, 1.0f);
+          if (!communicator.AllReduceSum(data).ok()) return 1;
+          if (communicator.rank() == 1) raise(SIGKILL);
+          const absl::StatusCode code = communicator.AllReduceSum(data).code();
+          // Whoever notices first tells the other.
+          return code == absl::StatusCode::kDeadlineExceeded || code == absl::StatusCode::kAborted
+                     ? 0
+                     : 2;
+        }));
   }
   EXPECT_EQ(ExitStatus(pids[0]), 0);
   EXPECT_EQ(ExitStatus(pids[1]), -SIGKILL);

@@ -28,8 +28,8 @@ class StoreTest : public ::testing::Test {
   }
 
   std::unique_ptr<StoreClient> Connect(uint64_t key = kGroupKey) {
-    auto client = StoreClient::Connect("127.0.0.1", server_->port(), key,
-                                       In(std::chrono::seconds(10)));
+    auto client =
+        StoreClient::Connect("127.0.0.1", server_->port(), key, In(std::chrono::seconds(10)));
     EXPECT_TRUE(client.ok()) << client.status();
     return std::move(*client);
   }

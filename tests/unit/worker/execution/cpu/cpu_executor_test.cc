@@ -168,8 +168,8 @@ TEST_P(CpuExecutorTest, LogprobsAreThoseOfTheLogits) {
   std::sort(sorted.rbegin(), sorted.rend());
   for (size_t i = 0; i < 4; ++i) {
     EXPECT_EQ(logits[static_cast<size_t>(result.top_logprobs[i].token_id)], sorted[i]);
-    EXPECT_NEAR(result.top_logprobs[i].logprob,
-                static_cast<double>(sorted[i]) - std::log(total), 1e-4);
+    EXPECT_NEAR(result.top_logprobs[i].logprob, static_cast<double>(sorted[i]) - std::log(total),
+                1e-4);
   }
 }
 
@@ -286,8 +286,8 @@ TEST(CpuExecutorGroupTest, RanksAndThreadsAgreeOnSampledTokens) {
   filtered.frequency_penalty = 0.3f;
   for (const step::SamplingParams& params : {plain, filtered}) {
     std::vector<int32_t> want;
-    for (const auto& [ranks, threads] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 1),
-                                         std::pair(2, 2), std::pair(3, 1)}) {
+    for (const auto& [ranks, threads] :
+         {std::pair(1, 1), std::pair(1, 2), std::pair(2, 1), std::pair(2, 2), std::pair(3, 1)}) {
       InProcessGroup::Options options = Options(ranks, threads);
       options.memory.numerics = weights::Numerics::kExact;
       InProcessGroup group(Folder("llama-awq-gemm"), options);

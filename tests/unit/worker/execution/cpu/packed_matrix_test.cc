@@ -31,11 +31,10 @@ LogicalLinear RandomLinear(int32_t rows, int32_t columns, int32_t group, FloatTy
   if (group == 0) {
     for (size_t i = 0; i < count; ++i) {
       const float value = normal(random);
-      linear.dense.push_back(type == FloatType::kF16
-                                 ? cpu::HalfToFloat(cpu::FloatToHalf(value))
-                                 : type == FloatType::kBF16
-                                       ? cpu::BFloatToFloat(cpu::FloatToBFloat(value))
-                                       : value);
+      linear.dense.push_back(type == FloatType::kF16 ? cpu::HalfToFloat(cpu::FloatToHalf(value))
+                             : type == FloatType::kBF16
+                                 ? cpu::BFloatToFloat(cpu::FloatToBFloat(value))
+                                 : value);
     }
   } else {
     for (size_t i = 0; i < count; ++i) linear.q.push_back(static_cast<uint8_t>(random() % 16));
@@ -66,8 +65,8 @@ std::vector<double> Expected(const LogicalLinear& linear, const std::vector<floa
       double sum = linear.bias.empty() ? 0.0 : static_cast<double>(linear.bias[row]);
       for (size_t k = 0; k < static_cast<size_t>(linear.columns); ++k) {
         const auto columns = static_cast<size_t>(linear.columns);
-        sum += static_cast<double>(w[row * columns + k]) *
-               static_cast<double>(x[token * columns + k]);
+        sum +=
+            static_cast<double>(w[row * columns + k]) * static_cast<double>(x[token * columns + k]);
       }
       y.push_back(sum);
     }

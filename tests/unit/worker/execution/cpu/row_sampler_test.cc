@@ -120,7 +120,8 @@ std::vector<Case> Cases() {
       {"min_p_1", {.temperature = 1, .min_p = 1}},
       {"typical", {.temperature = 1, .typical_p = 0.6f}},
       {"typical_top_p", {.temperature = 1.2f, .top_p = 0.8f, .typical_p = 0.9f}},
-      {"all", {.temperature = 0.8f, .top_p = 0.9f, .min_p = 0.02f, .typical_p = 0.95f, .top_k = 40}},
+      {"all",
+       {.temperature = 0.8f, .top_p = 0.9f, .min_p = 0.02f, .typical_p = 0.95f, .top_k = 40}},
   };
 }
 
@@ -206,8 +207,7 @@ TEST(RowSamplerTest, PartsOfARowMergeToTheWholeRow) {
       EXPECT_EQ(merged.score, whole.score);
       // The shortcut around logarithms changes nothing.
       if (temperature > 0) {
-        EXPECT_EQ(whole.token_id,
-                  ReferenceChoice(ReferenceDistribution(params, logits), round, 2));
+        EXPECT_EQ(whole.token_id, ReferenceChoice(ReferenceDistribution(params, logits), round, 2));
       }
     }
   }
@@ -265,9 +265,9 @@ TEST_F(AdjustTest, PenaltiesFollowTheirDefinition) {
   logits[5] = -1.0f;
   const auto got = Adjusted({.params = &params, .counts = counts_.Row(1)}, logits);
   EXPECT_FLOAT_EQ(got[0], 4.0f);
-  EXPECT_FLOAT_EQ(got[3], 2.0f);                       // prompt only: repetition
-  EXPECT_FLOAT_EQ(got[5], -2.0f - 0.25f - 0.5f);       // both, negative logit
-  EXPECT_FLOAT_EQ(got[7], 2.0f - 3 * 0.25f - 0.5f);    // three times in the output
+  EXPECT_FLOAT_EQ(got[3], 2.0f);                     // prompt only: repetition
+  EXPECT_FLOAT_EQ(got[5], -2.0f - 0.25f - 0.5f);     // both, negative logit
+  EXPECT_FLOAT_EQ(got[7], 2.0f - 3 * 0.25f - 0.5f);  // three times in the output
   counts_.AddOutput(1, 0);
   EXPECT_FLOAT_EQ(Adjusted({.params = &params, .counts = counts_.Row(1)}, logits)[0],
                   2.0f - 0.25f - 0.5f);
@@ -304,8 +304,7 @@ TEST_F(AdjustTest, BiasIsAddedAndMasksExclude) {
   mask[4 / 32] &= ~(1u << 4);
   const std::vector<int32_t> stops = {0};
   std::vector<float> logits(kVocab, 1.0f);
-  const auto got =
-      Adjusted({.params = &params, .mask = mask.data(), .forbidden = stops}, logits);
+  const auto got = Adjusted({.params = &params, .mask = mask.data(), .forbidden = stops}, logits);
   EXPECT_EQ(got[4], -kInfinity);
   EXPECT_EQ(got[0], -kInfinity);
   EXPECT_FLOAT_EQ(got[39], -1.0f);

@@ -50,8 +50,7 @@ TEST(StepQueueTest, APassedDeadlineLeavesTheStepInFlight) {
   StepQueue queue;
   ASSERT_TRUE(queue.Launch(Plan(1)).ok());
   step::StepResult result;
-  EXPECT_EQ(queue.Wait(Deadline(Duration(1)), &result).code(),
-            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(queue.Wait(Deadline(Duration(1)), &result).code(), absl::StatusCode::kDeadlineExceeded);
   RunOne(&queue);
   EXPECT_TRUE(queue.Wait(Deadline(Duration(1)), &result).ok());
 }
@@ -120,9 +119,8 @@ TEST(StepQueueTest, StopEndsADriverThatWaits) {
   StepQueue masked;
   ASSERT_TRUE(masked.Launch(Plan(1, true)).ok());
   ASSERT_NE(masked.NextToRun(), nullptr);
-  std::thread sampler([&] {
-    EXPECT_EQ(masked.WaitForMasks().status().code(), absl::StatusCode::kCancelled);
-  });
+  std::thread sampler(
+      [&] { EXPECT_EQ(masked.WaitForMasks().status().code(), absl::StatusCode::kCancelled); });
   masked.Stop();
   sampler.join();
 }
