@@ -68,7 +68,7 @@ def phases():
                              ["cmake", "--build", "--preset", "asan", "-j", JOBS]],
               needs="setup"),
         Phase("asan-test", [asan], needs="asan-build", count=count_junit(asan_report)),
-        Phase("lint", [[sys.executable, "tools/lint.py", "build/release"]], needs="build",
+        Phase("lint", [[sys.executable, "tools/lint.py"]], needs="setup",
               count=count_lint),
     ]
 
