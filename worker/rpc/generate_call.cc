@@ -100,8 +100,13 @@ GenerateCall* GenerateCall::Open(const GenerateCallContext& context,
   context.open_calls->Add(call.get());
   absl::StatusOr<engine::RequestId> sequence = context.engine->Submit(std::move(request), call);
   if (sequence.ok()) {
-    const absl::MutexLock lock(&call->mutex_);
-    call->sequence_ = *sequence;
+    bool cancel = false;
+    {
+      const absl::MutexLock lock(&call->mutex_);
+      call->sequence_ = *sequence;
+      cancel = call->cancel_wanted_;  // an abort that came before the id was known
+    }
+    if (cancel) context.engine->Cancel(*sequence);
   } else {
     {
       const absl::MutexLock lock(&call->mutex_);
@@ -183,6 +188,7 @@ void GenerateCall::CancelSequence() {
   std::optional<engine::RequestId> sequence;
   {
     const absl::MutexLock lock(&mutex_);
+    cancel_wanted_ = true;
     sequence = sequence_;
   }
   if (sequence.has_value()) context_.engine->Cancel(*sequence);

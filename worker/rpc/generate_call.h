@@ -117,6 +117,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<worker::v1::GenerateR
   std::optional<engine::Finish> finish_ ABSL_GUARDED_BY(mutex_);
   uint64_t tokens_sent_ ABSL_GUARDED_BY(mutex_) = 0;
   Deadline write_began_ ABSL_GUARDED_BY(mutex_);
+  bool cancel_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   bool queued_ ABSL_GUARDED_BY(mutex_) = false;  // in the outbox
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // the client is gone
