@@ -56,8 +56,8 @@ struct W4 {
   }
   double bytes() const {
     return static_cast<double>(layout::W4NibbleBytes(matrix.rows, matrix.columns)) +
-           3.0 * static_cast<double>(
-                     layout::GroupEntries(matrix.rows, matrix.columns, matrix.group));
+           3.0 *
+               static_cast<double>(layout::GroupEntries(matrix.rows, matrix.columns, matrix.group));
   }
   Buffer<uint8_t> nibbles;
   Buffer<uint16_t> scales;

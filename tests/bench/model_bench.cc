@@ -144,11 +144,11 @@ class Model {
   void QuantizeRows(Buffer<float>& x, Quantized& to, int thread) {
     const int64_t from = First(thread);
     const int64_t columns = to.view.columns;
-    kernels_.quantize({First(thread + 1) - First(thread), to.view.columns,
-                       x.data() + from * columns, columns},
-                      to.view.group, to.values.data() + from * columns,
-                      to.scales.data() + from * columns / to.view.group,
-                      to.sums.data() + from * columns / to.view.group);
+    kernels_.quantize(
+        {First(thread + 1) - First(thread), to.view.columns, x.data() + from * columns, columns},
+        to.view.group, to.values.data() + from * columns,
+        to.scales.data() + from * columns / to.view.group,
+        to.sums.data() + from * columns / to.view.group);
   }
   // Residual add, norm and quantization of a thread's tokens.
   void Norm(int thread) {
