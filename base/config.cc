@@ -94,7 +94,7 @@ auto NumberSetter(Target* target, Allowed<T> allowed) {
 
 struct ConfigParser::Flags {
   std::map<std::string, std::vector<std::string>> values;  // by key
-  std::string config;
+  std::optional<std::string> config;
   bool help = false;
   bool version = false;
 };
@@ -250,9 +250,36 @@ void CollectOption(const CLI::Option& from, const std::string& key, bool is_list
 
 }  // namespace
 
+absl::StatusOr<std::vector<std::string>> ConfigParser::SplitEmptyValues(
+    const std::vector<std::string>& args) const {
+  std::vector<std::string> words;
+  words.reserve(args.size());
+  bool flags_end = false;
+  for (const std::string& arg : args) {
+    flags_end = flags_end || arg == "--";
+    const bool empty_value = arg.starts_with("--") && arg.find('=') + 1 == arg.size();
+    if (flags_end || !empty_value) {
+      words.push_back(arg);
+      continue;
+    }
+    const std::string name = arg.substr(0, arg.size() - 1);
+    for (const auto& option : options_) {
+      const std::string flag = FlagName(option->key_);
+      if (option->value_name_.empty() && (name == flag || name == "--no-" + flag.substr(2))) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(option->key_, " is \"\" (from ", name, "); allowed: ", option->allowed_));
+      }
+    }
+    words.insert(words.end(), {name, ""});
+  }
+  return words;
+}
+
 absl::StatusOr<ConfigParser::Flags> ConfigParser::ParseFlags(
     const std::vector<std::string>& args) const {
   Flags flags;
+  // CLI11 takes the argument after "--flag=" for its value; after "--flag" it takes an empty one.
+  ASSIGN_OR_RETURN(const std::vector<std::string> words, SplitEmptyValues(args));
   // CLI11 reports through exceptions; they end here.
   try {
     CLI::App app;
@@ -274,11 +301,13 @@ absl::StatusOr<ConfigParser::Flags> ConfigParser::ParseFlags(
       target->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
       declared.emplace_back(option.get(), target);
     }
-    CLI::Option* config = app.add_option("--config", flags.config);
-    config->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    CLI::Option* config = app.add_option("--config");
+    config->expected(1)->allow_extra_args(false)->multi_option_policy(
+        CLI::MultiOptionPolicy::TakeLast);
     app.add_flag("-h,--help", flags.help);
     app.add_flag("--version", flags.version);
-    app.parse(std::vector<std::string>(args.rbegin(), args.rend()));
+    app.parse(std::vector<std::string>(words.rbegin(), words.rend()));
+    if (config->count() > 0) flags.config = config->results().back();
     for (const auto& [option, target] : declared) {
       CollectOption(*target, option->key_, option->is_list_, &flags.values);
     }
@@ -335,8 +364,9 @@ std::optional<ConfigParser::Given> ConfigParser::Find(const ConfigOption& option
 }
 
 absl::Status ConfigParser::Apply(const Flags& flags, const GetEnv& env) {
-  std::string path = flags.config;
-  if (path.empty()) {
+  // Either may be empty: no file.
+  std::string path = flags.config.value_or("");
+  if (!flags.config.has_value()) {
     if (const char* text = env("NIBBLE_CONFIG")) path = text;
   }
   FileValues file;

@@ -9,7 +9,8 @@
 // "queue_size" is --queue-size, NIBBLE_QUEUE_SIZE and `queue_size`. A flag wins over the
 // environment, that over the file, that over the default, which is the target's value when it is
 // declared. The file is named by --config or NIBBLE_CONFIG. An unknown key or a bad value is one
-// line that names key, value, origin and what is allowed, and exit code 2.
+// line that names key, value, origin and what is allowed, and exit code 2. An empty value is a
+// value: "--announce=", NIBBLE_ANNOUNCE= and `announce = ""` all say the empty text.
 //
 // Not thread-safe; used once, at the start of main(). Targets outlive the parser.
 #pragma once
@@ -152,6 +153,9 @@ class ConfigParser {
 
   ConfigOption& Add(std::string key, std::string help, std::string value_name,
                     std::string default_text, ConfigOption::Setter set);
+  // "--flag=" as two words; INVALID_ARGUMENT where it is a switch.
+  [[nodiscard]] absl::StatusOr<std::vector<std::string>> SplitEmptyValues(
+      const std::vector<std::string>& args) const;
   [[nodiscard]] absl::StatusOr<Flags> ParseFlags(const std::vector<std::string>& args) const;
   [[nodiscard]] absl::StatusOr<FileValues> ReadFile(const std::string& path) const;
   [[nodiscard]] std::optional<Given> Find(const ConfigOption& option, const Flags& flags,

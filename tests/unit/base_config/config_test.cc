@@ -159,6 +159,52 @@ TEST_F(ConfigTest, RefusesTextsThatAreAlmostValues) {
   EXPECT_EQ(Parse({"m", "--warm=perhaps"}).exit_code, 2);
 }
 
+TEST_F(ConfigTest, AnEmptyValueIsAValueAndNeverTheNextArgument) {
+  EXPECT_EQ(Parse({"--log-level=", "m", "--groups=", "--tp=2"}).error, "");
+  EXPECT_EQ(options_.log_level, "");
+  EXPECT_EQ(options_.model, "m");
+  EXPECT_THAT(options_.groups, IsEmpty());
+  EXPECT_EQ(options_.tp, 2);
+
+  EXPECT_EQ(Parse({"--log-level", "", "m"}).error, "");
+  EXPECT_EQ(options_.log_level, "");
+  EXPECT_EQ(options_.model, "m");
+
+  EXPECT_EQ(Parse({"--tp=", "m"}).error,
+            "prog: tp is \"\" (from --tp); allowed: 1 to 64 (try --help)\n");
+  EXPECT_EQ(Parse({"m", "--warm="}).error,
+            "prog: warm is \"\" (from --warm); allowed: true, false (try --help)\n");
+  EXPECT_EQ(Parse({"m", "--no-warm="}).exit_code, 2);
+  EXPECT_EQ(Parse({"m", "--tpp=", "2"}).exit_code, 2);
+}
+
+TEST_F(ConfigTest, AnEmptyValueOfTheEnvironmentOrTheFileIsAValue) {
+  options_.log_level = "info";
+  env_ = {{"NIBBLE_LOG_LEVEL", ""}};
+  EXPECT_EQ(Parse({"m"}).error, "");
+  EXPECT_EQ(options_.log_level, "");
+  env_ = {{"NIBBLE_TP", ""}};
+  EXPECT_EQ(Parse({"m"}).error,
+            "prog: tp is \"\" (from NIBBLE_TP); allowed: 1 to 64 (try --help)\n");
+  env_ = {};
+
+  options_.log_level = "info";
+  WriteFile("[log]\nlevel = \"\"\n");
+  EXPECT_EQ(Parse({"m", "--config", path_}).error, "");
+  EXPECT_EQ(options_.log_level, "");
+  WriteFile("tp = \"\"\n");
+  EXPECT_EQ(Parse({"m", "--config=" + path_}).exit_code, 2);
+}
+
+TEST_F(ConfigTest, AnEmptyConfigMeansNoFile) {
+  env_ = {{"NIBBLE_CONFIG", path_ + ".absent"}};
+  EXPECT_EQ(Parse({"m"}).exit_code, 2);
+  EXPECT_EQ(Parse({"--config=", "m"}).error, "");
+  EXPECT_EQ(options_.model, "m");
+  env_ = {{"NIBBLE_CONFIG", ""}};
+  EXPECT_EQ(Parse({"m"}).error, "");
+}
+
 TEST_F(ConfigTest, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(Parse({"m", "--tpp", "2"}).error, HasSubstr("--tpp"));
   EXPECT_EQ(Parse({"m", "--tpp", "2"}).exit_code, 2);
