@@ -10,6 +10,19 @@
 #include "services/gateway/status_contract.h"
 
 namespace nibble::gateway {
+namespace {
+
+// As HPACK counts them.
+size_t MetadataBytes(const grpc::CallbackServerContext& context) {
+  constexpr size_t kPerEntry = 32;
+  size_t bytes = 0;
+  for (const auto& [key, value] : context.client_metadata()) {
+    bytes += key.size() + value.size() + kPerEntry;
+  }
+  return bytes;
+}
+
+}  // namespace
 
 CallBase::CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context)
     : core_(core),
@@ -26,6 +39,10 @@ absl::Status CallBase::Enter() {
     return OverloadedError("calls in flight", static_cast<int64_t>(core_->calls.limit()));
   }
   entered_ = true;
+  if (MetadataBytes(*context_) > core_->limits.call_metadata_bytes) {
+    return OverloadedError("bytes of metadata",
+                           static_cast<int64_t>(core_->limits.call_metadata_bytes));
+  }
   if (DeadlinePassed()) return DeadlineError();
   return absl::OkStatus();
 }

@@ -20,8 +20,9 @@ class CallBase : public LiveCall {
   CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context);
 
  protected:
-  // Takes the call's place. UNAVAILABLE while draining, RESOURCE_EXHAUSTED at the limit,
-  // DEADLINE_EXCEEDED when no time is left: the call is then finished without any work.
+  // Takes the call's place. UNAVAILABLE while draining, RESOURCE_EXHAUSTED at the limit of calls
+  // or of metadata, DEADLINE_EXCEEDED when no time is left: the call is then finished without any
+  // work.
   [[nodiscard]] absl::Status Enter();
   // Gives the place back; from OnDone, before the reactor goes.
   void Leave();

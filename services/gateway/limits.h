@@ -12,6 +12,9 @@ struct Limits {
   // The transport.
   int32_t receive_message_bytes = 4 << 20;
   int32_t send_message_bytes = 64 << 20;
+  // Metadata of one call, each entry with 32 bytes more as HTTP/2 counts them. The call is refused
+  // past the first bound; past the second gRPC closes the connection, with all its calls.
+  size_t call_metadata_bytes = 8 << 10;
   int32_t metadata_bytes = 16 << 10;
   int32_t streams_per_connection = 100;
 

@@ -23,7 +23,8 @@ class BadInputTest : public GatewayFixture {
   void SetUp() override { StartWith(1); }
   void TearDown() override {
     // The proof that it went on.
-    EXPECT_TRUE(Run(Request("hello", 5)).status.ok());
+    const Transcript got = Run(Request("hello", 5));
+    EXPECT_TRUE(got.status.ok()) << got.status;
     GatewayFixture::TearDown();
   }
   static std::vector<std::string> BadFields(const absl::Status& status) {
@@ -103,13 +104,46 @@ TEST_F(BadInputTest, UnknownFieldsAreIgnored) {
   EXPECT_EQ(response.choices(0).text(), LettersOf(7, 5));
 }
 
+// Up to the transport's own limit it costs the call alone: others on its connection go on.
 TEST_F(BadInputTest, TooMuchMetadataIsRefused) {
-  grpc::ClientContext context;
-  context.AddMetadata("x-junk", std::string(64 << 10, 'x'));
-  pb::GenerateResponse response;
-  const grpc::Status status = stub_->Generate(&context, Request("hello", 5).request(), &response);
-  EXPECT_FALSE(status.ok());
-  EXPECT_EQ(workers_[0]->requests().size(), 0U);
+  workers_[0]->SetScript([](ScriptedCall* call) {
+    call->Admit();
+    EXPECT_TRUE(call->WaitForCancel());
+    return grpc::Status::OK;
+  });
+  grpc::ClientContext beside;
+  auto reader = stub_->GenerateStream(&beside, Request("hello", 5));
+  pb::GenerateStreamResponse event;
+  ASSERT_TRUE(reader->Read(&event));
+  for (const size_t kilobytes : {9, 14}) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-junk", std::string(kilobytes << 10, 'x'));
+    pb::GenerateResponse response;
+    const absl::Status status =
+        FromGrpcStatus(stub_->Generate(&context, Request("hello", 5).request(), &response));
+    EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(ErrorReason(status), "OVERLOADED");
+  }
+  EXPECT_EQ(workers_[0]->requests().size(), 1U);
+  beside.TryCancel();
+  while (reader->Read(&event)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  workers_[0]->SetScript(SpeakLetters());
+}
+
+// gRPC ends the connection then, before or after the status has got through: the call fails either
+// way, and so may the next one on that connection. Other connections never notice.
+TEST_F(BadInputTest, MetadataPastTheTransportsLimitEndsItsConnectionOnly) {
+  for (const size_t kilobytes : {17, 64, 1024}) {
+    const auto other = pb::InferenceService::NewStub(NewChannel());
+    grpc::ClientContext context;
+    context.AddMetadata("x-junk", std::string(kilobytes << 10, 'x'));
+    pb::GenerateResponse response;
+    EXPECT_FALSE(other->Generate(&context, Request("hello", 5).request(), &response).ok());
+    EXPECT_TRUE(Run(Request("hello", 5)).status.ok());
+  }
+  EXPECT_EQ(workers_[0]->requests().size(), 3U);
 }
 
 TEST_F(BadInputTest, UnknownMethodIsUnimplemented) {
