@@ -27,10 +27,15 @@ std::string LettersOf(uint64_t seed, uint32_t count) {
   return letters;
 }
 
+bool ScriptedCall::Write(const wire::GenerateResponse& response) {
+  write_failed_ = write_failed_ || !writer_->Write(response);
+  return !write_failed_;
+}
+
 bool ScriptedCall::Admit() {
   wire::GenerateResponse response;
   response.mutable_admitted()->set_cached_prompt_tokens(1);
-  return writer_->Write(response);
+  return Write(response);
 }
 
 bool ScriptedCall::SayIds(const std::vector<uint32_t>& ids) {
@@ -43,7 +48,7 @@ bool ScriptedCall::SayIds(const std::vector<uint32_t>& ids) {
       for (uint32_t k = 0; k < request.logprobs(); ++k) logprobs->add_top()->set_token_id(id);
     }
   }
-  return writer_->Write(response);
+  return Write(response);
 }
 
 bool ScriptedCall::Say(const std::string& text) {
@@ -63,7 +68,7 @@ bool ScriptedCall::Finish(wire::FinishReason reason) {
   wire::GenerateResponse response;
   response.mutable_finished()->set_reason(reason);
   response.mutable_finished()->mutable_queue()->set_nanos(1000);
-  return writer_->Write(response);
+  return Write(response);
 }
 
 bool ScriptedCall::WaitForCancel() {
@@ -153,7 +158,7 @@ grpc::Status ScriptedWorker::Generate(Context* context, const wire::GenerateRequ
   ++active_;
   ScriptedCall call(*request, context, writer, &stopping_);
   const grpc::Status status = script(&call);
-  if (context->IsCancelled()) ++cancelled_;
+  if (call.cancelled()) ++cancelled_;
   --active_;
   return status;
 }

@@ -39,13 +39,18 @@ class ScriptedCall {
   bool Finish(worker::v1::FinishReason reason);
   // Waits for the gateway to cancel; false when it has not after ten seconds.
   bool WaitForCancel();
+  // The gateway has gone. A write may fail a moment before gRPC calls the stream cancelled.
+  [[nodiscard]] bool cancelled() const { return write_failed_ || context_->IsCancelled(); }
 
   const worker::v1::GenerateRequest& request;
 
  private:
+  bool Write(const worker::v1::GenerateResponse& response);
+
   grpc::ServerContext* context_;
   Writer* writer_;
   const std::atomic<bool>* stopping_;
+  bool write_failed_ = false;
 };
 
 using Script = std::function<grpc::Status(ScriptedCall*)>;

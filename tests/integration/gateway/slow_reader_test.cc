@@ -113,5 +113,19 @@ TEST_F(SlowReaderTest, CancelWhileStalledGivesEverythingBack) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+TEST_F(SlowReaderTest, StallEndsResourceExhaustedAndCancelsTheWorker) {
+  Start(std::chrono::milliseconds(400));
+  grpc::ClientContext context;
+  auto reader = slow_stub_->GenerateStream(&context, Request("hello", kTotal));
+  EXPECT_TRUE(WaitUntil([&] { return workers_[0]->cancelled() == 1; }));
+  Transcript got;
+  pb::GenerateStreamResponse response;
+  while (reader->Read(&response)) Take(response, &got);
+  TakeEnd(reader->Finish(), context, &got);
+  EXPECT_EQ(got.status.code(), absl::StatusCode::kResourceExhausted) << got.status;
+  EXPECT_TRUE(std::string(kTotal, 'x').starts_with(got.text[0]));
+  EXPECT_EQ(server_->core().metrics.stream_cancelled[2]->Value(), 1);
+}
+
 }  // namespace
 }  // namespace nibble::gateway
