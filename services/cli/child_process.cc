@@ -63,6 +63,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   const pid_t pid = fork();
   if (pid < 0) return absl::InternalError(absl::StrCat("fork: ", std::strerror(errno)));
   if (pid == 0) BecomeChild(parent, words.data(), environment.data());
+  setpgid(pid, pid);  // here too: whoever runs first makes the group that the destructor kills
   // Not pidfd_open(): glibc 2.36 declares it without C linkage.
   const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   CHECK_MSG(pidfd >= 0, "pidfd_open of our own child");
@@ -71,7 +72,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
 
 ChildProcess::~ChildProcess() {
   if (!Poll()) {
-    kill(pid_, SIGKILL);
+    kill(-pid_, SIGKILL);  // with all that it started
     siginfo_t info{};
     while (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED) != 0 && errno == EINTR) {
     }

@@ -29,7 +29,7 @@ class ChildProcess {
   // its environment: what it needs stands in its arguments. INTERNAL when there is no process.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(
       const std::vector<std::string>& argv);
-  // Kills what still runs, and reaps it.
+  // Kills what still runs, with all that it started, and reaps it.
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -44,18 +45,28 @@ TEST(ChildProcess, SaysWhichSignalEndedIt) {
 TEST(ChildProcess, CanBeSignalled) {
   auto child = Shell("exec sleep 1000");
   EXPECT_FALSE(child->Poll().has_value());
-  child->Signal(SIGINT);
-  EXPECT_EQ(AwaitEnd(child.get()).signal, SIGINT);
-  child->Signal(SIGINT);  // no effect, no crash
+  child->Signal(SIGTERM);
+  EXPECT_EQ(AwaitEnd(child.get()).signal, SIGTERM);
+  child->Signal(SIGTERM);  // no effect, no crash
 }
 
-TEST(ChildProcess, IsKilledWithItsOwner) {
+TEST(ChildProcess, IsKilledWithItsOwnerAndAllThatItStarted) {
+  int ends[2];  // every process of the family holds the writing end
+  ASSERT_EQ(pipe(ends), 0);
   pid_t pid = 0;
   {
-    auto child = Shell("trap '' TERM; sleep 1000");
+    auto child =
+        Shell("trap '' TERM; sleep 1000 & echo started >&" + std::to_string(ends[1]) + "; wait");
     pid = child->pid();
+    char started[8];
+    EXPECT_EQ(read(ends[0], started, sizeof(started)), 8);
   }
   EXPECT_NE(kill(pid, 0), 0);
+  close(ends[1]);
+  pollfd closed = {.fd = ends[0], .events = POLLIN, .revents = 0};
+  EXPECT_EQ(poll(&closed, 1, kPatienceMs), 1);
+  EXPECT_EQ(closed.revents & (POLLIN | POLLHUP), POLLHUP) << "a grandchild lives on";
+  close(ends[0]);
 }
 
 TEST(ChildProcess, SeesNoSettingsOfOurs) {
