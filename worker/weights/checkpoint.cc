@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "worker/model/message.h"
 #include "worker/weights/linear_shapes.h"
@@ -285,6 +286,46 @@ absl::StatusOr<LogicalLinear> Checkpoint::LoadLinear(std::string_view name) cons
   RETURN_IF_ERROR(reader->read(tensors, &linear));
   RETURN_IF_ERROR(LoadBias(tensors, &linear));
   return linear;
+}
+
+absl::StatusOr<std::optional<LogicalLinear>> Checkpoint::LoadPart(
+    std::string_view name, std::optional<Range> rows, std::optional<Range> columns) const {
+  ASSIGN_OR_RETURN(const LinearInfo info, DescribeLinear(name));
+  const Range part_rows = rows.value_or(Range{0, info.rows});
+  const Range part_columns = columns.value_or(Range{0, info.columns});
+  CHECK(part_rows.begin >= 0 && part_rows.end <= info.rows);
+  CHECK(part_columns.begin >= 0 && part_columns.end <= info.columns);
+  const LayerTensors tensors = TensorsOf(name);
+  ASSIGN_OR_RETURN(const LayoutReader* reader, ChooseReader(tensors));
+  if (!PartReadable(*reader, info, part_rows, part_columns)) return std::nullopt;
+  LogicalLinear part = EmptyLinear(name, info);
+  part.rows = part_rows.count();
+  part.columns = part_columns.count();
+  RETURN_IF_ERROR(reader->read_part(tensors, part_rows, part_columns, &part));
+  RETURN_IF_ERROR(LoadBias(tensors, &part));
+  if (part_columns.begin > 0) part.bias.clear();
+  if (!part.bias.empty()) {
+    part.bias.erase(part.bias.begin() + part_rows.end, part.bias.end());
+    part.bias.erase(part.bias.begin(), part.bias.begin() + part_rows.begin);
+  }
+  return part;
+}
+
+absl::StatusOr<LogicalLinear> Checkpoint::LoadLinearRows(std::string_view name, Range rows) const {
+  ASSIGN_OR_RETURN(auto part, LoadPart(name, rows, std::nullopt));
+  if (part.has_value()) return *std::move(part);
+  ASSIGN_OR_RETURN(LogicalLinear whole, LoadLinear(name));
+  if (rows.count() == whole.rows) return whole;
+  return SliceRows(whole, rows.begin, rows.end);
+}
+
+absl::StatusOr<LogicalLinear> Checkpoint::LoadLinearColumns(std::string_view name,
+                                                            Range columns) const {
+  ASSIGN_OR_RETURN(auto part, LoadPart(name, std::nullopt, columns));
+  if (part.has_value()) return *std::move(part);
+  ASSIGN_OR_RETURN(LogicalLinear whole, LoadLinear(name));
+  if (columns.count() == whole.columns) return whole;
+  return SliceColumns(whole, columns.begin, columns.end);
 }
 
 absl::StatusOr<LinearInfo> Checkpoint::DescribeHead() const {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "worker/weights/model_folder.h"
 #include "worker/weights/quantization_config.h"
 #include "worker/weights/safetensors.h"
+#include "worker/weights/shard.h"
 
 namespace nibble::weights {
 
@@ -50,6 +52,11 @@ class Checkpoint {
   // The linear layer `name` in logical form, whichever way it is stored; decided per layer by
   // which tensors exist.
   [[nodiscard]] absl::StatusOr<LogicalLinear> LoadLinear(std::string_view name) const;
+  // SliceRows and SliceColumns of it, without reading more than that where the layout allows.
+  [[nodiscard]] absl::StatusOr<LogicalLinear> LoadLinearRows(std::string_view name,
+                                                             Range rows) const;
+  [[nodiscard]] absl::StatusOr<LogicalLinear> LoadLinearColumns(std::string_view name,
+                                                                Range columns) const;
 
   // The output head: lm_head, or the embedding where the two are tied.
   [[nodiscard]] absl::StatusOr<LogicalLinear> LoadHead() const;
@@ -84,6 +91,9 @@ class Checkpoint {
   [[nodiscard]] LayerTensors TensorsOf(std::string_view layer) const;
   [[nodiscard]] absl::Status CheckAgainstConfig(std::string_view layer, const LinearInfo& info,
                                                 const StoredTensor& tensor) const;
+  // Nothing where the layout reads whole matrices only.
+  [[nodiscard]] absl::StatusOr<std::optional<LogicalLinear>> LoadPart(
+      std::string_view name, std::optional<Range> rows, std::optional<Range> columns) const;
   [[nodiscard]] absl::Status LoadBias(const LayerTensors& tensors, LogicalLinear* linear) const;
 };
 

@@ -107,18 +107,6 @@ absl::StatusOr<FloatType> FloatTypeOf(const StoredTensor& tensor) {
   }
 }
 
-uint32_t Word32(const TensorView& view, int64_t index) {
-  uint32_t word = 0;
-  std::memcpy(&word, view.data.data() + index * 4, sizeof(word));
-  return word;
-}
-
-uint16_t Word16(const TensorView& view, int64_t index) {
-  uint16_t word = 0;
-  std::memcpy(&word, view.data.data() + index * 2, sizeof(word));
-  return word;
-}
-
 absl::StatusOr<std::vector<float>> ReadFloats(const StoredTensor& tensor) {
   const TensorView& view = *tensor.view;
   const int64_t count = static_cast<int64_t>(view.data.size()) / TensorTypeBytes(view.type);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "worker/weights/logical_linear.h"
 #include "worker/weights/quantization_config.h"
 #include "worker/weights/safetensors.h"
+#include "worker/weights/shard.h"
 
 namespace nibble::weights {
 
@@ -61,8 +63,16 @@ struct LinearInfo {
 [[nodiscard]] absl::StatusOr<std::vector<float>> ReadFloats(const StoredTensor& tensor);
 
 // Word `index` of a packed tensor, whose data may lie at any address.
-[[nodiscard]] uint32_t Word32(const TensorView& view, int64_t index);
-[[nodiscard]] uint16_t Word16(const TensorView& view, int64_t index);
+[[nodiscard]] inline uint32_t Word32(const TensorView& view, int64_t index) {
+  uint32_t word = 0;
+  std::memcpy(&word, view.data.data() + index * 4, sizeof(word));
+  return word;
+}
+[[nodiscard]] inline uint16_t Word16(const TensorView& view, int64_t index) {
+  uint16_t word = 0;
+  std::memcpy(&word, view.data.data() + index * 2, sizeof(word));
+  return word;
+}
 
 // columns / groups as a group size that nibble runs: a multiple of 32 that divides columns.
 [[nodiscard]] absl::StatusOr<int32_t> GroupSizeOf(const StoredTensor& tensor, int64_t columns,
@@ -82,11 +92,24 @@ using DescribeFunction = absl::StatusOr<LinearInfo> (*)(const LayerTensors& laye
                                                         int32_t config_group);
 using ReadFunction = absl::Status (*)(const LayerTensors& layer, LogicalLinear* linear);
 
+// Reads rows [rows.begin, rows.end) of columns [columns.begin, columns.end) of the matrix alone;
+// *linear has the part's sizes. REQUIRES: what PartReadable says.
+using ReadPartFunction = absl::Status (*)(const LayerTensors& layer, Range rows, Range columns,
+                                          LogicalLinear* linear);
+
 struct LayoutReader {
   Layout layout;
   DescribeFunction describe;
   ReadFunction read;
+  ReadPartFunction read_part = nullptr;  // nullptr: only whole matrices are read
 };
+
+// Whether read_part takes these: rows in eights, columns in whole groups.
+[[nodiscard]] inline bool PartReadable(const LayoutReader& reader, const LinearInfo& info,
+                                       Range rows, Range columns) {
+  return reader.read_part != nullptr && rows.begin % 8 == 0 && rows.end % 8 == 0 &&
+         columns.begin % info.group_size == 0 && columns.end % info.group_size == 0;
+}
 
 extern const LayoutReader kGemmReader;
 extern const LayoutReader kGemvReader;

@@ -105,15 +105,14 @@ absl::StatusOr<LogicalLinear> SliceColumns(const LogicalLinear& linear, int32_t 
   return slice;
 }
 
-LogicalLinear Regroup(const LogicalLinear& linear, int32_t group_size) {
+LogicalLinear Regroup(LogicalLinear linear, int32_t group_size) {
   CHECK(linear.quantized() && group_size > 0 && linear.group_size % group_size == 0);
-  LogicalLinear result = linear;
-  if (group_size == linear.group_size) return result;
+  if (group_size == linear.group_size) return linear;
   const int32_t times = linear.group_size / group_size;
-  result.group_size = group_size;
-  result.zeros = Repeated(linear.zeros, times);
-  result.scales = Repeated(linear.scales, times);
-  return result;
+  linear.group_size = group_size;
+  linear.zeros = Repeated(linear.zeros, times);
+  linear.scales = Repeated(linear.scales, times);
+  return linear;
 }
 
 absl::StatusOr<LogicalLinear> ConcatenateRows(const std::vector<LogicalLinear>& parts) {

@@ -46,7 +46,7 @@ struct LogicalLinear {
                                                          int32_t end);
 
 // The same values with every group split into groups of `group_size`, which divides the group.
-[[nodiscard]] LogicalLinear Regroup(const LogicalLinear& linear, int32_t group_size);
+[[nodiscard]] LogicalLinear Regroup(LogicalLinear linear, int32_t group_size);
 
 // Matrices with the same columns and the same group, one behind the other on the rows. Where
 // stored types differ the result's is kF32; where only some have a bias the others' is zero.

@@ -68,7 +68,7 @@ absl::StatusOr<LogicalLinear> Fuse(std::vector<LogicalLinear> parts) {
   for (LogicalLinear& part : parts) {
     if (all) {
       CHECK(group > 0);
-      part = Regroup(part, group);
+      part = Regroup(std::move(part), group);
     } else if (any) {
       part.dense = Dequantize(part);
       part.q.clear();
@@ -104,9 +104,8 @@ absl::StatusOr<LogicalLinear> LoadRows(const Checkpoint& checkpoint, int32_t lay
                                        const std::vector<std::pair<LinearRole, Range>>& rows) {
   std::vector<LogicalLinear> parts;
   for (const auto& [role, range] : rows) {
-    ASSIGN_OR_RETURN(LogicalLinear whole, checkpoint.LoadLinear(LinearName(layer, role)));
-    const bool part = range.count() < whole.rows;
-    parts.push_back(part ? SliceRows(whole, range.begin, range.end) : std::move(whole));
+    ASSIGN_OR_RETURN(LogicalLinear part, checkpoint.LoadLinearRows(LinearName(layer, role), range));
+    parts.push_back(std::move(part));
   }
   return Fuse(std::move(parts));
 }
@@ -132,15 +131,14 @@ absl::StatusOr<PackedFormat> DescribeColumns(const Checkpoint& checkpoint, int32
 
 absl::StatusOr<LogicalLinear> LoadColumns(const Checkpoint& checkpoint, int32_t layer,
                                           LinearRole role, const Range& columns) {
-  ASSIGN_OR_RETURN(LogicalLinear whole, checkpoint.LoadLinear(LinearName(layer, role)));
-  if (whole.quantized()) {
-    const int32_t group = PackedGroup(whole.group_size, columns.begin, columns.end);
-    if (group == 0) return CutsGroup(whole.name, whole.group_size, columns);
-    whole = Regroup(whole, group);
-  }
-  if (columns.count() == whole.columns) return Fuse({std::move(whole)});
-  ASSIGN_OR_RETURN(LogicalLinear slice, SliceColumns(whole, columns.begin, columns.end));
-  return Fuse({std::move(slice)});
+  const std::string name = LinearName(layer, role);
+  ASSIGN_OR_RETURN(const LinearInfo info, checkpoint.DescribeLinear(name));
+  const int32_t group =
+      info.group_size > 0 ? PackedGroup(info.group_size, columns.begin, columns.end) : 0;
+  if (info.group_size > 0 && group == 0) return CutsGroup(name, info.group_size, columns);
+  ASSIGN_OR_RETURN(LogicalLinear part, checkpoint.LoadLinearColumns(name, columns));
+  if (group > 0) part = Regroup(std::move(part), group);
+  return Fuse({std::move(part)});
 }
 
 std::vector<std::pair<LinearRole, Range>> QkvRows(const Checkpoint& checkpoint,

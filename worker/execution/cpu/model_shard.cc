@@ -28,30 +28,32 @@ absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Load(const Checkpoint& c
                                                              const LoadOptions& options) {
   std::unique_ptr<ModelShard> shard(new ModelShard(checkpoint.spec(), share));
   RETURN_IF_ERROR(shard->LoadEmbedding(checkpoint));
-  RETURN_IF_ERROR(shard->LoadHead(checkpoint, options));
   shard->MakeRope(options.max_context);
-  RETURN_IF_ERROR(shard->LoadLayers(checkpoint, options));
+  RETURN_IF_ERROR(shard->LoadMatrices(checkpoint, options));
   return shard;
 }
 
-// The calling thread and threads - 1 others take the next layer each until none is left.
-absl::Status ModelShard::LoadLayers(const Checkpoint& checkpoint, const LoadOptions& options) {
+// The calling thread and threads - 1 others take the next piece each until none is left: the head,
+// which is the largest, then the layers.
+absl::Status ModelShard::LoadMatrices(const Checkpoint& checkpoint, const LoadOptions& options) {
+  const int32_t pieces = spec_.layer_count + 1;
   std::atomic<int32_t> next{0};
   std::mutex mutex;
   absl::Status first_error;
   const auto work = [&](bool reports) {
-    for (int32_t layer = next.fetch_add(1); layer < spec_.layer_count; layer = next.fetch_add(1)) {
-      absl::Status status = LoadLayer(checkpoint, options, layer);
+    for (int32_t piece = next.fetch_add(1); piece < pieces; piece = next.fetch_add(1)) {
+      absl::Status status =
+          piece == 0 ? LoadHead(checkpoint, options) : LoadLayer(checkpoint, options, piece - 1);
       if (!status.ok()) {
         const std::lock_guard<std::mutex> lock(mutex);
         if (first_error.ok()) first_error = std::move(status);
-        next.store(spec_.layer_count);
+        next.store(pieces);
       }
       if (reports && options.progress) options.progress(arena_.bytes(), options.planned_bytes);
     }
   };
   std::vector<std::thread> others;
-  for (int32_t thread = 1; thread < std::min(options.threads, spec_.layer_count); ++thread) {
+  for (int32_t thread = 1; thread < std::min(options.threads, pieces); ++thread) {
     others.emplace_back(work, false);
   }
   work(true);

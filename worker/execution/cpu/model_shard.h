@@ -36,7 +36,7 @@ class ModelShard {
     weights::MemoryOptions memory;
     int32_t max_context = 0;
     int64_t planned_bytes = 0;  // for progress
-    int32_t threads = 1;        // layers loaded side by side
+    int32_t threads = 1;        // pieces loaded side by side
     std::function<void(int64_t bytes_done, int64_t bytes_total)> progress = {};
   };
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<ModelShard>> Load(
@@ -58,8 +58,8 @@ class ModelShard {
   ModelShard(const model::ModelSpec& spec, const weights::RankShare& share)
       : spec_(spec), share_(share), layers_(static_cast<size_t>(spec.layer_count)) {}
 
-  [[nodiscard]] absl::Status LoadLayers(const weights::Checkpoint& checkpoint,
-                                        const LoadOptions& options);
+  [[nodiscard]] absl::Status LoadMatrices(const weights::Checkpoint& checkpoint,
+                                          const LoadOptions& options);
   [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint,
                                        const LoadOptions& options, int32_t layer);
   [[nodiscard]] absl::Status LoadEmbedding(const weights::Checkpoint& checkpoint);

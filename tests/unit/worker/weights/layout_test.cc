@@ -231,6 +231,48 @@ TEST_F(LayoutTest, EveryGroupSizeOfEveryLayout) {
   }
 }
 
+void ExpectSame(const absl::StatusOr<LogicalLinear>& part, const LogicalLinear& slice) {
+  ASSERT_TRUE(part.ok()) << part.status();
+  EXPECT_EQ(part->rows, slice.rows);
+  EXPECT_EQ(part->columns, slice.columns);
+  EXPECT_EQ(part->group_size, slice.group_size);
+  EXPECT_EQ(part->q, slice.q);
+  EXPECT_EQ(part->zeros, slice.zeros);
+  EXPECT_EQ(part->scales, slice.scales);
+  EXPECT_EQ(part->bias, slice.bias);
+}
+
+TEST_F(LayoutTest, PartsThatAreReadAloneEqualSlicesOfTheWhole) {
+  const Values v(64);
+  std::vector<float> bias(kRows);
+  for (int n = 0; n < kRows; ++n) bias[n] = static_cast<float>(n + 1);
+  json config = Config(Awq("gemm", 64));
+  config["mlp_bias"] = true;
+  WriteAll(Path("config.json"), config.dump());
+  for (std::vector<TestTensor> tensors : {Gemm(v), Marlin(Values(64, true))}) {
+    if (tensors.size() == 2) {  // marlin has no zeros
+      config["quantization_config"] = Awq("marlin", 64);
+      WriteAll(Path("config.json"), config.dump());
+    }
+    tensors.push_back({Name("bias"), "F32", {kRows}, BytesOf(bias)});
+    WriteAll(Path("model.safetensors"), FileOf(tensors));
+    const auto checkpoint = Checkpoint::Open(root_);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const auto whole = (*checkpoint)->LoadLinear(kLayer);
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    // The last of each is no whole word, or cuts groups.
+    for (const Range rows :
+         {Range{0, 8}, Range{8, 40}, Range{56, 64}, Range{0, 64}, Range{4, 20}}) {
+      ExpectSame((*checkpoint)->LoadLinearRows(kLayer, rows),
+                 SliceRows(*whole, rows.begin, rows.end));
+    }
+    for (const Range columns : {Range{0, 64}, Range{64, 192}, Range{0, 256}, Range{32, 96}}) {
+      ExpectSame((*checkpoint)->LoadLinearColumns(kLayer, columns),
+                 *SliceColumns(*whole, columns.begin, columns.end));
+    }
+  }
+}
+
 TEST_F(LayoutTest, AliasesAndMissingConfigsAreRead) {
   const Values v(128);
   ExpectValues(v, Awq("exllama", 128), Gemm(v));
