@@ -40,6 +40,7 @@ def checks(build):
     yield "buf lint", [VENV / "buf", "lint"], ROOT / "proto"
     yield "API page", [VENV / "python", "tools/gen_api.py", "--check"], ROOT
     yield "shellcheck", [VENV / "shellcheck", *shell_scripts()], ROOT
+    yield "deploy", [VENV / "python", "tests/deploy/lint_deploy.py"], ROOT
     if (ROOT / "services/text/Cargo.toml").exists():
         yield "cargo fmt", ["cargo", "fmt", *rust, "--check"], ROOT
         yield "cargo clippy", ["cargo", "clippy", *rust, "--release", "--all-targets", "--locked",

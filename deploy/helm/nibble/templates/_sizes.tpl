@@ -1,0 +1,61 @@
+{{/* Bytes of a quantity: "10Gi", "512M", "4GiB", "1048576". */}}
+{{- define "nibble.bytes" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text | trimSuffix "B" -}}
+{{- $factors := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000
+      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- if or (not $number) (not (hasKey $factors $unit)) -}}
+{{- fail (printf "%q is no size; allowed: a number with k, M, G, T, Ki, Mi, Gi or Ti" $text) -}}
+{{- end -}}
+{{- mulf (float64 $number) (float64 (get $factors $unit)) | int64 -}}
+{{- end -}}
+
+{{/* Thousandths of a core: "4", "1500m". */}}
+{{- define "nibble.millicores" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "m" $text -}}
+{{- trimSuffix "m" $text | int64 -}}
+{{- else -}}
+{{- mulf (float64 $text) 1000.0 | int64 -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Threads of a rank. A pod's cpu limit is a quota, not a set of cores, so the program would count the
+node's cores. The model's own number wins.
+*/}}
+{{- define "nibble.threads" -}}
+{{- $limits := default dict .resources.limits -}}
+{{- $requests := default dict .resources.requests -}}
+{{- $cpu := coalesce $limits.cpu $requests.cpu -}}
+{{- if .threads -}}
+{{- int .threads -}}
+{{- else if $cpu -}}
+{{- max 1 (div (include "nibble.millicores" $cpu | int64) (mul 1000 (int .tp))) -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses a model whose parts cannot fit, with the numbers. */}}
+{{- define "nibble.check" -}}
+{{- $limits := default dict .resources.limits -}}
+{{- if not $limits.memory -}}
+{{- fail (printf "model %q: resources.limits.memory is not set; it bounds weights, KV and shared memory" .name) -}}
+{{- end -}}
+{{- $limit := include "nibble.bytes" $limits.memory | int64 -}}
+{{- $shm := 0 -}}
+{{- if gt (int .tp) 1 -}}{{- $shm = include "nibble.bytes" .sharedMemory | int64 -}}{{- end -}}
+{{- $ranks := mul (int .tp) (include "nibble.bytes" .memoryPerRank | int64) -}}
+{{- $need := add $ranks $shm (include "nibble.bytes" .headroom | int64) -}}
+{{- if gt (int64 $need) $limit -}}
+{{- fail (printf "model %q: %d ranks x %s + shared memory %d B + headroom %s = %d B, more than limits.memory %s (%d B)"
+      .name (int .tp) .memoryPerRank $shm .headroom $need $limits.memory $limit) -}}
+{{- end -}}
+{{- if .autoscaling.enabled -}}
+{{- if gt (int .autoscaling.minGroups) (int .autoscaling.maxGroups) -}}
+{{- fail (printf "model %q: autoscaling.minGroups %d is above maxGroups %d" .name (int .autoscaling.minGroups) (int .autoscaling.maxGroups)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

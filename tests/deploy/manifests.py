@@ -1,0 +1,220 @@
+"""The chart's manifests: rendering them, and what must hold in every one."""
+
+import functools
+import json
+import pathlib
+import re
+import subprocess
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "nibble"
+GOLDENS = ROOT / "tests" / "deploy" / "goldens"
+EXAMPLES = sorted(path.stem for path in (CHART / "examples").glob("*.yaml"))
+KUBERNETES = "1.34.0"
+NAMESPACE = "serving"
+COMMAND_SECONDS = 60
+
+
+def helm(*words):
+    """A run of helm, without what it says of links inside the chart."""
+    result = subprocess.run(["helm", *map(str, words)], cwd=CHART, capture_output=True, text=True,
+                            check=False, timeout=COMMAND_SECONDS)
+    result.stderr = "\n".join(line for line in result.stderr.splitlines()
+                              if "found symbolic link" not in line)
+    return result
+
+
+def render(example, *more):
+    return helm("template", "nibble", ".", "--namespace", NAMESPACE, "--kube-version", KUBERNETES,
+                "--values", f"examples/{example}.yaml", *more)
+
+
+@functools.cache
+def manifests(example):
+    """Text of an example's manifests. The boards stand in deploy/grafana: here only their name."""
+    result = render(example)
+    if result.returncode != 0:
+        raise RuntimeError(f"{example}: {result.stderr}")
+    return re.sub(r"^  nibble-(\S+)\.json: \|-\n    .*$",
+                  r"  nibble-\1.json: deploy/grafana/\1.json", result.stdout, flags=re.MULTILINE)
+
+
+def objects(example):
+    return [found for found in yaml.safe_load_all(manifests(example)) if found]
+
+
+def golden_faults(update):
+    for example in EXAMPLES:
+        path = GOLDENS / f"{example}.yaml"
+        text = manifests(example)
+        if update:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            yield (f"{example}: not what tests/deploy/goldens/{example}.yaml has; if it should be "
+                   "so: tests/deploy/lint_deploy.py --update")
+    left_over = {path.stem for path in GOLDENS.glob("*.yaml")} - set(EXAMPLES)
+    if left_over:
+        yield f"goldens without an example: {sorted(left_over)}"
+
+
+def board_faults():
+    """The config maps carry the boards themselves."""
+    whole = [found for found in yaml.safe_load_all(render("tp4").stdout) if found]
+    carried = {}
+    for found in whole:
+        if found["kind"] == "ConfigMap":
+            carried.update({key: json.loads(text) for key, text in found["data"].items()})
+    for path in sorted((ROOT / "deploy" / "grafana").glob("*.json")):
+        if carried.get(f"nibble-{path.name}") != json.loads(path.read_text(encoding="utf-8")):
+            yield f"{path.name} is not what the chart carries"
+
+
+def pods(found_objects):
+    """(name, labels, spec) of every pod."""
+    for found in found_objects:
+        name = f"{found['kind']} {found['metadata']['name']}"
+        if found["kind"] in ("Deployment", "StatefulSet"):
+            template = found["spec"]["template"]
+            yield name, template["metadata"]["labels"], template["spec"]
+        elif found["kind"] == "Pod":
+            yield name, found["metadata"]["labels"], found["spec"]
+
+
+def container_faults(container, serves):
+    security = container.get("securityContext", {})
+    if not security.get("readOnlyRootFilesystem") or not security.get("runAsNonRoot"):
+        yield "root file system or user"
+    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+        yield "privileges"
+    if security.get("capabilities") != {"drop": ["ALL"]}:
+        yield "capabilities"
+    resources = container.get("resources", {})
+    if not {"cpu", "memory"} <= set(resources.get("requests", {})):
+        yield "no requests"
+    if "memory" not in resources.get("limits", {}):
+        yield "no limit of memory"
+    if re.search(r"(:latest|/[^:@]+)$", container["image"]):
+        yield f"image {container['image']}"
+    if serves and not {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container):
+        yield "probes"
+    if serves and container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+        yield "last words are lost"
+
+
+def pod_faults(spec, serves):
+    security = spec.get("securityContext", {})
+    if not security.get("runAsNonRoot") or security.get("runAsUser", 0) == 0:
+        yield "runs as root"
+    if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "seccomp"
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "has a token of the cluster"
+    if spec.get("enableServiceLinks") is not False:
+        yield "NIBBLE_ variables of services would be read as options"
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        yield "shares the host's namespaces"
+    if serves and len(spec.get("topologySpreadConstraints", [])) < 2:
+        yield "not spread"
+    for volume in spec.get("volumes", []):
+        if "hostPath" in volume:
+            yield f"host path {volume['name']}"
+        if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
+            yield f"{volume['name']} has no bound"
+    for container in spec["containers"]:
+        yield from container_faults(container, serves)
+        drains = [int(match[1]) for match in
+                  (re.match(r"--drain-timeout=(\d+)s", word) for word in container["args"])
+                  if match]
+        sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        if serves and spec["terminationGracePeriodSeconds"] <= sum(drains) + sleep:
+            yield "is killed before its drain ends"
+
+
+def matches(selector, labels):
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def selector_faults(found_objects):
+    """Everything that selects pods selects some, and every serving pod is covered."""
+    labels = [(name, labels) for name, labels, _ in pods(found_objects) if "Pod " not in name]
+    covered = {kind: set() for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy")}
+    for found in found_objects:
+        if found["kind"] not in covered:
+            continue
+        selector = found["spec"].get("podSelector", found["spec"].get("selector", {}))
+        selector = selector.get("matchLabels", selector)
+        hits = {name for name, has in labels if matches(selector, has)}
+        if not hits:
+            yield f"{found['kind']} {found['metadata']['name']} selects nothing"
+        covered[found["kind"]] |= hits
+    for kind, hits in covered.items():
+        for name, _ in labels:
+            if name not in hits:
+                yield f"{name} has no {kind}"
+
+
+def policy_faults():
+    for example in EXAMPLES:
+        found_objects = objects(example)
+        names = [(found["kind"], found["metadata"]["name"]) for found in found_objects]
+        for twice in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{example}: {twice} twice"
+        for name, _, spec in pods(found_objects):
+            serves = not name.startswith("Pod ")
+            for fault in pod_faults(spec, serves):
+                yield f"{example}: {name}: {fault}"
+        for fault in selector_faults(found_objects):
+            yield f"{example}: {fault}"
+
+
+# (what is set, a part of what helm says)
+REFUSED = [
+    (["models[0].tp=0"], "tp"),
+    (["models[0].device=cuda"], "device"),
+    (["models[0].path=../secrets"], "path"),
+    (["models[0].path=/etc"], "path"),
+    (["models[0].memoryPerRank=4"], "memoryPerRank"),
+    (["models[0].memoryPerRank=2GiB"], "more than limits.memory"),
+    (["models[0].sharedMemory=2Gi"], "more than limits.memory"),
+    (["models[0].resources.limits.memory="], "resources.limits.memory is not set"),
+    (["models[0].resources.limits.memory=3Gb"], "is no size"),
+    (["models[0].autoscaling.enabled=true", "models[0].autoscaling.minGroups=9"],
+     "above maxGroups"),
+    (["models=null"], "models"),
+    (["image.tag=latest"], "tag"),
+    (["gateway.replicaz=2"], "replicaz"),
+    (["gateway.extraArgs={rm}"], "extraArgs"),
+]
+
+
+def refusal_faults():
+    for settings, said in REFUSED:
+        words = [word for setting in settings for word in ("--set", setting)]
+        result = render("laptop", *words)
+        if result.returncode == 0:
+            yield f"{' '.join(settings)} is taken"
+        elif said not in result.stderr:
+            yield f"{' '.join(settings)}: refused with: {result.stderr.strip()[:300]}"
+
+
+def option_faults(binaries):
+    """Every flag in a manifest is one that the program knows."""
+    known = {}
+    for program in ("nibble-gateway", "nibble-worker", "nibble"):
+        if not (binaries / program).exists():
+            return
+        words = ["generate", "--help"] if program == "nibble" else ["--help"]
+        text = subprocess.run([binaries / program, *words], capture_output=True, text=True,
+                              check=False, timeout=COMMAND_SECONDS).stdout
+        known[program] = set(re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)", text, re.MULTILINE))
+    programs = {"gateway": "nibble-gateway", "worker": "nibble-worker", "generate": "nibble"}
+    for example in EXAMPLES:
+        for name, _, spec in pods(objects(example)):
+            for container in spec["containers"]:
+                program = programs[container["name"]]
+                for word in container["args"]:
+                    flag = word.split("=")[0]
+                    if flag.startswith("--") and flag not in known[program]:
+                        yield f"{example}: {name}: {program} has no {flag}"
