@@ -21,7 +21,7 @@ namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(100);
 // A rank that noticed the loss of another may be seen to leave before the one that caused it.
-constexpr Duration kMoreTellingEnd = std::chrono::milliseconds(300);
+constexpr Duration kMoreTellingEndMax = std::chrono::milliseconds(300);
 // The leader counts the drain's time itself; it gets this much more to leave.
 constexpr Duration kDrainGrace = std::chrono::seconds(3);
 
@@ -59,7 +59,7 @@ GroupEnd Supervisor::Run() {
   }
   if (!cause.has_value() && !SomeRankWasKilled()) {
     // A rank left; another may say why.
-    AwaitGone(options_.clock->Now() + kMoreTellingEnd);
+    AwaitGone(options_.clock->Now() + std::min(kMoreTellingEndMax, options_.hang.hard / 4));
   }
   const bool serving = state_.exchange(State::kEnding) != State::kLoading;
   EndRanks(serving);
@@ -232,8 +232,15 @@ bool Supervisor::SomeRankWasKilled() {
   });
 }
 
+Duration Supervisor::EndPatience() const {
+  // A hang takes a deadline to be seen, by this process or by a rank that waits for another;
+  // streams are promised to end within two.
+  return std::min(options_.kill_after, options_.hang.hard / 2);
+}
+
 void Supervisor::EndRanks(bool serving) {
   const Deadline begin = options_.clock->Now();
+  const Duration patience = EndPatience();
   Tell(Command::kAbort);
   for (size_t i = 0; i < ranks_.size(); ++i) {
     if (ranks_[i].process.Exited().has_value()) continue;
@@ -242,10 +249,16 @@ void Supervisor::EndRanks(bool serving) {
     if (i != 0 || !serving) ranks_[i].death_pipe.Close();
   }
   if (hung_rank_ >= 0) ranks_[static_cast<size_t>(hung_rank_)].process.Signal(SIGKILL);
-  // A follower leaves as soon as its pipe is closed; one that does not is stopped or stuck.
-  AwaitGone(begin + options_.kill_after / 4);
+  // The rank whose stamp is oldest may be one that waits for the one that is stopped.
+  for (Rank& rank : ranks_) {
+    if (!rank.process.Exited() && ProcessState(rank.process.pid()) == 'T') {
+      rank.process.Signal(SIGKILL);
+    }
+  }
+  // A follower leaves as soon as its pipe is closed; one that does not is stuck.
+  AwaitGone(begin + patience / 4);
   for (size_t i = 1; i < ranks_.size(); ++i) ranks_[i].process.Signal(SIGKILL);
-  AwaitGone(begin + options_.kill_after);
+  AwaitGone(begin + patience);
   for (Rank& rank : ranks_) rank.process.Signal(SIGKILL);
   AwaitGone(Deadline::max());
 }

@@ -44,7 +44,7 @@ struct SupervisorOptions {
   HangWatchOptions hang;
   Duration load_stall = std::chrono::seconds(120);  // loading without a byte's progress
   Duration drain_timeout = std::chrono::seconds(60);
-  Duration kill_after = std::chrono::seconds(2);  // from "end" to SIGKILL
+  Duration kill_after = std::chrono::seconds(2);  // from "end" to SIGKILL, at most
 
   // Called on Run()'s thread while ranks load, with bytes of all ranks together.
   std::function<void(int64_t done, int64_t total)> on_load_progress = [](int64_t, int64_t) {};
@@ -92,6 +92,8 @@ class Supervisor {
   [[nodiscard]] bool SomeRankWasKilled();
   // `serving`: the leader may have streams to end.
   void EndRanks(bool serving);
+  // From "end" to SIGKILL.
+  [[nodiscard]] Duration EndPatience() const;
   void AwaitGone(Deadline deadline);
   [[nodiscard]] std::vector<RankEnd> CollectEnds();
   void Tell(Command command);
