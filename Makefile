@@ -1,6 +1,6 @@
 # Thin fronts for the CMake presets and tools/. `make help` lists them.
 .DEFAULT_GOAL := build
-.PHONY: help build debug test test-tsan test-fuzz demo bench format check clean
+.PHONY: help build debug test test-deploy test-tsan test-fuzz demo bench format check clean
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 30
@@ -20,6 +20,11 @@ debug: ## the same with debug information and without optimisation, into build/d
 
 test: ## everything CI runs: all tests, sanitized unit tests, linters, end to end
 	python3 tools/run_tests.py
+
+test-deploy: ## boards and rules against a real Prometheus and a server under load; the images' roots
+	tools/setup
+	.venv/bin/python tests/deploy/live_metrics.py
+	tests/deploy/image_roots.sh
 
 test-tsan: ## unit tests under the thread sanitizer
 	tools/setup build

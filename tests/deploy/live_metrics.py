@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""A real Prometheus scrapes a server under load: every query of every board returns data, every
+selector of every rule returns series, no rule fails and no alert fires.
+
+usage: tests/deploy/live_metrics.py   (NIBBLE_BINARY_DIR, NIBBLE_TEST_DATA as for tests/e2e)
+"""
+
+import concurrent.futures
+import json
+import math
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
+
+import boards  # noqa: E402  pylint: disable=wrong-import-position
+import harness  # noqa: E402  pylint: disable=wrong-import-position
+import rules  # noqa: E402  pylint: disable=wrong-import-position
+
+LOAD_SECONDS = 25
+CLIENTS = 6
+READY_SECONDS = 30
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Prometheus:
+    """Scrapes a server's two pages and evaluates deploy/prometheus, both once a second."""
+
+    def __init__(self, server):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="nibble-prometheus-"))
+        self.address = f"127.0.0.1:{free_port()}"
+        names = []
+        for path in rules.FOLDER.glob("*.rules.yaml"):
+            text = path.read_text(encoding="utf-8")
+            (self.folder / path.name).write_text(
+                re.sub(r"interval: \w+", "interval: 1s", text), encoding="utf-8")
+            names.append(path.name)
+        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                  "rule_files": names,
+                  "scrape_configs": [
+                      {"job_name": job, "static_configs": [{"targets": [server.addresses[page]]}]}
+                      for job, page in (("nibble-gateway", "metrics"),
+                                        ("nibble-worker", "worker_metrics"))]}
+        (self.folder / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+        self.log = open(self.folder / "log", "wb")  # pylint: disable=consider-using-with
+        self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+            [harness.tool("prometheus"), f"--config.file={self.folder}/prometheus.yml",
+             f"--storage.tsdb.path={self.folder}/data", f"--web.listen-address={self.address}"],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def ready(self):
+        try:
+            return harness.http_get(self.address, "/-/ready")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path, **fields):
+        url = f"http://{self.address}{path}?{urllib.parse.urlencode(fields)}"
+        with urllib.request.urlopen(url, timeout=harness.HTTP_SECONDS_MAX) as page:
+            return json.load(page)["data"]
+
+    def values(self, query):
+        """The numbers that a query returns now, without those that are none."""
+        try:
+            result = self.get("/api/v1/query", query=query)["result"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{query}: {error.read().decode()}") from error
+        numbers = [float(sample["value"][1]) for sample in result]
+        return [number for number in numbers if not math.isnan(number)]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(timeout=harness.END_SECONDS_MAX)
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def client(address, number, until):
+    """One client's calls, of all kinds; how many were answered."""
+    import grpc  # pylint: disable=import-outside-toplevel
+    from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=import-outside-toplevel
+    from nibble.inference.v1 import inference_pb2_grpc as rpc  # pylint: disable=C0415
+    answered = 0
+    with grpc.insecure_channel(address) as channel:
+        stub = rpc.InferenceServiceStub(channel)
+        while time.monotonic() < until:
+            request = pb.GenerateRequest(
+                text="One, two, three, " * (1 + 20 * (number % 3)),
+                stopping=pb.StoppingCriteria(max_tokens=16 + 8 * number, ignore_eos=True))
+            if number % 2:
+                list(stub.GenerateStream(pb.GenerateStreamRequest(request=request), timeout=60))
+            else:
+                stub.Generate(request, timeout=60)
+            answered += 1
+            try:
+                stub.Generate(pb.GenerateRequest(), timeout=60)
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+    return answered
+
+
+def board_faults(prometheus):
+    count = 0
+    for name, board in boards.boards().items():
+        for title, query in boards.queries(board):
+            count += 1
+            if not prometheus.values(query):
+                yield f"{name}: \"{title}\": no data for {query}"
+    print(f"{count} queries of boards asked")
+
+
+def rule_faults(prometheus):
+    seen = set()
+    for rule in rules.rules():
+        name = rule.get("alert", rule.get("record"))
+        for selector in rules.selectors(rule["expr"]):
+            seen.add(selector)
+            if not prometheus.values(f"count({selector})"):
+                yield f"{name}: no series for {selector}"
+    print(f"{len(seen)} selectors of rules asked")
+    for group in prometheus.get("/api/v1/rules")["groups"]:
+        for rule in group["rules"]:
+            if rule["health"] != "ok":
+                yield f"{rule['name']}: {rule['health']}: {rule.get('lastError')}"
+            if rule.get("state") == "firing":
+                yield f"{rule['name']} fires: {rule['alerts']}"
+
+
+def find_faults(server):
+    """Under load, as a board is when people look at it."""
+    prometheus = Prometheus(server)
+    try:
+        harness.wait_until(prometheus.ready, READY_SECONDS, "Prometheus gets ready")
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+            clients = [pool.submit(client, server.address, number, start + LOAD_SECONDS)
+                       for number in range(CLIENTS)]
+            time.sleep(LOAD_SECONDS - 5)
+            faults = [*board_faults(prometheus), *rule_faults(prometheus)]
+            print(f"{sum(each.result() for each in clients)} requests answered")
+        return faults
+    finally:
+        prometheus.close()
+
+
+def main():
+    model = harness.find_model()
+    if model is None:
+        print("NOT RUN: live_metrics (no model under NIBBLE_TEST_DATA or .cache/models)")
+        return 0
+    harness.make_stubs()
+    server = harness.Server(model, "--tp", "2", "--context", "2048")
+    try:
+        faults = find_faults(server)
+    finally:
+        server.close()
+    print("\n".join(faults))
+    print(f"live_metrics: {'FAILED' if faults else 'ok'}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
