@@ -57,7 +57,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->Choice<weights::HeadFormat>(
       "head", &options->memory.head,
       {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
-      "How a 16-bit output head is held in fast mode");
+      "How a 16-bit output head is held in fast mode; stored: with 16-bit activations");
   parser->Int("max_sequences", &options->memory.max_slots, {1, 4096}, "Sequences that run at once");
   parser->Int("max_step_tokens", &options->memory.max_step_tokens, {16, 1 << 16},
               "Tokens of one step, all sequences together");

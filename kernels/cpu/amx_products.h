@@ -67,13 +67,13 @@ struct AmxPanel {
 template <int kTokenTiles, int kBlocks>
 struct AmxScratch {
   float sums[kTokenTiles * kAmxTokens][kBlocks][kBlockRows] __attribute__((aligned(64)));
-  int32_t results[kTokenTiles][kBlocks][kAmxTokens][kBlockRows] __attribute__((aligned(64)));
+  int32_t results[2][kTokenTiles][kBlocks][kAmxTokens][kBlockRows] __attribute__((aligned(64)));
 };
 
-// The exact sums of one group.
+// The exact sums of one group and term.
 template <class Tiles, int kTokenTiles, int kBlocks>
 NIBBLE_INLINE inline void MultiplyGroup(Tiles& tiles, const AmxPanel& panel, int32_t group_index,
-                                        const int8_t* x, int64_t x_stride,
+                                        const int8_t* x, int64_t x_stride, int32_t term,
                                         AmxScratch<kTokenTiles, kBlocks>& scratch) {
   Unroll<kTokenTiles>([&](auto t) NIBBLE_INLINE {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
@@ -100,7 +100,7 @@ NIBBLE_INLINE inline void MultiplyGroup(Tiles& tiles, const AmxPanel& panel, int
   Unroll<kTokenTiles>([&](auto t) NIBBLE_INLINE {
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       tiles.template Store<kResultTile + decltype(t)::kConstant * 2 + decltype(r)::kConstant>(
-          scratch.results[t][r], 64);
+          scratch.results[term][t][r], 64);
     });
   });
 }
@@ -108,13 +108,19 @@ NIBBLE_INLINE inline void MultiplyGroup(Tiles& tiles, const AmxPanel& panel, int
 // sums += scales * (results - zeros * sums of x), for one group.
 template <int kTokenTiles, int kBlocks>
 NIBBLE_INLINE inline void AddGroup(const AmxPanel& panel, int32_t group_index,
-                                   const int32_t* x_sums, const float* x_scales, int64_t groups,
+                                   const Int8Activations& x, int64_t at, int64_t groups,
                                    AmxScratch<kTokenTiles, kBlocks>& scratch) {
+  const int32_t* x_sums = x.sums + at;
+  const float* x_scales = x.scales + at;
   Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
     const __m512i zeros = _mm512_load_si512(panel.zeros[r] + group_index * kBlockRows);
     const __m512 scales = _mm512_load_ps(panel.scales[r] + group_index * kBlockRows);
     for (int t = 0; t < kTokenTiles * kAmxTokens; ++t) {
-      const __m512i result = _mm512_load_si512(scratch.results[t / kAmxTokens][r][t % kAmxTokens]);
+      __m512i result = _mm512_load_si512(scratch.results[0][t / kAmxTokens][r][t % kAmxTokens]);
+      if (x.terms == 2) {
+        const auto& lows = scratch.results[1][t / kAmxTokens][r][t % kAmxTokens];
+        result = _mm512_add_epi32(_mm512_slli_epi32(result, 8), _mm512_load_si512(lows));
+      }
       const __m512i exact = AddZeroTerm(result, zeros, _mm512_set1_epi32(x_sums[t * groups]));
       float* sum = scratch.sums[t][r];
       _mm512_store_ps(sum, Scaled(exact, scales, x_scales[t * groups], _mm512_load_ps(sum)));
@@ -137,12 +143,15 @@ void AmxTile(Tiles& tiles, const AmxPanel& panel, const Int8Activations& x, int6
     }
   }
   const int64_t groups = x.columns / panel.group;
+  const int64_t x_stride = static_cast<int64_t>(x.columns) * x.terms;
   for (int32_t g = 0; g < panel.columns / panel.group; ++g) {
     const int64_t column = panel.first_column + static_cast<int64_t>(g) * panel.group;
-    const int64_t at = token * groups + column / panel.group;
-    MultiplyGroup<Tiles, kTokenTiles, kBlocks>(
-        tiles, panel, g, x.values + token * x.columns + column, x.columns, scratch);
-    AddGroup<kTokenTiles, kBlocks>(panel, g, x.sums + at, x.scales + at, groups, scratch);
+    for (int32_t term = 0; term < x.terms; ++term) {
+      const int8_t* from = x.values + token * x_stride + term * x.columns + column;
+      MultiplyGroup<Tiles, kTokenTiles, kBlocks>(tiles, panel, g, from, x_stride, term, scratch);
+    }
+    AddGroup<kTokenTiles, kBlocks>(panel, g, x, token * groups + column / panel.group, groups,
+                                   scratch);
   }
   const bool last = panel.first_column + panel.columns == x.columns;
   const GemmOutput out = {y.values, y.stride, last ? y.bias : nullptr};
@@ -165,7 +174,7 @@ void AmxBlocks(Tiles& tiles, const W4Matrix& w, const Int8Activations& x, const 
     panel.first_column = column;
     panel.columns = Min(kAmxPanelColumns, w.columns - column);
     for (int r = 0; r < kBlocks; ++r) {
-      UnpackW4<1>(w, first_block + r, column, panel.columns,
+      UnpackW4<1>(w, first_block + r, column, panel.columns, x.terms,
                   {panel.bytes[r], panel.scales[r], panel.zeros[r]});
     }
     int64_t token = 0;
@@ -203,7 +212,7 @@ void MultiplyW4AmxAndRest(const W4Matrix& w, const Int8Activations& x, const Gem
   if (whole == x.tokens) return;
   const int64_t groups = x.columns / x.group;
   part.tokens = x.tokens - whole;
-  part.values = x.values + static_cast<int64_t>(whole) * x.columns;
+  part.values = x.values + static_cast<int64_t>(whole) * x.terms * x.columns;
   part.scales = x.scales + whole * groups;
   part.sums = x.sums + whole * groups;
   rest(w, part, {y.values + whole * y.stride, y.stride, y.bias}, blocks);

@@ -21,7 +21,26 @@ NIBBLE_INLINE inline Vec Exp(Vec x) {
   return Mul(p, ShiftToExponent(shifted));
 }
 
-void QuantizeGroup(const float* in, int32_t group, int8_t* out, float* scale, int32_t* sum) {
+// Sixteen values -> their terms; adds these to the sums.
+template <int kTerms>
+NIBBLE_INLINE inline void StoreTerms(IntVec q, int8_t* out, int32_t columns, IntVec (&sums)[2]) {
+  if constexpr (kTerms == 1) {
+    StoreInt8(out, q);
+    sums[0] = AddInt(sums[0], q);
+  } else {
+    const IntVec high = ShiftRight8(AddInt(q, SetInt(128)));
+    const IntVec low = SubInt(q, ShiftLeft8(high));
+    StoreInt8(out, high);
+    StoreInt8(out + columns, low);
+    sums[0] = AddInt(sums[0], high);
+    sums[1] = AddInt(sums[1], low);
+  }
+}
+
+template <int kTerms>
+void QuantizeGroup(const float* in, int32_t group, int32_t columns, int8_t* out, float* scale,
+                   int32_t* sum) {
+  constexpr float kLimit = kTerms == 1 ? kQuantizeLimit : kQuantizeLimitOfTwo;
   IntVec largest_lanes = ZeroInt();
   for (int32_t k = 0; k < group; k += kLanes) {
     largest_lanes = MaxInt(largest_lanes, Magnitude(Load(in + k)));
@@ -32,29 +51,36 @@ void QuantizeGroup(const float* in, int32_t group, int8_t* out, float* scale, in
   if (largest_bits >= kInfinityBits || largest < kQuantizeFloor) {
     const uint32_t scale_bits = largest_bits >= kInfinityBits ? kNanBits : 0;
     __builtin_memcpy(scale, &scale_bits, sizeof(*scale));
-    __builtin_memset(out, 0, static_cast<size_t>(group));
+    for (int term = 0; term < kTerms; ++term) {
+      __builtin_memset(out + term * columns, 0, static_cast<size_t>(group));
+    }
     *sum = 0;
     return;
   }
-  const Vec inverse = Set(kQuantizeLimit / largest);
-  IntVec sums = ZeroInt();
+  const Vec inverse = Set(kLimit / largest);
+  IntVec sums[2] = {ZeroInt(), ZeroInt()};
   for (int32_t k = 0; k < group; k += kLanes) {
-    const IntVec q = ToInt(Mul(Load(in + k), inverse));
-    StoreInt8(out + k, q);
-    sums = AddInt(sums, q);
+    StoreTerms<kTerms>(ToInt(Mul(Load(in + k), inverse)), out + k, columns, sums);
   }
-  *scale = largest / kQuantizeLimit;
-  *sum = SumInt(sums);
+  *scale = largest / kLimit;
+  const int32_t first = SumInt(sums[0]);
+  *sum = kTerms == 1 ? first : first * 65536 + (SumInt(sums[1]) & 0xffff);
 }
 
-void Quantize(const FloatRows& x, int32_t group, int8_t* values, float* scales, int32_t* sums) {
-  const int64_t groups = x.columns / group;
+template <int kTerms>
+void QuantizeRows(const FloatRows& x, const Int8Target& to) {
+  const int64_t groups = x.columns / to.group;
   for (int64_t t = 0; t < x.tokens; ++t) {
     for (int64_t g = 0; g < groups; ++g) {
-      QuantizeGroup(x.values + t * x.stride + g * group, group, values + t * x.columns + g * group,
-                    scales + t * groups + g, sums + t * groups + g);
+      QuantizeGroup<kTerms>(x.values + t * x.stride + g * to.group, to.group, x.columns,
+                            to.values + t * kTerms * x.columns + g * to.group,
+                            to.scales + t * groups + g, to.sums + t * groups + g);
     }
   }
+}
+
+void Quantize(const FloatRows& x, const Int8Target& to) {
+  to.terms == 1 ? QuantizeRows<1>(x, to) : QuantizeRows<2>(x, to);
 }
 
 void RmsNorm(const FloatRows& x, const float* weight, float epsilon, float* out,

@@ -2,7 +2,8 @@
 //
 // Half a row block (8 rows) x up to 4 tokens at a time. maddubs adds two products in 16 bits; with
 // 4-bit weights (at most 15 * 127 * 2 = 3810) eight such results fit before they must be widened,
-// which is exactly 32 columns. 8-bit weights are split into two nibbles for the same reason.
+// which is exactly 32 columns (with the lows of two terms: 15 * 128 * 2 = 3840). 8-bit weights are
+// split into two nibbles for the same reason.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -35,9 +36,15 @@ NIBBLE_INLINE inline __m256 LoadScales(const void* scales, int64_t index, Elemen
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
 }
 
-// z * sum of x per row; both fit 16 bits, and the upper half of each lane of z is 0.
-NIBBLE_INLINE inline __m256i ZeroTerm(__m256i zeros, int32_t sum) {
-  return _mm256_madd_epi16(zeros, _mm256_set1_epi32(sum));
+// z in the lower half of each lane; above, 0 with one term, 256 * z with two.
+NIBBLE_INLINE inline __m256i LoadZeros(const uint8_t* zeros, int32_t terms) {
+  const __m256i z = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros)));
+  return terms == 1 ? z : _mm256_or_si256(z, _mm256_slli_epi32(z, 24));
+}
+
+// z * sum of x per row; the sum of each term fits 16 bits.
+NIBBLE_INLINE inline __m256i ZeroTerm(__m256i zeros, int32_t sums) {
+  return _mm256_madd_epi16(zeros, _mm256_set1_epi32(sums));
 }
 
 NIBBLE_INLINE inline __m256 Scaled(__m256i acc, __m256 scales, float x_scale, __m256 sum) {
@@ -65,11 +72,12 @@ template <int kTokens>
 void TileW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, int32_t row,
             int64_t token) {
   const int64_t columns = w.columns;
+  const int64_t x_stride = columns * x.terms;
   const int64_t groups = columns / w.group;
   const int64_t block = row / kBlockRows;
   const int32_t half = row % kBlockRows;
   const uint8_t* nibbles = w.nibbles + block * kBlockRows * columns / 2 + half * 4;
-  const int8_t* xq = x.values + token * columns;
+  const int8_t* xq = x.values + token * x_stride;
   const __m256i low_mask = _mm256_set1_epi8(0x0f);
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 sum[kTokens];
@@ -77,29 +85,35 @@ void TileW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, in
   for (int64_t g = 0; g < groups; ++g) {
     __m256i acc[kTokens];
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE { acc[t] = _mm256_setzero_si256(); });
-    for (int32_t k = 0; k < w.group; k += 32) {
-      __m256i words[kTokens];
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE { words[t] = _mm256_setzero_si256(); });
-      Unroll<4>([&](auto v) NIBBLE_INLINE {
-        const __m256i packed = LoadBytes32(nibbles + v * 64);
-        Prefetch(nibbles + v * 64);
-        const __m256i low = _mm256_and_si256(packed, low_mask);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_mask);
-        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-          const int8_t* at = xq + t * columns + v * 8;
-          words[t] = _mm256_add_epi16(words[t], _mm256_maddubs_epi16(low, Broadcast4(at)));
-          words[t] = _mm256_add_epi16(words[t], _mm256_maddubs_epi16(high, Broadcast4(at + 4)));
+    for (int32_t term = 0;; ++term) {
+      for (int32_t k = 0; k < w.group; k += 32) {
+        __m256i words[kTokens];
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE { words[t] = _mm256_setzero_si256(); });
+        Unroll<4>([&](auto v) NIBBLE_INLINE {
+          const __m256i packed = LoadBytes32(nibbles + v * 64);
+          Prefetch(nibbles + v * 64);
+          const __m256i low = _mm256_and_si256(packed, low_mask);
+          const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_mask);
+          Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+            const int8_t* at = xq + t * x_stride + v * 8;
+            words[t] = _mm256_add_epi16(words[t], _mm256_maddubs_epi16(low, Broadcast4(at)));
+            words[t] = _mm256_add_epi16(words[t], _mm256_maddubs_epi16(high, Broadcast4(at + 4)));
+          });
         });
-      });
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        acc[t] = _mm256_add_epi32(acc[t], _mm256_madd_epi16(words[t], ones));
-      });
-      nibbles += 256;
-      xq += 32;
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          acc[t] = _mm256_add_epi32(acc[t], _mm256_madd_epi16(words[t], ones));
+        });
+        nibbles += 256;
+        xq += 32;
+      }
+      if (term + 1 == x.terms) break;
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE { acc[t] = _mm256_slli_epi32(acc[t], 8); });
+      nibbles -= w.group * 8;
+      xq += columns - w.group;
     }
+    xq -= (x.terms - 1) * columns;
     const int64_t entry = (block * groups + g) * kBlockRows + half;
-    const __m256i zeros =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zeros + entry)));
+    const __m256i zeros = LoadZeros(w.zeros + entry, x.terms);
     const __m256 scales = LoadScales(w.scales, entry, w.scale_type);
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
       const int64_t at = (token + t) * groups + g;

@@ -3,6 +3,8 @@
 // Few tokens: weights are unpacked in registers as they stream by.
 // More tokens: a few row blocks are unpacked to bytes in a panel on the stack (L1), and tiles of
 // 24 accumulators run over it.
+// Activations of two terms: a group is multiplied by the highs, shifted by 8 bits in the
+// accumulators, and multiplied by the lows.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -36,11 +38,13 @@ NIBBLE_INLINE inline __m512i Dot4(__m512i acc, __m512i w, __m512i x) {
 
 // ---- Few tokens ------------------------------------------------------------------------------
 
-// One or two tokens. High nibbles stay in place (16 q) with accumulators of their own: one shift
-// per group instead of one per vector. Two pairs of accumulators hide the latency of dpbusd.
-template <int kTokens>
+// One or two tokens, whose terms are multiplied side by side. High nibbles stay in place (16 q)
+// with accumulators of their own: one shift per group instead of one per vector. Two pairs of
+// accumulators hide the latency of dpbusd.
+template <int kTokens, int kTerms>
 void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
                    int32_t block) {
+  constexpr int kRows = kTokens * kTerms;
   const int32_t groups = w.columns / w.group;
   const int64_t columns = w.columns;
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
@@ -51,11 +55,10 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
   Unroll<kTokens>([&](auto t) NIBBLE_INLINE { sum[t] = _mm512_setzero_ps(); });
   for (int32_t g = 0; g < groups; ++g) {
     const int64_t entry = (static_cast<int64_t>(block) * groups + g) * kBlockRows;
-    __m512i low[2][kTokens];
-    __m512i high[2][kTokens];
+    __m512i low[2][kRows];
+    __m512i high[2][kRows];
     Unroll<2>([&](auto u) NIBBLE_INLINE {
-      Unroll<kTokens>([&](auto t)
-                          NIBBLE_INLINE { low[u][t] = high[u][t] = _mm512_setzero_si512(); });
+      Unroll<kRows>([&](auto t) NIBBLE_INLINE { low[u][t] = high[u][t] = _mm512_setzero_si512(); });
     });
     group_end += w.group;
     do {
@@ -64,7 +67,7 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
         Prefetch(nibbles + u * 64);
         const __m512i lows = _mm512_and_si512(packed, low_mask);
         const __m512i highs = _mm512_andnot_si512(low_mask, packed);
-        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        Unroll<kRows>([&](auto t) NIBBLE_INLINE {
           low[u][t] = Dot4(low[u][t], lows, Broadcast4(xq + t * columns + u * 8));
           high[u][t] = Dot4(high[u][t], highs, Broadcast4(xq + t * columns + u * 8 + 4));
         });
@@ -72,11 +75,19 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
       nibbles += 128;
       xq += 16;
     } while (xq != group_end);
-    const __m512i zeros = NegatedZeros(w.zeros + entry);
+    const __m512i zeros = NegatedZeros(w.zeros + entry, kTerms);
     const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
+    const auto term_sum = [&](auto row) NIBBLE_INLINE {
+      const __m512i sixteenfold = _mm512_add_epi32(high[0][row], high[1][row]);
+      return _mm512_add_epi32(_mm512_add_epi32(low[0][row], low[1][row]),
+                              _mm512_srai_epi32(sixteenfold, 4));
+    };
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-      const __m512i acc_high = _mm512_srai_epi32(_mm512_add_epi32(high[0][t], high[1][t]), 4);
-      __m512i acc = _mm512_add_epi32(_mm512_add_epi32(low[0][t], low[1][t]), acc_high);
+      constexpr int kRow = decltype(t)::kConstant * kTerms;
+      __m512i acc = term_sum(Index<kRow>{});
+      if constexpr (kTerms == 2) {
+        acc = _mm512_add_epi32(_mm512_slli_epi32(acc, 8), term_sum(Index<kRow + 1>{}));
+      }
       acc = AddZeroTerm(acc, zeros, _mm512_set1_epi32(x.sums[t * groups + g]));
       sum[t] = Scaled(acc, scales, x.scales[t * groups + g], sum[t]);
     });
@@ -94,42 +105,53 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
                                               int64_t first_token, int64_t first_block,
                                               DirectSums<kBlocks, kTokens>& sums) {
   const int64_t columns = w.columns;
+  const int64_t x_stride = columns * x.terms;
   const int64_t groups = columns / w.group;
   const int64_t block_bytes = columns * kBlockRows / 2;
   const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
   const uint8_t* nibbles = w.nibbles + first_block * block_bytes;
-  const int8_t* xq = x.values + first_token * columns;
-  const int8_t* group_end = xq;
+  const int8_t* xq = x.values + first_token * x_stride;
   for (int64_t g = 0; g < groups; ++g) {
     __m512i acc[kTokens][kBlocks];
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_setzero_si512(); });
     });
-    group_end += w.group;
-    do {
-      __m512i lows[kBlocks];
-      __m512i highs[kBlocks];
-      Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
-        const __m512i packed = _mm512_loadu_si512(nibbles + r * block_bytes);
-        Prefetch(nibbles + r * block_bytes, ahead);
-        lows[r] = _mm512_and_si512(packed, low_mask);
-        highs[r] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
-      });
+    for (int32_t term = 0;; ++term) {
+      const int8_t* term_end = xq + w.group;
+      do {
+        __m512i lows[kBlocks];
+        __m512i highs[kBlocks];
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
+          const __m512i packed = _mm512_loadu_si512(nibbles + r * block_bytes);
+          Prefetch(nibbles + r * block_bytes, ahead);
+          lows[r] = _mm512_and_si512(packed, low_mask);
+          highs[r] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
+        });
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          const __m512i four = Broadcast4(xq + t * x_stride);
+          Unroll<kBlocks>([&](auto r)
+                              NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], lows[r], four); });
+        });
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          const __m512i four = Broadcast4(xq + t * x_stride + 4);
+          Unroll<kBlocks>([&](auto r)
+                              NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], highs[r], four); });
+        });
+        nibbles += 64;
+        xq += 8;
+      } while (xq != term_end);
+      if (term + 1 == x.terms) break;
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        const __m512i four = Broadcast4(xq + t * columns);
-        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], lows[r], four); });
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_slli_epi32(acc[t][r], 8); });
       });
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        const __m512i four = Broadcast4(xq + t * columns + 4);
-        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], highs[r], four); });
-      });
-      nibbles += 64;
-      xq += 8;
-    } while (xq != group_end);
+      nibbles -= w.group * 8;
+      xq += columns - w.group;
+    }
+    xq -= (x.terms - 1) * columns;
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       const int64_t entry = ((first_block + r) * groups + g) * kBlockRows;
-      const __m512i zeros = NegatedZeros(w.zeros + entry);
+      const __m512i zeros = NegatedZeros(w.zeros + entry, x.terms);
       const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const int64_t at = (first_token + t) * groups + g;
@@ -173,10 +195,10 @@ void DirectBlocksW4(const W4Matrix& w, const Int8Activations& x, const GemmOutpu
 void DirectW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y, BlockRange blocks) {
   int32_t block = blocks.begin;
   if (x.tokens <= 2) {
-    for (; block < blocks.end; ++block) {
-      if (x.tokens == 1) DirectBlockW4<1>(w, x, y, block);
-      if (x.tokens == 2) DirectBlockW4<2>(w, x, y, block);
-    }
+    const auto multiply = x.tokens == 1
+                              ? (x.terms == 1 ? DirectBlockW4<1, 1> : DirectBlockW4<1, 2>)
+                              : (x.terms == 1 ? DirectBlockW4<2, 1> : DirectBlockW4<2, 2>);
+    for (; block < blocks.end && x.tokens > 0; ++block) multiply(w, x, y, block);
     return;
   }
   for (; block + 2 <= blocks.end; block += 2) DirectBlocksW4<2>(w, x, y, block);
@@ -247,11 +269,10 @@ using TileSums = float[kTileTokens][kBlocks][kBlockRows];
 template <int kBlocks, int kTokens>
 __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activations& x,
                                             int32_t first_token, TileSums<kBlocks>& sums) {
-  const int64_t columns = x.columns;
-  const int64_t groups = columns / panel.group;
+  const int64_t x_stride = static_cast<int64_t>(x.columns) * x.terms;
+  const int64_t groups = x.columns / panel.group;
   const int64_t first_group = first_token * groups + panel.first_column / panel.group;
-  const int8_t* xq = x.values + first_token * columns + panel.first_column;
-  const int8_t* group_end = xq;
+  const int8_t* xq = x.values + first_token * x_stride + panel.first_column;
   const uint8_t* bytes = panel.bytes;
   const float* scales = panel.scales;
   const int32_t* zeros = panel.zeros;
@@ -260,19 +281,28 @@ __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activa
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
       Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_setzero_si512(); });
     });
-    group_end += panel.group;
-    do {
-      __m512i weights[kBlocks];
-      Unroll<kBlocks>([&](auto r)
-                          NIBBLE_INLINE { weights[r] = _mm512_load_si512(bytes + r * 64); });
-      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
-        const __m512i four = Broadcast4(xq + t * columns);
+    for (int32_t term = 0;; ++term) {
+      const int8_t* term_end = xq + panel.group;
+      do {
+        __m512i weights[kBlocks];
         Unroll<kBlocks>([&](auto r)
-                            NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], weights[r], four); });
+                            NIBBLE_INLINE { weights[r] = _mm512_load_si512(bytes + r * 64); });
+        Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+          const __m512i four = Broadcast4(xq + t * x_stride);
+          Unroll<kBlocks>([&](auto r)
+                              NIBBLE_INLINE { acc[t][r] = Dot4(acc[t][r], weights[r], four); });
+        });
+        bytes += kBlocks * 64;
+        xq += 4;
+      } while (xq != term_end);
+      if (term + 1 == x.terms) break;
+      Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
+        Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_slli_epi32(acc[t][r], 8); });
       });
-      bytes += kBlocks * 64;
-      xq += 4;
-    } while (xq != group_end);
+      bytes -= panel.group * kBlocks * kBlockRows;
+      xq += x.columns - panel.group;
+    }
+    xq -= (x.terms - 1) * static_cast<int64_t>(x.columns);
     const int32_t* x_sums = x.sums + g;
     const float* x_scales = x.scales + g;
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
@@ -342,7 +372,8 @@ void PanelW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
   const int32_t step = kPanelColumns / w.group * w.group;
   for (int32_t column = 0; column < w.columns; column += step) {
     const int32_t columns = Min(step, w.columns - column);
-    UnpackW4<kBlocks>(w, first_block, column, columns, {memory.bytes, memory.scales, memory.zeros});
+    UnpackW4<kBlocks>(w, first_block, column, columns, x.terms,
+                      {memory.bytes, memory.scales, memory.zeros});
     const Panel panel = {.bytes = memory.bytes,
                          .scales = memory.scales,
                          .zeros = memory.zeros,

@@ -31,13 +31,17 @@ NIBBLE_INLINE inline __m512 LoadScales(const void* scales, int64_t index, Elemen
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
 }
 
-// -z in the low 16 bits of each lane, 0 above: what dpwssd multiplies by the sum of x.
-NIBBLE_INLINE inline __m512i NegatedZeros(const uint8_t* zeros) {
+// What dpwssd multiplies by the sums of x: -z in the low 16 bits of each lane; above, 0 with one
+// term, -256 * z with two.
+NIBBLE_INLINE inline __m512i NegatedZeros(const uint8_t* zeros, int32_t terms) {
   const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
-  return _mm512_and_si512(_mm512_sub_epi32(_mm512_setzero_si512(), z), _mm512_set1_epi32(0xffff));
+  const __m512i negated = _mm512_sub_epi32(_mm512_setzero_si512(), z);
+  const __m512i low = _mm512_and_si512(negated, _mm512_set1_epi32(0xffff));
+  if (terms == 1) return low;
+  return _mm512_or_si512(low, _mm512_slli_epi32(negated, 24));
 }
 
-// acc + z * x, z in the low 16 bits of each lane.
+// acc + the products of both 16-bit halves of each lane.
 NIBBLE_INLINE inline __m512i AddZeroTerm(__m512i acc, __m512i zeros, __m512i sums) {
   __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(zeros), "v"(sums));
   return acc;
@@ -67,7 +71,7 @@ struct UnpackedW4 {
 
 template <int kBlocks>
 void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int32_t columns,
-              const UnpackedW4& panel) {
+              int32_t terms, const UnpackedW4& panel) {
   const __m512i low_mask = _mm512_set1_epi8(0x0f);
   const int32_t groups = w.columns / w.group;
   const int64_t block_bytes = static_cast<int64_t>(w.columns) * kBlockRows / 2;
@@ -92,7 +96,7 @@ void UnpackW4(const W4Matrix& w, int32_t first_block, int32_t first_column, int3
           kBlockRows;
       const int32_t target = (g * kBlocks + r) * kBlockRows;
       _mm512_store_ps(panel.scales + target, LoadScales(w.scales, entry, w.scale_type));
-      _mm512_store_si512(panel.zeros + target, NegatedZeros(w.zeros + entry));
+      _mm512_store_si512(panel.zeros + target, NegatedZeros(w.zeros + entry, terms));
     }
   }
 }

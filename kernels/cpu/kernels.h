@@ -45,16 +45,28 @@ struct DenseMatrix {
   ElementType type = ElementType::kF16;
 };
 
-// Activations quantized per token and group: sx = max|x| / 127, xq = x * (127 / max|x|) rounded to
-// the nearest even, in -127…127, X = sum of xq. A group of zeros (all below 2^-100) has sx = 0; one
-// with NaN or infinity has sx = NaN and xq = 0.
+// Activations quantized per token and group, x = sx * xq, in one or two int8 terms, rounded to the
+// nearest even:
+//   one   xq = x * (127 / max|x|), in -127…127; its sum is X
+//   two   xq = x * (32512 / max|x|) = 256 * high + low, high in -127…127, low in -128…127;
+//         X holds the sum of the highs in its upper 16 bits, that of the lows in its lower 16
+// A group of zeros (all below 2^-100) has sx = 0; one with NaN or infinity sx = NaN and xq = 0.
 struct Int8Activations {
   int32_t tokens = 0;
   int32_t columns = 0;
   int32_t group = 0;
-  const int8_t* values = nullptr;  // [tokens, columns]
-  const float* scales = nullptr;   // [tokens, columns / group]
-  const int32_t* sums = nullptr;   // [tokens, columns / group]
+  int32_t terms = 1;
+  const int8_t* values = nullptr;  // [tokens, terms, columns], the highs first
+  const float* scales = nullptr;   // [tokens, columns / group]: sx
+  const int32_t* sums = nullptr;   // [tokens, columns / group]: X
+};
+// The same to write to.
+struct Int8Target {
+  int32_t group = 0;
+  int32_t terms = 1;
+  int8_t* values = nullptr;
+  float* scales = nullptr;
+  int32_t* sums = nullptr;
 };
 
 // fp32 rows: [tokens, stride], the first `columns` of each used.
@@ -112,8 +124,8 @@ struct AttentionArgs {
 struct Kernels {
   IsaLevel level;
 
-  // x [tokens, columns] fp32 with row stride -> int8 groups. Outputs as in Int8Activations.
-  void (*quantize)(const FloatRows& x, int32_t group, int8_t* values, float* scales, int32_t* sums);
+  // x [tokens, columns] fp32 with row stride -> int8 groups, as in Int8Activations.
+  void (*quantize)(const FloatRows& x, const Int8Target& to);
   // sums [tokens, columns / group], each sum in rising k.
   void (*group_sums)(const FloatRows& x, int32_t group, float* sums);
 
@@ -121,7 +133,7 @@ struct Kernels {
                        BlockRange blocks);
   void (*gemm_w4_float)(const W4Matrix& w, const FloatRows& x, const GemmOutput& y,
                         BlockRange blocks);
-  // x.group == kInt8Group.
+  // x.group == kInt8Group, x.terms == 1.
   void (*gemm_int8)(const Int8Matrix& w, const Int8Activations& x, const GemmOutput& y,
                     BlockRange blocks);
   void (*gemm_dense)(const DenseMatrix& w, const FloatRows& x, const GemmOutput& y,

@@ -6,10 +6,11 @@
 
 namespace nibble::cpu {
 
-// Activations: xq = round-to-even(x * (127 / max|x|)). A group below the floor counts as zero, so
-// that the reciprocal stays finite; a group with NaN or infinity gets scale NaN and xq = 0, which
-// makes every product of its token NaN and of no other.
+// Activations: xq = round-to-even(x * (limit / max|x|)), the limit by the number of int8 terms. A
+// group below the floor counts as zero, so that the reciprocal stays finite; a group with NaN or
+// infinity gets scale NaN and xq = 0, which makes every product of its token NaN and of no other.
 inline constexpr float kQuantizeLimit = 127.0F;
+inline constexpr float kQuantizeLimitOfTwo = 32512.0F;  // 127 * 256
 inline constexpr float kQuantizeFloor = 0x1p-100F;
 inline constexpr uint32_t kInfinityBits = 0x7f800000U;
 inline constexpr uint32_t kNanBits = 0x7fc00000U;

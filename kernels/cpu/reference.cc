@@ -27,19 +27,42 @@ float LoadElement(const void* base, int64_t index, ElementType type) {
   return HalfToFloat(static_cast<const uint16_t*>(base)[index]);
 }
 
-void Quantize(const FloatRows& x, int32_t group, int8_t* values, float* scales, int32_t* sums) {
+// Returns the sum as Int8Activations holds it.
+int32_t RoundGroup(const float* in, int32_t group, float inverse, int32_t terms, int8_t* out,
+                   int32_t columns) {
+  int32_t high_sum = 0;
+  int32_t low_sum = 0;
+  for (int32_t k = 0; k < group; ++k) {
+    const int32_t q = inverse == 0 ? 0 : static_cast<int32_t>(std::nearbyint(in[k] * inverse));
+    const int32_t high = terms == 1 ? q : (q + 128) >> 8;
+    out[k] = static_cast<int8_t>(high);
+    high_sum += high;
+    if (terms == 1) continue;
+    const int32_t low = q - 256 * high;
+    out[columns + k] = static_cast<int8_t>(low);
+    low_sum += low;
+  }
+  if (terms == 1) return high_sum;
+  return static_cast<int32_t>((static_cast<uint32_t>(high_sum) << 16) |
+                              (static_cast<uint32_t>(low_sum) & 0xffffU));
+}
+
+void Quantize(const FloatRows& x, const Int8Target& to) {
+  const int32_t group = to.group;
   const int32_t groups = x.columns / group;
+  const float limit = to.terms == 1 ? kQuantizeLimit : kQuantizeLimitOfTwo;
   for (int32_t t = 0; t < x.tokens; ++t) {
     for (int32_t g = 0; g < groups; ++g) {
       const float* in = x.values + t * x.stride + static_cast<int64_t>(g) * group;
-      int8_t* out = values + static_cast<int64_t>(t) * x.columns + static_cast<int64_t>(g) * group;
+      int8_t* out = to.values + static_cast<int64_t>(t) * to.terms * x.columns +
+                    static_cast<int64_t>(g) * group;
       uint32_t largest_bits = 0;  // integer order of magnitudes: NaN > infinity > finite
       for (int32_t k = 0; k < group; ++k) {
         largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(in[k]) & 0x7fffffffU);
       }
       const float largest = std::bit_cast<float>(largest_bits);
-      float scale = largest / kQuantizeLimit;
-      float inverse = kQuantizeLimit / largest;
+      float scale = largest / limit;
+      float inverse = limit / largest;
       if (largest_bits >= kInfinityBits) {
         scale = std::bit_cast<float>(kNanBits);
         inverse = 0;
@@ -47,23 +70,23 @@ void Quantize(const FloatRows& x, int32_t group, int8_t* values, float* scales, 
         scale = 0;
         inverse = 0;
       }
-      int32_t sum = 0;
-      for (int32_t k = 0; k < group; ++k) {
-        const int32_t q = inverse == 0 ? 0 : static_cast<int32_t>(std::nearbyint(in[k] * inverse));
-        out[k] = static_cast<int8_t>(q);
-        sum += q;
-      }
-      scales[static_cast<int64_t>(t) * groups + g] = scale;
-      sums[static_cast<int64_t>(t) * groups + g] = sum;
+      const int64_t at = static_cast<int64_t>(t) * groups + g;
+      to.scales[at] = scale;
+      to.sums[at] = RoundGroup(in, group, inverse, to.terms, out, x.columns);
     }
   }
+}
+
+// 256 * the sum of the highs + the sum of the lows.
+int32_t SumOfTwo(int32_t sums) {
+  return 256 * (sums >> 16) + static_cast<int16_t>(static_cast<uint16_t>(sums));
 }
 
 void GemmW4Int8(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y,
                 BlockRange blocks) {
   const int32_t groups = w.columns / w.group;
   for (int32_t t = 0; t < x.tokens; ++t) {
-    const int8_t* xq = x.values + static_cast<int64_t>(t) * w.columns;
+    const int8_t* xq = x.values + static_cast<int64_t>(t) * x.terms * w.columns;
     const float* sx = x.scales + static_cast<int64_t>(t) * groups;
     const int32_t* sum_x = x.sums + static_cast<int64_t>(t) * groups;
     for (int32_t row = blocks.begin * kRowBlock; row < std::min(blocks.end * kRowBlock, w.rows);
@@ -73,10 +96,11 @@ void GemmW4Int8(const W4Matrix& w, const Int8Activations& x, const GemmOutput& y
         int32_t acc = 0;
         for (int32_t k = g * w.group; k < (g + 1) * w.group; ++k) {
           const layout::NibbleAddress at = layout::W4Address(row, k, w.columns);
-          acc += ((w.nibbles[at.byte] >> at.shift) & 15) * xq[k];
+          const int32_t value = x.terms == 1 ? xq[k] : 256 * xq[k] + xq[w.columns + k];
+          acc += ((w.nibbles[at.byte] >> at.shift) & 15) * value;
         }
         const int64_t entry = layout::GroupAddress(row, g, groups);
-        acc -= w.zeros[entry] * sum_x[g];
+        acc -= w.zeros[entry] * (x.terms == 1 ? sum_x[g] : SumOfTwo(sum_x[g]));
         const float scale = LoadElement(w.scales, entry, w.scale_type) * sx[g];
         sum = std::fma(scale, static_cast<float>(acc), sum);
       }

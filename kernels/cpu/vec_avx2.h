@@ -147,6 +147,18 @@ NIBBLE_INLINE inline IntVec ZeroInt() { return {_mm256_setzero_si256(), _mm256_s
 NIBBLE_INLINE inline IntVec AddInt(IntVec x, IntVec y) {
   return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
 }
+NIBBLE_INLINE inline IntVec SubInt(IntVec x, IntVec y) {
+  return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+}
+NIBBLE_INLINE inline IntVec SetInt(int32_t x) {
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+NIBBLE_INLINE inline IntVec ShiftLeft8(IntVec x) {
+  return {_mm256_slli_epi32(x.a, 8), _mm256_slli_epi32(x.b, 8)};
+}
+NIBBLE_INLINE inline IntVec ShiftRight8(IntVec x) {
+  return {_mm256_srai_epi32(x.a, 8), _mm256_srai_epi32(x.b, 8)};
+}
 NIBBLE_INLINE inline int32_t SumInt(IntVec x) {
   const __m256i eight = _mm256_add_epi32(x.a, x.b);
   __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));

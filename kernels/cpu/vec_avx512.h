@@ -93,6 +93,10 @@ NIBBLE_INLINE inline Vec LoadBytes(const uint8_t* p) {
 
 NIBBLE_INLINE inline IntVec ZeroInt() { return _mm512_setzero_si512(); }
 NIBBLE_INLINE inline IntVec AddInt(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
+NIBBLE_INLINE inline IntVec SubInt(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b); }
+NIBBLE_INLINE inline IntVec SetInt(int32_t a) { return _mm512_set1_epi32(a); }
+NIBBLE_INLINE inline IntVec ShiftLeft8(IntVec a) { return _mm512_slli_epi32(a, 8); }
+NIBBLE_INLINE inline IntVec ShiftRight8(IntVec a) { return _mm512_srai_epi32(a, 8); }
 NIBBLE_INLINE inline int32_t SumInt(IntVec a) { return _mm512_reduce_add_epi32(a); }
 // Bits without the sign; maxima as unsigned integers.
 NIBBLE_INLINE inline IntVec Magnitude(Vec x) {

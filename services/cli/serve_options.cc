@@ -41,7 +41,7 @@ void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights:
   parser->Choice<weights::HeadFormat>(
       "head", head,
       {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
-      "How a 16-bit output head is held in fast mode");
+      "How a 16-bit output head is held in fast mode; stored: with 16-bit activations");
 }
 
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options) {

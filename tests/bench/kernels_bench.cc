@@ -4,6 +4,7 @@
 //   kernels_bench --benchmark_filter='W4Int8/avx512.*tokens:1/' --benchmark_repetitions=9
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -79,24 +80,26 @@ void ReadBandwidth(benchmark::State& state, const std::shared_ptr<Lazy<Buffer<ui
 // ---- Products --------------------------------------------------------------------------------
 
 struct W4Operands {
-  W4Operands(const Shape& shape, int32_t tokens)
+  W4Operands(const Shape& shape, int32_t tokens, int32_t terms)
       : w(shape.rows, shape.columns, shape.group),
-        x(tokens, shape.columns, shape.group),
+        x(tokens, shape.columns, shape.group, terms),
         y(static_cast<int64_t>(tokens) * shape.rows) {}
   W4 w;
   Activations x;
   Buffer<float> y;
 };
 
-void W4Product(benchmark::State& state, IsaLevel level, const Shape& shape, bool exact,
+// `terms` of the activations; 0 = fp32.
+void W4Product(benchmark::State& state, IsaLevel level, const Shape& shape, int32_t terms,
                const std::shared_ptr<Lazy<W4Operands>>& lazy) {
   const int32_t tokens = static_cast<int32_t>(state.range(0));
-  const auto operands = lazy->Get([&] { return std::make_shared<W4Operands>(shape, tokens); });
+  const auto operands =
+      lazy->Get([&] { return std::make_shared<W4Operands>(shape, tokens, std::max(terms, 1)); });
   const Kernels& kernels = GetKernels(level);
   const GemmOutput y = {operands->y.data(), shape.rows, nullptr};
   const BlockRange blocks = Share(state, shape.rows);
   for (auto _ : state) {
-    if (exact) {
+    if (terms == 0) {
       kernels.gemm_w4_float(operands->w.matrix, operands->x.floats, y, blocks);
     } else {
       kernels.gemm_w4_int8(operands->w.matrix, operands->x.ints, y, blocks);
@@ -201,7 +204,7 @@ void Elementwise(benchmark::State& state, IsaLevel level, const std::string& op)
   std::vector<float> zeros(128, 0.0F);
   for (auto _ : state) {
     if (op == "quantize") {
-      kernels.quantize(x.floats, 64, x.values.data(), x.scales.data(), x.sums.data());
+      kernels.quantize(x.floats, {64, 1, x.values.data(), x.scales.data(), x.sums.data()});
     } else if (op == "group_sums") {
       kernels.group_sums(x.floats, 64, x.group_sums.data());
     } else if (op == "rms_norm") {
@@ -229,14 +232,14 @@ void RegisterProducts(IsaLevel level, const std::string& name) {
   const std::vector<Shape> shapes = {{960, 576, 64},    {576, 576, 64},    {3072, 576, 64},
                                      {576, 1536, 64},   {6144, 4096, 128}, {28672, 4096, 128},
                                      {4096, 14336, 128}};
-  for (const bool exact : {false, true}) {
+  const char* const names[] = {"W4Float/", "W4Int8/", "W4Int8TwoTerms/"};
+  for (const int terms : {1, 2, 0}) {
     for (const Shape& shape : shapes) {
       for (const int tokens : {1, 2, 4, 8, 16, 64, 512}) {
         if (shape.rows > 3072 && tokens > 64) continue;
         const auto lazy = std::make_shared<Lazy<W4Operands>>();
-        benchmark::RegisterBenchmark(
-            ((exact ? "W4Float/" : "W4Int8/") + name + "/" + shape.Name()).c_str(), W4Product,
-            level, shape, exact, lazy)
+        benchmark::RegisterBenchmark((names[terms] + name + "/" + shape.Name()).c_str(), W4Product,
+                                     level, shape, terms, lazy)
             ->ArgName("tokens")
             ->Arg(tokens)
             ->ThreadRange(1, 2)

@@ -67,9 +67,9 @@ struct W4 {
 
 // Activations of `tokens` rows, as floats and quantized.
 struct Activations {
-  Activations(int32_t tokens, int32_t columns, int32_t group)
+  Activations(int32_t tokens, int32_t columns, int32_t group, int32_t terms = 1)
       : x(Floats(static_cast<int64_t>(tokens) * columns)),
-        values(static_cast<int64_t>(tokens) * columns),
+        values(static_cast<int64_t>(tokens) * terms * columns),
         scales(static_cast<int64_t>(tokens) * columns / group),
         group_sums(static_cast<int64_t>(tokens) * columns / group),
         sums(static_cast<int64_t>(tokens) * columns / group) {
@@ -79,11 +79,12 @@ struct Activations {
               .stride = columns,
               .group_sums = group_sums.data()};
     const Kernels& kernels = GetKernels(BestIsaLevel());
-    kernels.quantize(floats, group, values.data(), scales.data(), sums.data());
+    kernels.quantize(floats, {group, terms, values.data(), scales.data(), sums.data()});
     kernels.group_sums(floats, group, group_sums.data());
     ints = {.tokens = tokens,
             .columns = columns,
             .group = group,
+            .terms = terms,
             .values = values.data(),
             .scales = scales.data(),
             .sums = sums.data()};

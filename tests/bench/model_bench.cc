@@ -41,7 +41,12 @@ struct Quantized {
       : values(static_cast<int64_t>(tokens) * columns),
         scales(static_cast<int64_t>(tokens) * columns / group),
         sums(static_cast<int64_t>(tokens) * columns / group),
-        view{tokens, columns, group, values.data(), scales.data(), sums.data()} {}
+        view{.tokens = tokens,
+             .columns = columns,
+             .group = group,
+             .values = values.data(),
+             .scales = scales.data(),
+             .sums = sums.data()} {}
   Buffer<int8_t> values;
   Buffer<float> scales;
   Buffer<int32_t> sums;
@@ -119,7 +124,7 @@ class Model {
     }
     if (thread == 0) {
       kernels_.quantize({1, kHidden, residual_.data() + int64_t{tokens_ - 1} * kHidden, kHidden},
-                        32, head_q_.values.data(), head_q_.scales.data(), head_q_.sums.data());
+                        {32, 1, head_q_.values.data(), head_q_.scales.data(), head_q_.sums.data()});
     }
     barrier_.Wait();
     kernels_.gemm_int8({kVocabulary, kHidden, head_values_.data(), head_scales_.data()},
@@ -146,9 +151,9 @@ class Model {
     const int64_t columns = to.view.columns;
     kernels_.quantize(
         {First(thread + 1) - First(thread), to.view.columns, x.data() + from * columns, columns},
-        to.view.group, to.values.data() + from * columns,
-        to.scales.data() + from * columns / to.view.group,
-        to.sums.data() + from * columns / to.view.group);
+        {to.view.group, 1, to.values.data() + from * columns,
+         to.scales.data() + from * columns / to.view.group,
+         to.sums.data() + from * columns / to.view.group});
   }
   // Residual add, norm and quantization of a thread's tokens.
   void Norm(int thread) {

@@ -13,10 +13,10 @@ int64_t Floats(int64_t rows, int64_t columns) {
   return AlignedBytes(rows * columns * int64_t{sizeof(float)});
 }
 
-int64_t ConvertedBytes(int64_t rows, int64_t columns, Numerics numerics) {
+int64_t ConvertedBytes(int64_t rows, int64_t columns, int32_t terms) {
   const int64_t groups = (columns + kSmallestGroup - 1) / kSmallestGroup;
   const int64_t sums = Floats(rows, groups);
-  return numerics == Numerics::kExact ? sums : 2 * sums + AlignedBytes(rows * columns);
+  return terms == 0 ? sums : 2 * sums + AlignedBytes(rows * terms * columns);
 }
 
 }  // namespace
@@ -41,8 +41,9 @@ ActivationPlan PlanActivations(const model::ModelSpec& spec, const RankShare& sh
   plan.gate_up = Floats(tokens, 2 * ffn);
   plan.mlp = Floats(tokens, ffn);
   plan.projected = plan.hidden;
-  plan.converted = ConvertedBytes(tokens, widest, options.numerics) +
-                   threads * ConvertedBytes(own_tokens, widest, options.numerics);
+  const int32_t terms = ActivationTerms(options);
+  plan.converted = ConvertedBytes(tokens, widest, terms) +
+                   threads * ConvertedBytes(own_tokens, widest, terms);
   plan.private_mlp = threads * Floats(own_tokens, ffn);
   plan.logits = Floats(rows, vocab_share_max);
   if (share.rank_count > 1) {

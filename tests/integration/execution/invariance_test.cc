@@ -1,5 +1,5 @@
 // The invariance law: a request's logits do not depend on the batch, the chunks, preemption, the
-// threads or the instruction set, bit for bit, in both numerics.
+// threads or the instruction set, bit for bit, in every numerics.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -115,10 +115,20 @@ Trace GeneratePreempted(InProcessGroup* group, const std::vector<int32_t>& promp
   return trace;
 }
 
-InProcessGroup::Options Options(Numerics numerics, int32_t context, int32_t threads,
+struct Mode {
+  const char* name;
+  Numerics numerics;
+  weights::HeadFormat head;
+};
+constexpr Mode kModes[] = {{"exact", Numerics::kExact, weights::HeadFormat::kStored},
+                           {"fast", Numerics::kFast, weights::HeadFormat::kInt8},
+                           {"fast, stored head", Numerics::kFast, weights::HeadFormat::kStored}};
+
+InProcessGroup::Options Options(const Mode& mode, int32_t context, int32_t threads,
                                 cpu::IsaLevel isa) {
   return {.ranks = 1,
-          .memory = {.numerics = numerics,
+          .memory = {.numerics = mode.numerics,
+                     .head = mode.head,
                      .max_slots = 17,
                      .max_step_tokens = 256,
                      .max_context = context},
@@ -149,11 +159,10 @@ TEST_P(InvarianceTest, EveryWayGivesTheSameBits) {
   const auto context = std::min<int32_t>((*checkpoint)->spec().max_context, 100);
   const auto prompt =
       RandomTokens(std::min(70, context - kOutputs), (*checkpoint)->spec().vocab_size, 1);
-  for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+  for (const Mode& mode : kModes) {
     Trace want;
     {
-      InProcessGroup reference(**checkpoint,
-                               Options(numerics, context, 1, cpu::IsaLevel::kReference));
+      InProcessGroup reference(**checkpoint, Options(mode, context, 1, cpu::IsaLevel::kReference));
       reference.KeepLogits();
       want = Generate(&reference, prompt, 256, 0);
     }
@@ -161,9 +170,9 @@ TEST_P(InvarianceTest, EveryWayGivesTheSameBits) {
                                     cpu::IsaLevel::kAvx512Vnni, cpu::IsaLevel::kAmx}) {
       if (!cpu::IsaLevelSupported(isa)) continue;
       for (const int32_t threads : {1, 2, 3}) {
-        ExpectInvariant(**checkpoint, Options(numerics, context, threads, isa), prompt, want,
+        ExpectInvariant(**checkpoint, Options(mode, context, threads, isa), prompt, want,
                         std::string(cpu::IsaLevelName(isa)) + ", " + std::to_string(threads) +
-                            (numerics == Numerics::kFast ? " threads, fast" : " threads, exact"));
+                            " threads, " + mode.name);
       }
     }
   }
@@ -183,19 +192,18 @@ TEST(RealModelInvarianceTest, EveryWayGivesTheSameBits) {
   const weights::Checkpoint* checkpoint = testing::SmolCheckpoint("RealModelInvarianceTest");
   if (checkpoint == nullptr) return;
   const auto prompt = RandomTokens(90, checkpoint->spec().vocab_size, 3);
-  for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+  for (const Mode& mode : kModes) {
     Trace want;
     for (const cpu::IsaLevel isa : {cpu::IsaLevel::kAvx2, cpu::IsaLevel::kAvx512Vnni}) {
       if (!cpu::IsaLevelSupported(isa)) continue;
-      const InProcessGroup::Options options = Options(numerics, 160, 2, isa);
+      const InProcessGroup::Options options = Options(mode, 160, 2, isa);
       if (want.empty()) {
         InProcessGroup first(*checkpoint, options);
         first.KeepLogits();
         want = Generate(&first, prompt, 256, 0);
       }
       ExpectInvariant(*checkpoint, options, prompt, want,
-                      std::string(cpu::IsaLevelName(isa)) +
-                          (numerics == Numerics::kFast ? ", fast" : ", exact"));
+                      std::string(cpu::IsaLevelName(isa)) + ", " + mode.name);
     }
   }
 }

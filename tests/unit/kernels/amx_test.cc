@@ -11,7 +11,7 @@ namespace nibble::cpu {
 namespace {
 
 struct Shape {
-  int32_t rows, columns, group;
+  int32_t rows, columns, group, terms;
 };
 
 TEST(AmxTest, EmulatedTilesGiveTheBitsOfTheReference) {
@@ -22,15 +22,16 @@ TEST(AmxTest, EmulatedTilesGiveTheBitsOfTheReference) {
   Random random(1);
   constexpr int32_t kTokens = 67;
   for (const Shape& shape :
-       {Shape{1, 32, 32}, Shape{33, 288, 32}, Shape{48, 64, 64}, Shape{50, 576, 64},
-        Shape{80, 1600, 64}, Shape{31, 128, 128}, Shape{64, 1664, 128}}) {
+       {Shape{1, 32, 32, 1}, Shape{33, 288, 32, 1}, Shape{33, 288, 32, 2}, Shape{48, 64, 64, 2},
+        Shape{50, 576, 64, 1}, Shape{80, 1600, 64, 1}, Shape{80, 1600, 64, 2},
+        Shape{31, 128, 128, 1}, Shape{64, 1664, 128, 1}, Shape{64, 1664, 128, 2}}) {
     W4Data w(shape.rows, shape.columns, shape.group, ElementType::kF16, random);
     for (int64_t i = 0; i < w.q.size(); i += 5) w.q[i] = 15;
     w.Pack();
     Buffer<float> values =
         RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random, 3.0F);
     values[40 * shape.columns] = std::numeric_limits<float>::quiet_NaN();
-    const ActivationData x(std::move(values), kTokens, shape.columns, shape.group);
+    const ActivationData x(std::move(values), kTokens, shape.columns, shape.group, shape.terms);
     const Buffer<float> bias = RandomFloats(shape.rows, random);
     const int32_t blocks = layout::RowBlocks(shape.rows);
     const int64_t stride = shape.rows + 1;

@@ -32,21 +32,21 @@ Buffer<float> WildFloats(int64_t count, Random& random) {
 }
 
 struct Quantized {
-  Quantized(const Kernels& kernels, const FloatRows& x, int32_t group)
-      : values(static_cast<int64_t>(x.tokens) * x.columns),
-        scales(values.size() / group),
-        sums(values.size() / group) {
-    kernels.quantize(x, group, values.data(), scales.data(), sums.data());
+  Quantized(const Kernels& kernels, const FloatRows& x, int32_t group, int32_t terms = 1)
+      : values(static_cast<int64_t>(x.tokens) * terms * x.columns),
+        scales(static_cast<int64_t>(x.tokens) * x.columns / group),
+        sums(scales.size()) {
+    kernels.quantize(x, {group, terms, values.data(), scales.data(), sums.data()});
   }
   Buffer<int8_t> values;
   Buffer<float> scales;
   Buffer<int32_t> sums;
 };
 
-void ExpectSameQuantized(const FloatRows& x, int32_t group) {
-  const Quantized expected(GetKernels(IsaLevel::kReference), x, group);
+void ExpectSameQuantized(const FloatRows& x, int32_t group, int32_t terms) {
+  const Quantized expected(GetKernels(IsaLevel::kReference), x, group, terms);
   for (const IsaLevel level : RunnableLevels()) {
-    const Quantized got(GetKernels(level), x, group);
+    const Quantized got(GetKernels(level), x, group, terms);
     for (int64_t i = 0; i < expected.values.size(); ++i) {
       ASSERT_EQ(got.values[i], expected.values[i])
           << IsaLevelName(level) << " group " << group << " at " << i;
@@ -65,11 +65,13 @@ TEST(QuantizeTest, EveryLevelHasTheBitsOfTheReference) {
       const int32_t columns = group * groups;
       const int64_t stride = columns + 7;
       const Buffer<float> plain = RandomFloats(5 * stride, random, 10.0F);
-      ExpectSameQuantized(
-          {.tokens = 5, .columns = columns, .values = plain.data(), .stride = stride}, group);
       const Buffer<float> wild = WildFloats(5 * stride, random);
-      ExpectSameQuantized(
-          {.tokens = 5, .columns = columns, .values = wild.data(), .stride = stride}, group);
+      for (const float* values : {plain.data(), wild.data()}) {
+        for (const int32_t terms : {1, 2}) {
+          ExpectSameQuantized({.tokens = 5, .columns = columns, .values = values, .stride = stride},
+                              group, terms);
+        }
+      }
     }
   }
 }
@@ -89,6 +91,36 @@ TEST(QuantizeTest, IsWithinHalfAStepAndSumsUp) {
     }
     EXPECT_EQ(q.sums[g], sum);
     EXPECT_EQ(largest, 127);
+  }
+}
+
+TEST(QuantizeTest, TwoTermsAreWithinHalfASmallStepAndSumUp) {
+  Random random(3);
+  Buffer<float> x = RandomFloats(128 * 10, random, 5.0F);
+  x[0] = 5.0F;  // the limits: 32512 = 127 * 256 + 0, and its negative
+  x[128] = -5.0F;
+  const Quantized q(GetKernels(IsaLevel::kReference),
+                    {.tokens = 2, .columns = 640, .values = x.data(), .stride = 640}, 128, 2);
+  EXPECT_EQ(q.values[0], 127);
+  EXPECT_EQ(q.values[640], 0);
+  EXPECT_EQ(q.values[128], -127);
+  EXPECT_EQ(q.values[640 + 128], 0);
+  for (int64_t g = 0; g < 10; ++g) {
+    const int64_t token = g / 5;
+    int32_t high_sum = 0;
+    int32_t low_sum = 0;
+    for (int64_t k = g % 5 * 128; k < (g % 5 + 1) * 128; ++k) {
+      const int32_t high = q.values[token * 1280 + k];
+      const int32_t low = q.values[token * 1280 + 640 + k];
+      EXPECT_LE(std::abs(high), 127);
+      // fp32 adds its own rounding to the half step.
+      EXPECT_NEAR(static_cast<float>(256 * high + low) * q.scales[g], x[token * 640 + k],
+                  q.scales[g] * 0.51);
+      high_sum += high;
+      low_sum += low;
+    }
+    EXPECT_EQ(q.sums[g] >> 16, high_sum);
+    EXPECT_EQ(static_cast<int16_t>(q.sums[g] & 0xffff), low_sum);
   }
 }
 
@@ -114,8 +146,12 @@ TEST(QuantizeTest, ZeroAndNonFiniteGroupsAreMarked) {
   x[128] = 1e-31F;  // below 2^-100
   x[160] = 1e-29F;
   for (const IsaLevel level : RunnableLevels()) {
-    const Quantized q(GetKernels(level),
-                      {.tokens = 1, .columns = 192, .values = x.data(), .stride = 192}, 32);
+    const FloatRows rows = {.tokens = 1, .columns = 192, .values = x.data(), .stride = 192};
+    const Quantized two(GetKernels(level), rows, 32, 2);
+    EXPECT_EQ(two.values[160], 127);
+    EXPECT_TRUE(std::isnan(two.scales[1]));
+    for (int64_t i = 0; i < 160; ++i) EXPECT_EQ(two.values[i] | two.values[192 + i], 0);
+    const Quantized q(GetKernels(level), rows, 32);
     EXPECT_EQ(q.scales[0], 0) << IsaLevelName(level);
     EXPECT_TRUE(std::isnan(q.scales[1]));
     EXPECT_TRUE(std::isnan(q.scales[2]));

@@ -139,17 +139,19 @@ struct DenseData {
 
 // Activations in every form that products take.
 struct ActivationData {
-  ActivationData(Buffer<float> x_values, int32_t tokens, int32_t columns, int32_t group)
+  ActivationData(Buffer<float> x_values, int32_t tokens, int32_t columns, int32_t group,
+                 int32_t terms = 1)
       : x(std::move(x_values)),
-        values(x.size()),
+        values(x.size() * terms),
         scales(x.size() / group),
         group_sums(x.size() / group),
         sums(x.size() / group),
         tokens_(tokens),
         columns_(columns),
-        group_(group) {
+        group_(group),
+        terms_(terms) {
     const Kernels& kernels = GetKernels(IsaLevel::kReference);
-    kernels.quantize(Floats(), group, values.data(), scales.data(), sums.data());
+    kernels.quantize(Floats(), {group, terms, values.data(), scales.data(), sums.data()});
     kernels.group_sums(Floats(), group, group_sums.data());
   }
   // Tokens [first, first + count).
@@ -166,9 +168,16 @@ struct ActivationData {
     return {.tokens = count,
             .columns = columns_,
             .group = group_,
-            .values = values.data() + static_cast<int64_t>(first) * columns_,
+            .terms = terms_,
+            .values = values.data() + static_cast<int64_t>(first) * terms_ * columns_,
             .scales = scales.data() + group_at,
             .sums = sums.data() + group_at};
+  }
+
+  // The quantized element, of one or two terms.
+  int32_t Value(int64_t token, int64_t k) const {
+    const int8_t* row = values.data() + token * terms_ * columns_;
+    return terms_ == 1 ? row[k] : 256 * row[k] + row[columns_ + k];
   }
 
   Buffer<float> x;
@@ -177,7 +186,7 @@ struct ActivationData {
   Buffer<int32_t> sums;
 
  private:
-  int32_t tokens_, columns_, group_;
+  int32_t tokens_, columns_, group_, terms_;
 };
 
 // Every level that this machine can run, the reference first.

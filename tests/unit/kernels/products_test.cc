@@ -105,12 +105,14 @@ TEST(ProductsTest, W4Int8HasTheBitsOfTheReference) {
   for (const Shape& shape : kW4Shapes) {
     for (const ElementType scale_type : {ElementType::kF16, ElementType::kF32}) {
       const W4Data w(shape.rows, shape.columns, shape.group, scale_type, random);
-      const ActivationData x(
-          RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random, 3.0F), kTokens,
-          shape.columns, shape.group);
       const Buffer<float> bias = RandomFloats(shape.rows, random);
-      ExpectSameBits(shape, nullptr, W4Int8(w, x));
-      ExpectSameBits(shape, bias.data(), W4Int8(w, x));
+      for (const int32_t terms : {1, 2}) {
+        const ActivationData x(
+            RandomFloats(static_cast<int64_t>(kTokens) * shape.columns, random, 3.0F), kTokens,
+            shape.columns, shape.group, terms);
+        ExpectSameBits(shape, terms == 1 ? nullptr : bias.data(), W4Int8(w, x));
+        ExpectSameBits(shape, terms == 1 ? bias.data() : nullptr, W4Int8(w, x));
+      }
     }
   }
 }
@@ -155,6 +157,20 @@ TEST(ProductsTest, DenseHasTheBitsOfTheReference) {
   }
 }
 
+// `x` in two terms, where every low is -128: what no highs of 127 come with, but sums widest.
+ActivationData LowestTwoTerms(const ActivationData& x, int32_t columns, int32_t group) {
+  Buffer<float> copy(x.x.size());
+  std::memcpy(copy.data(), x.x.data(), sizeof(float) * static_cast<size_t>(copy.size()));
+  ActivationData two(std::move(copy), kTokens, columns, group, 2);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    std::memset(two.values.data() + (2 * t + 1) * columns, 0x80, static_cast<size_t>(columns));
+  }
+  for (int64_t g = 0; g < two.sums.size(); ++g) {
+    two.sums[g] = (two.sums[g] >> 16) * 65536 + ((-128 * group) & 0xffff);
+  }
+  return two;
+}
+
 // The largest sums that 4-bit weights and 8-bit activations can make, in both directions: a kernel
 // that adds them in too few bits saturates here.
 TEST(ProductsTest, ExtremeValuesDoNotSaturate) {
@@ -172,6 +188,7 @@ TEST(ProductsTest, ExtremeValuesDoNotSaturate) {
       const ActivationData x(std::move(values), kTokens, shape.columns, shape.group);
       ASSERT_EQ(std::abs(x.values[0]), 127);
       ExpectSameBits(shape, nullptr, W4Int8(w, x));
+      ExpectSameBits(shape, nullptr, W4Int8(w, LowestTwoTerms(x, shape.columns, shape.group)));
 
       Int8Data head(shape.rows, shape.columns, random);
       for (int64_t i = 0; i < head.values.size(); ++i) {
@@ -212,7 +229,10 @@ TEST(ProductsTest, NanAndInfinityStayInTheirToken) {
   dirty[6 * shape.columns + 3] = std::numeric_limits<float>::infinity();
   dirty[7 * shape.columns + 191] = -std::numeric_limits<float>::infinity();
   const ActivationData x(std::move(dirty), kTokens, shape.columns, shape.group);
-  for (const Product& product : {W4Int8(w4, x), W4Float(w4, x), Dense(dense, x)}) {
+  Buffer<float> copy(x.x.size());
+  std::memcpy(copy.data(), x.x.data(), sizeof(float) * static_cast<size_t>(copy.size()));
+  const ActivationData x2(std::move(copy), kTokens, shape.columns, shape.group, 2);
+  for (const Product& product : {W4Int8(w4, x), W4Int8(w4, x2), W4Float(w4, x), Dense(dense, x)}) {
     ExpectSameBits(shape, nullptr, product);
     std::vector<float> y(static_cast<size_t>(kTokens * shape.rows));
     product(GetKernels(IsaLevel::kReference), 0, kTokens, {y.data(), shape.rows, nullptr},
@@ -257,34 +277,40 @@ TEST(ProductsTest, W4FloatIsTheProductOfTheDequantizedMatrix) {
   }
 }
 
+void ExpectWithinSteps(const Shape& shape, const W4Data& w, int32_t terms, Random& random) {
+  const int32_t groups = shape.columns / shape.group;
+  const ActivationData x(RandomFloats(4L * shape.columns, random, 3.0F), 4, shape.columns,
+                         shape.group, terms);
+  std::vector<float> y(static_cast<size_t>(4 * shape.rows));
+  W4Int8(w, x)(GetKernels(IsaLevel::kReference), 0, 4, {y.data(), shape.rows, nullptr},
+               {0, layout::RowBlocks(shape.rows)});
+  for (int64_t t = 0; t < 4; ++t) {
+    for (int64_t r = 0; r < shape.rows; ++r) {
+      double exact = 0;      // with the activations as given
+      double quantized = 0;  // with the activations as quantized
+      double bound = 0;
+      double magnitude = 0;
+      for (int64_t k = 0; k < shape.columns; ++k) {
+        const double step = x.scales[t * groups + k / shape.group];
+        exact += w.Weight(r, k) * x.x[t * shape.columns + k];
+        quantized += w.Weight(r, k) * step * x.Value(t, k);
+        bound += std::abs(w.Weight(r, k)) * step * 0.5;
+        magnitude += std::abs(w.Weight(r, k)) * step * (terms == 1 ? 127 : 32512);
+      }
+      const double got = y[static_cast<size_t>(t * shape.rows + r)];
+      const double rounding = magnitude * (groups + 2) * 0x1p-24;
+      EXPECT_NEAR(got, quantized, rounding);
+      // fp32 takes x * (limit / max) to within a 2^-22nd of the limit.
+      EXPECT_NEAR(got, exact, bound * (terms == 1 ? 1.0001 : 1.02) + rounding);
+    }
+  }
+}
+
 TEST(ProductsTest, W4Int8ErrsByTheStepOfTheActivationsOnly) {
   Random random(9);
   for (const Shape& shape : kW4Shapes) {
-    const int32_t groups = shape.columns / shape.group;
     const W4Data w(shape.rows, shape.columns, shape.group, ElementType::kF16, random);
-    const ActivationData x(RandomFloats(4L * shape.columns, random, 3.0F), 4, shape.columns,
-                           shape.group);
-    std::vector<float> y(static_cast<size_t>(4 * shape.rows));
-    W4Int8(w, x)(GetKernels(IsaLevel::kReference), 0, 4, {y.data(), shape.rows, nullptr},
-                 {0, layout::RowBlocks(shape.rows)});
-    for (int64_t t = 0; t < 4; ++t) {
-      for (int64_t r = 0; r < shape.rows; ++r) {
-        double exact = 0;      // with the activations as given
-        double quantized = 0;  // with the activations as quantized
-        double bound = 0;
-        double magnitude = 0;
-        for (int64_t k = 0; k < shape.columns; ++k) {
-          const double step = x.scales[t * groups + k / shape.group];
-          exact += w.Weight(r, k) * x.x[t * shape.columns + k];
-          quantized += w.Weight(r, k) * step * x.values[t * shape.columns + k];
-          bound += std::abs(w.Weight(r, k)) * step * 0.5;
-          magnitude += std::abs(w.Weight(r, k)) * step * 127;
-        }
-        const double got = y[static_cast<size_t>(t * shape.rows + r)];
-        EXPECT_NEAR(got, quantized, magnitude * (groups + 2) * 0x1p-24);
-        EXPECT_NEAR(got, exact, bound * 1.0001 + magnitude * (groups + 2) * 0x1p-24);
-      }
-    }
+    for (const int32_t terms : {1, 2}) ExpectWithinSteps(shape, w, terms, random);
   }
 }
 

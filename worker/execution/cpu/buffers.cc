@@ -7,12 +7,13 @@ namespace {
 
 constexpr int64_t kSmallestGroup = 32;
 
-Buffers::Converted AllocateConverted(int64_t rows, int64_t columns, bool fast, Arena* arena) {
+// `terms`: weights::ActivationTerms.
+Buffers::Converted AllocateConverted(int64_t rows, int64_t columns, int32_t terms, Arena* arena) {
   const int64_t groups = (columns + kSmallestGroup - 1) / kSmallestGroup;
   Buffers::Converted converted;
   converted.scales = arena->Allocate<float>(rows * groups);
-  if (fast) {
-    converted.values = arena->Allocate<int8_t>(rows * columns);
+  if (terms > 0) {
+    converted.values = arena->Allocate<int8_t>(rows * terms * columns);
     converted.sums = arena->Allocate<int32_t>(rows * groups);
   }
   return converted;
@@ -28,7 +29,7 @@ Buffers AllocateBuffers(const ModelShard& model, const BufferOptions& options, A
   const int64_t query_columns = int64_t{share.heads.count()} * spec.head_dim;
   const int64_t kv_columns = int64_t{share.kv_heads.count()} * spec.head_dim;
   const int64_t ffn = share.ffn.count();
-  const bool fast = options.memory.numerics == weights::Numerics::kFast;
+  const int32_t terms = weights::ActivationTerms(options.memory);
   Buffers buffers;
   buffers.residual = activations->Allocate<float>(tokens * spec.hidden_size);
   buffers.normed = activations->Allocate<float>(tokens * spec.hidden_size);
@@ -38,11 +39,11 @@ Buffers AllocateBuffers(const ModelShard& model, const BufferOptions& options, A
   buffers.mlp = activations->Allocate<float>(tokens * ffn);
   buffers.projected = activations->Allocate<float>(tokens * spec.hidden_size);
   const int64_t widest = std::max({int64_t{spec.hidden_size}, query_columns, ffn});
-  buffers.shared = AllocateConverted(tokens, widest, fast, activations);
+  buffers.shared = AllocateConverted(tokens, widest, terms, activations);
   buffers.shared.mlp = buffers.mlp;
   for (int32_t thread = 0; thread < options.threads; ++thread) {
     const int64_t rows = std::min<int64_t>(kPrivateTokens, tokens);
-    Buffers::Converted own = AllocateConverted(rows, widest, fast, activations);
+    Buffers::Converted own = AllocateConverted(rows, widest, terms, activations);
     own.mlp = activations->Allocate<float>(rows * ffn);
     buffers.per_thread.push_back(own);
   }

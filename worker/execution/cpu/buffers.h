@@ -26,7 +26,7 @@ struct Buffers {
 
   // Rows converted for a matrix: `columns` and groups of at least 32.
   struct Converted {
-    int8_t* values = nullptr;  // [rows, columns]; fast numerics only
+    int8_t* values = nullptr;  // [rows, terms, columns]; fast numerics only
     float* scales = nullptr;   // [rows, groups]; exact numerics: sums of the groups
     int32_t* sums = nullptr;   // [rows, groups]; fast numerics only
     float* mlp = nullptr;      // [rows, ffn]

@@ -20,12 +20,16 @@ MatrixInput InputConverter::Convert(int32_t thread, InputForm form, cpu::FloatRo
       input.floats.group_sums = target.scales;
       break;
     case InputKind::kInt8:
-      kernels_->quantize(part, form.group,
-                         target.values + static_cast<int64_t>(mine.begin) * rows.columns,
-                         target.scales + mine.begin * groups, target.sums + mine.begin * groups);
+      kernels_->quantize(part, {.group = form.group,
+                                .terms = form.terms,
+                                .values = target.values + static_cast<int64_t>(mine.begin) *
+                                                              form.terms * rows.columns,
+                                .scales = target.scales + mine.begin * groups,
+                                .sums = target.sums + mine.begin * groups});
       input.int8 = {.tokens = rows.tokens,
                     .columns = rows.columns,
                     .group = form.group,
+                    .terms = form.terms,
                     .values = target.values,
                     .scales = target.scales,
                     .sums = target.sums};

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "worker/weights/activation_plan.h"
 #include "worker/weights/linear_shapes.h"
 #include "worker/weights/rank_weights.h"
 
@@ -64,10 +65,10 @@ absl::Status ModelShard::LoadMatrices(const Checkpoint& checkpoint, const LoadOp
 
 absl::Status ModelShard::LoadLayer(const Checkpoint& checkpoint, const LoadOptions& options,
                                    int32_t layer) {
-  const bool fast = options.memory.numerics == weights::Numerics::kFast;
+  const int32_t terms = weights::ActivationTerms(options.memory);
   LayerShard& shard = layers_[static_cast<size_t>(layer)];
   const auto pack = [&](absl::StatusOr<LogicalLinear> linear, PackedMatrix* matrix) {
-    if (linear.ok()) *matrix = PackedMatrix::Pack(*linear, fast, &arena_);
+    if (linear.ok()) *matrix = PackedMatrix::Pack(*linear, terms, &arena_);
     return linear.status();
   };
   RETURN_IF_ERROR(pack(weights::LoadQkv(checkpoint, share_, layer), &shard.qkv));
@@ -122,8 +123,7 @@ absl::Status ModelShard::LoadHead(const Checkpoint& checkpoint, const LoadOption
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(const LogicalLinear head, weights::LoadRankHead(checkpoint, share_));
-  const bool fast = options.memory.numerics == weights::Numerics::kFast;
-  head_ = PackedMatrix::Pack(head, fast, &arena_);
+  head_ = PackedMatrix::Pack(head, weights::ActivationTerms(options.memory), &arena_);
   return absl::OkStatus();
 }
 

@@ -86,7 +86,7 @@ void WidenElements(const weights::TensorView& tensor, int64_t begin, int64_t cou
   }
 }
 
-PackedMatrix PackedMatrix::Pack(const LogicalLinear& linear, bool integer_activations,
+PackedMatrix PackedMatrix::Pack(const LogicalLinear& linear, int32_t activation_terms,
                                 Arena* arena) {
   PackedMatrix matrix;
   matrix.rows_ = linear.rows;
@@ -95,8 +95,9 @@ PackedMatrix PackedMatrix::Pack(const LogicalLinear& linear, bool integer_activa
   if (linear.quantized()) {
     matrix.kind_ = PackedKind::kW4;
     matrix.w4_ = PackW4(linear, arena);
-    matrix.input_form_ = {integer_activations ? InputKind::kInt8 : InputKind::kFloatSums,
-                          linear.group_size};
+    matrix.input_form_ = {.kind = activation_terms > 0 ? InputKind::kInt8 : InputKind::kFloatSums,
+                          .group = linear.group_size,
+                          .terms = activation_terms};
     return matrix;
   }
   const cpu::ElementType type = ElementTypeOf(linear.stored_type);
@@ -124,7 +125,7 @@ PackedMatrix PackedMatrix::PackStoredRows(const weights::TensorView& tensor, wei
         arena->Allocate<float>(layout::GroupEntries(matrix.rows_, columns, layout::kInt8Group));
     matrix.kind_ = PackedKind::kInt8;
     matrix.int8_ = {.rows = matrix.rows_, .columns = columns, .values = values, .scales = scales};
-    matrix.input_form_ = {InputKind::kInt8, layout::kInt8Group};
+    matrix.input_form_ = {.kind = InputKind::kInt8, .group = layout::kInt8Group};
   } else {
     values =
         arena->Allocate<uint8_t>(layout::DenseEntries(matrix.rows_, columns) * ElementBytes(type));

@@ -18,11 +18,12 @@ namespace nibble::execution {
 enum class InputKind : uint8_t {
   kFloat,      // fp32 rows
   kFloatSums,  // fp32 rows and a sum per group
-  kInt8,       // int8 with a scale and a sum per group
+  kInt8,       // int8 terms with a scale and a sum per group
 };
 struct InputForm {
   InputKind kind = InputKind::kFloat;
   int32_t group = 0;
+  int32_t terms = 1;  // kInt8 only
 };
 
 // Input rows made ready in the form a matrix asks for. Borrowed.
@@ -36,9 +37,10 @@ class PackedMatrix {
  public:
   PackedMatrix() = default;
 
-  // Packs `linear`. `integer_activations`: a quantized matrix takes int8 input (fast numerics).
+  // Packs `linear`. `activation_terms`: int8 terms of a quantized matrix's input
+  // (weights::ActivationTerms); 0 = fp32 input.
   [[nodiscard]] static PackedMatrix Pack(const weights::LogicalLinear& linear,
-                                         bool integer_activations, Arena* arena);
+                                         int32_t activation_terms, Arena* arena);
   // Rows [rows.begin, rows.end) of a stored dense tensor [any, columns], converted in pieces:
   // to int8 with a scale per 32 columns, or kept in the stored type.
   [[nodiscard]] static PackedMatrix PackStoredRows(const weights::TensorView& tensor,

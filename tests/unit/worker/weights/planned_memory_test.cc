@@ -1,5 +1,6 @@
 // What a plan says from headers alone is what an executor then allocates, byte for byte.
 #include <string>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "tests/support/test_data.h"
@@ -31,12 +32,15 @@ TEST(PlannedMemoryTest, IsWhatTheExecutorAllocates) {
   for (const char* name :
        {"llama", "llama-biases", "qwen2", "qwen3", "llama-awq-gemm", "qwen2-awq-quantized-head"}) {
     for (const int32_t ranks : {1, 2}) {
-      for (const Numerics numerics : {Numerics::kFast, Numerics::kExact}) {
+      for (const auto& [numerics, head] : {std::pair{Numerics::kFast, HeadFormat::kInt8},
+                                           std::pair{Numerics::kFast, HeadFormat::kStored},
+                                           std::pair{Numerics::kExact, HeadFormat::kStored}}) {
         execution::LocalGroup::Options options;
         options.ranks = name == std::string("llama-awq-gemm") && ranks == 2 ? 3 : ranks;
         options.threads = ranks;
         options.memory.threads = ranks;
         options.memory.numerics = numerics;
+        options.memory.head = head;
         options.memory.max_slots = 3;
         options.memory.max_step_tokens = ranks == 1 ? 2 : 33;
         options.memory.kv_blocks = 5;

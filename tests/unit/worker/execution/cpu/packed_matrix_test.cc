@@ -78,7 +78,7 @@ std::vector<double> Expected(const LogicalLinear& linear, const std::vector<floa
 std::vector<float> Multiply(const PackedMatrix& matrix, const std::vector<float>& x) {
   const cpu::Kernels& kernels = cpu::GetKernels(cpu::IsaLevel::kReference);
   const auto columns = static_cast<size_t>(matrix.columns());
-  std::vector<int8_t> values(kTokens * columns);
+  std::vector<int8_t> values(2 * kTokens * columns);
   std::vector<float> scales(kTokens * columns);
   std::vector<int32_t> sums(kTokens * columns);
   Buffers buffers;
@@ -115,12 +115,15 @@ TEST(PackedMatrixTest, QuantizedMatricesMultiply) {
       const LogicalLinear linear = RandomLinear(41, 256, group, type);
       const std::vector<float> x = RandomRows(256);
       Arena arena;
-      const PackedMatrix exact = PackedMatrix::Pack(linear, false, &arena);
+      const PackedMatrix exact = PackedMatrix::Pack(linear, 0, &arena);
       EXPECT_EQ(exact.input_form().kind, InputKind::kFloatSums);
       ExpectNear(Multiply(exact, x), Expected(linear, x), 1e-5);
-      const PackedMatrix fast = PackedMatrix::Pack(linear, true, &arena);
-      EXPECT_EQ(fast.input_form().kind, InputKind::kInt8);
-      ExpectNear(Multiply(fast, x), Expected(linear, x), 3e-2);  // 8-bit input
+      const PackedMatrix one = PackedMatrix::Pack(linear, 1, &arena);
+      EXPECT_EQ(one.input_form().kind, InputKind::kInt8);
+      ExpectNear(Multiply(one, x), Expected(linear, x), 3e-2);  // 8-bit input
+      const PackedMatrix two = PackedMatrix::Pack(linear, 2, &arena);
+      EXPECT_EQ(two.input_form().kind, InputKind::kInt8);
+      ExpectNear(Multiply(two, x), Expected(linear, x), 2e-4);  // 16-bit input
     }
   }
 }
@@ -130,7 +133,7 @@ TEST(PackedMatrixTest, DenseMatricesMultiply) {
     const LogicalLinear linear = RandomLinear(23, 40, 0, type);
     const std::vector<float> x = RandomRows(40);
     Arena arena;
-    const PackedMatrix matrix = PackedMatrix::Pack(linear, true, &arena);
+    const PackedMatrix matrix = PackedMatrix::Pack(linear, 1, &arena);
     EXPECT_EQ(matrix.input_form().kind, InputKind::kFloat);
     ExpectNear(Multiply(matrix, x), Expected(linear, x), 1e-5);
   }
