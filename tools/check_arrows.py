@@ -30,6 +30,10 @@ ARROWS = {
     "worker/step": ["base"],
     "worker/execution/cpu": ["base", "kernels/cpu", "kernels/layout", "worker/collectives",
                              "worker/model", "worker/step", "worker/weights"],
+    # The host's side of sampling and the check of plans are the CPU executor's.
+    "worker/execution/cuda": ["base", "kernels/cpu", "kernels/cuda", "kernels/layout",
+                              "worker/collectives", "worker/execution/cpu", "worker/model",
+                              "worker/step", "worker/weights"],
     "worker/constraints": ["base", "services/text", "worker/step"],
     "worker/scheduling": ["base", "worker/step"],
     "worker/engine": ["base", "worker/constraints", "worker/scheduling", "worker/step"],

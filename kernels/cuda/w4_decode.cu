@@ -362,6 +362,10 @@ __device__ __forceinline__ float2 StoreTile(const W4DecodeParams& p, int32_t row
     float low = j == 0 ? sum.x : sum.y;
     float high = j == 0 ? sum.z : sum.w;
     if (p.output == DecodeOutput::kSiluMul) {
+      if (p.bias != nullptr && row + 8 < p.rows) {
+        low += __half2float(p.bias[row]);
+        high += __half2float(p.bias[row + 8]);
+      }
       const int32_t column = row_tile * 8 + lane / 4;
       const float silu = low / (1.0f + __expf(-low));
       if (column < p.rows / 2) {

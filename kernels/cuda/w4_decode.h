@@ -50,7 +50,7 @@ struct W4DecodeParams {
   float* y_float = nullptr;
   float* residual_out = nullptr;     // [tokens, rows]
   float* square_sums_out = nullptr;  // [tokens, blocks of this launch]
-  const half* bias = nullptr;        // [rows] or nullptr; not with kSiluMul
+  const half* bias = nullptr;        // [rows] in packed order, or nullptr
   bool dependent_launch = true;      // programmatic dependent launch on the stream
 };
 

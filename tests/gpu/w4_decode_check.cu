@@ -1,5 +1,5 @@
 // Checks the decode matrix product against a plain kernel, then times the chain of a model's
-// matrices as a graph. Needs a GPU: built and run by hand or by `make cuda-all`.
+// matrices as a graph. Needs a GPU.
 //
 //   w4_decode_check [json]
 #include <cuda_fp16.h>
@@ -14,44 +14,10 @@
 #include <vector>
 
 #include "kernels/cuda/w4_decode.h"
+#include "tests/gpu/device_array.h"
 
 namespace nibble::cuda {
 namespace {
-
-#define CUDA_OK(expression)                                                                \
-  do {                                                                                     \
-    const cudaError_t error_ = (expression);                                               \
-    if (error_ != cudaSuccess) {                                                           \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                        \
-    }                                                                                      \
-  } while (false)
-
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t count) : count_(count) {
-    CUDA_OK(cudaMalloc(&data_, count * sizeof(T)));
-    CUDA_OK(cudaMemset(data_, 0xff, count * sizeof(T)));
-  }
-  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) { Set(host); }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  void Set(const std::vector<T>& host) {
-    CUDA_OK(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  std::vector<T> Get() const {
-    std::vector<T> host(count_);
-    CUDA_OK(cudaMemcpy(host.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
-  }
-  T* get() const { return data_; }
-
- private:
-  size_t count_;
-  T* data_ = nullptr;
-};
 
 // y[token][row] in double from the logical form.
 __global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const half* scales,

@@ -1,0 +1,58 @@
+# GPU code: off unless asked for. Kernels are compiled by nvcc directly, so that the host's C++
+# build is the same with and without a toolkit.
+
+option(NIBBLE_CUDA "Build the GPU kernels and executor" OFF)
+set(NIBBLE_CUDA_ARCHITECTURES "90a" CACHE STRING "Compute capabilities to compile for")
+set(NIBBLE_CUDA_ROOT "" CACHE PATH "CUDA 13 toolkit; empty = found or assembled by tools/")
+set(NIBBLE_CUDA_FLAGS "" CACHE STRING "More flags for nvcc, e.g. -lineinfo")
+
+if(NOT NIBBLE_CUDA)
+  return()
+endif()
+
+if(NIBBLE_CUDA_ROOT)
+  set(cuda_roots "${NIBBLE_CUDA_ROOT}")
+else()
+  set(cuda_roots /usr/local/cuda-13 /usr/local/cuda "${CMAKE_SOURCE_DIR}/third_party/cuda/toolkit")
+endif()
+find_program(NIBBLE_NVCC nvcc PATHS ${cuda_roots} PATH_SUFFIXES bin NO_DEFAULT_PATH)
+if(NOT NIBBLE_NVCC)
+  message(FATAL_ERROR
+    "no nvcc in ${cuda_roots}: run tools/cuda_toolkit.sh, or set NIBBLE_CUDA_ROOT")
+endif()
+get_filename_component(cuda_root "${NIBBLE_NVCC}/../.." REALPATH)
+message(STATUS "CUDA toolkit: ${cuda_root}, architectures ${NIBBLE_CUDA_ARCHITECTURES}")
+
+# The runtime is linked statically: programs start without a driver, and say that it is missing.
+find_library(NIBBLE_CUDART cudart_static PATHS "${cuda_root}/lib64" "${cuda_root}/lib"
+  NO_DEFAULT_PATH REQUIRED)
+add_library(nibble_cudart INTERFACE)
+target_include_directories(nibble_cudart SYSTEM INTERFACE "${cuda_root}/include")
+target_link_libraries(nibble_cudart INTERFACE "${NIBBLE_CUDART}" Threads::Threads dl rt)
+
+set(nibble_nvcc_flags -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr
+  -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler -fPIC -I${CMAKE_SOURCE_DIR})
+foreach(architecture IN LISTS NIBBLE_CUDA_ARCHITECTURES)
+  list(APPEND nibble_nvcc_flags
+    -gencode=arch=compute_${architecture},code=sm_${architecture})
+endforeach()
+separate_arguments(nibble_nvcc_more UNIX_COMMAND "${NIBBLE_CUDA_FLAGS}")
+list(APPEND nibble_nvcc_flags ${nibble_nvcc_more})
+
+# nibble_cuda_objects(objects SRCS attention.cu ... [FLAGS -fmad=false]) compiles each source and
+# leaves the objects' paths in the variable.
+function(nibble_cuda_objects variable)
+  cmake_parse_arguments(ARG "" "" "SRCS;FLAGS" ${ARGN})
+  set(objects ${${variable}})
+  foreach(source IN LISTS ARG_SRCS)
+    set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.o")
+    add_custom_command(OUTPUT "${object}"
+      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${ARG_FLAGS} -MD -MF "${object}.d"
+        -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
+      DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" DEPFILE "${object}.d"
+      COMMENT "nvcc ${source}" VERBATIM)
+    list(APPEND objects "${object}")
+  endforeach()
+  set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  set(${variable} ${objects} PARENT_SCOPE)
+endfunction()

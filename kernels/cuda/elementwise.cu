@@ -1,0 +1,273 @@
+#include "kernels/cuda/elementwise.h"
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int32_t kThreads = 256;
+constexpr int32_t kWarps = kThreads / 32;
+constexpr int32_t kBlockTokens = 16;  // positions of a KV block
+
+__device__ __forceinline__ float WarpSum(float value) {
+#pragma unroll
+  for (int32_t offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
+
+// The sum over a block, on every thread.
+__device__ __forceinline__ float BlockSum(float value) {
+  __shared__ float parts[kWarps];
+  value = WarpSum(value);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int32_t warp = 0; warp < kWarps; ++warp) sum += parts[warp];
+  return sum;
+}
+
+__global__ void __launch_bounds__(kThreads) EmbedKernel(const __grid_constant__ EmbedParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int64_t token = blockIdx.x;
+  int32_t id = p.token_ids[token];
+  if (id < 0) id = p.last_tokens[-1 - id];
+  const half* row = p.table + static_cast<int64_t>(id) * p.hidden;
+  float squares = 0;
+  for (int32_t i = threadIdx.x; i < p.hidden; i += kThreads) {
+    const float value = __half2float(row[i]);
+    p.residual[token * p.hidden + i] = value;
+    squares += value * value;
+  }
+  squares = BlockSum(squares);
+  if (threadIdx.x == 0) p.square_sums[token] = squares;
+}
+
+__global__ void __launch_bounds__(kThreads) RmsNormKernel(const __grid_constant__ RmsNormParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int64_t token = blockIdx.x;
+  const int64_t from = p.rows == nullptr ? token : p.rows[token];
+  const float* row = p.residual + from * p.hidden;
+  float squares = 0;
+  for (int32_t i = threadIdx.x; i < p.hidden; i += kThreads) squares += row[i] * row[i];
+  const float inverse = rsqrtf(BlockSum(squares) / static_cast<float>(p.hidden) + p.epsilon);
+  for (int32_t i = threadIdx.x; i < p.hidden; i += kThreads) {
+    p.out[token * p.hidden + i] = __float2half(row[i] * inverse * __half2float(p.weight[i]));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) AddKernel(const __grid_constant__ AddParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4;
+  if (at >= p.count) return;
+  float4 sum = *reinterpret_cast<const float4*>(p.residual + at);
+  const float4 more = *reinterpret_cast<const float4*>(p.projected + at);
+  sum.x += more.x;
+  sum.y += more.y;
+  sum.z += more.z;
+  sum.w += more.w;
+  *reinterpret_cast<float4*>(p.residual + at) = sum;
+}
+
+// One thread per eight columns: a tile's gates lie before its ups.
+__global__ void __launch_bounds__(kThreads) SiluMulKernel(const __grid_constant__ SiluMulParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= static_cast<int64_t>(p.tokens) * (p.ffn / 8)) return;
+  const uint4* tile = reinterpret_cast<const uint4*>(p.gate_up) + index * 2;
+  const uint4 gates = tile[0], ups = tile[1];
+  uint4 result;
+  const half* gate = reinterpret_cast<const half*>(&gates);
+  const half* up = reinterpret_cast<const half*>(&ups);
+  half* out = reinterpret_cast<half*>(&result);
+#pragma unroll
+  for (int32_t i = 0; i < 8; ++i) {
+    const float g = __half2float(gate[i]);
+    out[i] = __float2half(g / (1.0f + __expf(-g)) * __half2float(up[i]));
+  }
+  reinterpret_cast<uint4*>(p.out)[index] = result;
+}
+
+// A warp's head: lane l holds elements l, l + 32, … of both halves.
+struct HeadPair {
+  float low, high;
+};
+
+__device__ __forceinline__ void StoreKey(const RopeParams& p, int32_t token, int32_t kv_head,
+                                         int32_t element, float value) {
+  const int64_t row =
+      (static_cast<int64_t>(p.blocks[token]) * p.kv_heads + kv_head) * kBlockTokens +
+      p.positions[token] % kBlockTokens;
+  p.cache.keys[row * p.head_dim + element] = __float2half(value);
+}
+
+__device__ __forceinline__ void StoreValue(const RopeParams& p, int32_t token, int32_t kv_head,
+                                           const half* values, int32_t lane) {
+  half* out =
+      p.cache.values +
+      (static_cast<int64_t>(p.blocks[token]) * p.kv_heads + kv_head) * p.head_dim * kBlockTokens +
+      p.positions[token] % kBlockTokens;
+  for (int32_t i = lane; i < p.head_dim; i += 32) out[i * kBlockTokens] = values[i];
+}
+
+// One warp: a query or key head, normed and rotated.
+__device__ __forceinline__ void RotateHead(const RopeParams& p, int32_t token, int32_t head,
+                                           half* values, int32_t lane) {
+  const int32_t half_dim = p.head_dim / 2;
+  const bool is_key = head >= p.heads;
+  const half* norm = is_key ? p.k_norm : p.q_norm;
+  float inverse = 1;
+  if (norm != nullptr) {
+    float squares = 0;
+    for (int32_t i = lane; i < p.head_dim; i += 32) {
+      const float value = __half2float(values[i]);
+      squares += value * value;
+    }
+    inverse = rsqrtf(WarpSum(squares) / static_cast<float>(p.head_dim) + p.epsilon);
+  }
+  const int64_t angle = static_cast<int64_t>(p.positions[token]) * half_dim;
+  for (int32_t i = lane; i < half_dim; i += 32) {
+    HeadPair x{__half2float(values[i]), __half2float(values[i + half_dim])};
+    if (norm != nullptr) {
+      x.low *= inverse * __half2float(norm[i]);
+      x.high *= inverse * __half2float(norm[i + half_dim]);
+    }
+    const float c = p.cos[angle + i], s = p.sin[angle + i];
+    const HeadPair y{x.low * c - x.high * s, x.high * c + x.low * s};
+    if (is_key) {
+      StoreKey(p, token, head - p.heads, i, y.low);
+      StoreKey(p, token, head - p.heads, i + half_dim, y.high);
+    } else {
+      values[i] = __float2half(y.low);
+      values[i + half_dim] = __float2half(y.high);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ RopeParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int32_t warp = static_cast<int32_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int32_t lane = threadIdx.x % 32;
+  const int32_t all_heads = p.heads + 2 * p.kv_heads;
+  const int32_t token = warp / all_heads, head = warp % all_heads;
+  if (token >= p.tokens) return;
+  half* values = p.qkv + (static_cast<int64_t>(token) * all_heads + head) * p.head_dim;
+  if (head < p.heads + p.kv_heads) {
+    RotateHead(p, token, head, values, lane);
+  } else {
+    StoreValue(p, token, head - p.heads - p.kv_heads, values, lane);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    CopyBlocksKernel(const __grid_constant__ CopyBlocksParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  uint8_t* part = p.cache + blockIdx.x * p.part_bytes;
+  const int64_t from = p.from_to[2 * blockIdx.y], to = p.from_to[2 * blockIdx.y + 1];
+  const uint4* source = reinterpret_cast<const uint4*>(part + from * p.block_bytes);
+  uint4* target = reinterpret_cast<uint4*>(part + to * p.block_bytes);
+  for (int64_t i = threadIdx.x; i < p.block_bytes / 16; i += kThreads) target[i] = source[i];
+}
+
+__global__ void __launch_bounds__(kThreads) ScatterKernel(const __grid_constant__ ScatterParams p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int32_t i = static_cast<int32_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < p.count && p.pairs[2 * i] >= 0) p.target[p.pairs[2 * i]] = p.pairs[2 * i + 1];
+}
+
+// Finisher of MurmurHash3.
+__device__ __forceinline__ uint32_t Mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x85ebca6bu;
+  x ^= x >> 13;
+  x *= 0xc2b2ae35u;
+  return x ^ x >> 16;
+}
+
+struct FillParams {
+  uint8_t* nibbles;
+  half* halves;
+  int64_t count;
+  float middle, amplitude;
+  uint32_t seed;
+};
+
+__global__ void __launch_bounds__(kThreads) FillKernel(const __grid_constant__ FillParams p) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.count;
+       i += stride) {
+    const uint32_t bits = Mix(static_cast<uint32_t>(i) ^ Mix(p.seed + (i >> 32)));
+    if (p.nibbles != nullptr) {
+      p.nibbles[i] = static_cast<uint8_t>(bits >> 28);
+    } else {
+      const float unit = static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f;
+      p.halves[i] = __float2half(p.middle + p.amplitude * unit);
+    }
+  }
+}
+
+LaunchShape Shape(int64_t blocks, const LaunchOptions& options) {
+  return {.grid = dim3(static_cast<uint32_t>(blocks)),
+          .block = dim3(kThreads),
+          .stream = options.stream,
+          .dependent = options.dependent};
+}
+
+int64_t BlocksFor(int64_t work) { return (work + kThreads - 1) / kThreads; }
+
+}  // namespace
+
+cudaError_t Embed(const EmbedParams& params, const LaunchOptions& options) {
+  return LaunchKernel(EmbedKernel, Shape(params.tokens, options), params);
+}
+
+cudaError_t RmsNorm(const RmsNormParams& params, const LaunchOptions& options) {
+  return LaunchKernel(RmsNormKernel, Shape(params.tokens, options), params);
+}
+
+cudaError_t AddResidual(const AddParams& params, const LaunchOptions& options) {
+  return LaunchKernel(AddKernel, Shape(BlocksFor(params.count / 4), options), params);
+}
+
+cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options) {
+  const int64_t eights = static_cast<int64_t>(params.tokens) * (params.ffn / 8);
+  return LaunchKernel(SiluMulKernel, Shape(BlocksFor(eights), options), params);
+}
+
+cudaError_t RopeAndStore(const RopeParams& params, const LaunchOptions& options) {
+  const int64_t warps = static_cast<int64_t>(params.tokens) * (params.heads + 2 * params.kv_heads);
+  return LaunchKernel(RopeKernel, Shape((warps + kWarps - 1) / kWarps, options), params);
+}
+
+cudaError_t CopyBlocks(const CopyBlocksParams& params, const LaunchOptions& options) {
+  LaunchShape shape = Shape(params.parts, options);
+  shape.grid.y = static_cast<uint32_t>(params.copies);
+  return LaunchKernel(CopyBlocksKernel, shape, params);
+}
+
+cudaError_t Scatter(const ScatterParams& params, const LaunchOptions& options) {
+  return LaunchKernel(ScatterKernel, Shape(BlocksFor(params.count), options), params);
+}
+
+cudaError_t FillRandomBytes(uint8_t* nibbles, int64_t count, uint32_t seed, cudaStream_t stream) {
+  return LaunchKernel(FillKernel, Shape(1024, {.stream = stream}),
+                      FillParams{nibbles, nullptr, count, 0, 0, seed});
+}
+
+cudaError_t FillRandomHalves(half* halves, int64_t count, float middle, float amplitude,
+                             uint32_t seed, cudaStream_t stream) {
+  return LaunchKernel(FillKernel, Shape(1024, {.stream = stream}),
+                      FillParams{nullptr, halves, count, middle, amplitude, seed});
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,111 @@
+// The small operations of a decoder step, one kernel each. All are graph-capturable; pointers are
+// 16-byte aligned, device memory and borrowed; `tokens` rows lie side by side.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+struct LaunchOptions {
+  cudaStream_t stream = nullptr;
+  bool dependent = false;  // programmatic dependent launch
+};
+
+// residual[row] = table[id]. An id below zero stands for last_tokens[-1 - id].
+struct EmbedParams {
+  const half* table = nullptr;           // [vocab, hidden]
+  const int32_t* token_ids = nullptr;    // [tokens]
+  const int32_t* last_tokens = nullptr;  // [slots]
+  int32_t tokens = 0;
+  int32_t hidden = 0;
+  float* residual = nullptr;     // [tokens, hidden]
+  float* square_sums = nullptr;  // [tokens]
+};
+[[nodiscard]] cudaError_t Embed(const EmbedParams& params, const LaunchOptions& options);
+
+// out[i] = residual[rows[i]] / rms * weight; rows == nullptr: every row in order.
+struct RmsNormParams {
+  const float* residual = nullptr;  // [any, hidden]
+  const int32_t* rows = nullptr;    // [tokens]
+  const half* weight = nullptr;     // [hidden]
+  int32_t tokens = 0;
+  int32_t hidden = 0;
+  float epsilon = 0;
+  half* out = nullptr;  // [tokens, hidden]
+};
+[[nodiscard]] cudaError_t RmsNorm(const RmsNormParams& params, const LaunchOptions& options);
+
+// residual += projected, `count` values, a multiple of 4.
+struct AddParams {
+  float* residual = nullptr;
+  const float* projected = nullptr;
+  int64_t count = 0;
+};
+[[nodiscard]] cudaError_t AddResidual(const AddParams& params, const LaunchOptions& options);
+
+// out[token][16 t' + …]: gate and up rows come in tiles of eight and eight, as PackW4 pairs them.
+struct SiluMulParams {
+  const half* gate_up = nullptr;  // [tokens, 2 * ffn]
+  int32_t tokens = 0;
+  int32_t ffn = 0;      // a multiple of 8
+  half* out = nullptr;  // [tokens, ffn]
+};
+[[nodiscard]] cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options);
+
+// One layer's part of the KV cache. Keys [block][kv head][16 positions][head_dim]; values the other
+// way round, [block][kv head][head_dim][16 positions], so that the tensor cores read pairs of
+// positions as they lie.
+struct KvLayer {
+  half* keys = nullptr;
+  half* values = nullptr;
+};
+
+// Norms (where norm weights are given) and rotates query and key heads, and writes keys and values
+// into the cache. Queries are rotated in place.
+struct RopeParams {
+  half* qkv = nullptr;  // [tokens, (heads + 2 * kv_heads) * head_dim]
+  int32_t tokens = 0;
+  int32_t heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  const int32_t* positions = nullptr;  // [tokens]
+  const int32_t* blocks = nullptr;     // [tokens]: KV block of the position
+  const float* cos = nullptr;          // [max_context, head_dim / 2]
+  const float* sin = nullptr;
+  const half* q_norm = nullptr;  // [head_dim] or nullptr
+  const half* k_norm = nullptr;
+  float epsilon = 0;
+  KvLayer cache;
+};
+[[nodiscard]] cudaError_t RopeAndStore(const RopeParams& params, const LaunchOptions& options);
+
+// Copies whole KV blocks; every layer's keys and values lie `layer_bytes` apart.
+struct CopyBlocksParams {
+  uint8_t* cache = nullptr;
+  int64_t block_bytes = 0;  // of one layer's keys or values; a multiple of 16
+  int64_t part_bytes = 0;   // from one layer's keys to its values, and on to the next layer's keys
+  int32_t parts = 0;        // 2 * layers
+  const int32_t* from_to = nullptr;  // [copies][2]
+  int32_t copies = 0;
+};
+[[nodiscard]] cudaError_t CopyBlocks(const CopyBlocksParams& params, const LaunchOptions& options);
+
+// target[index] = value for pairs (index, value); a negative index is left out.
+struct ScatterParams {
+  const int32_t* pairs = nullptr;  // [count][2]
+  int32_t count = 0;
+  int32_t* target = nullptr;
+};
+[[nodiscard]] cudaError_t Scatter(const ScatterParams& params, const LaunchOptions& options);
+
+// Random q and zeros (0…15), scales around 1/128, for measuring without a checkpoint. Embedding and
+// head: `halves` uniform in ±amplitude.
+[[nodiscard]] cudaError_t FillRandomBytes(uint8_t* nibbles, int64_t count, uint32_t seed,
+                                          cudaStream_t stream);
+[[nodiscard]] cudaError_t FillRandomHalves(half* halves, int64_t count, float middle,
+                                           float amplitude, uint32_t seed, cudaStream_t stream);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,299 @@
+// Holds the GPU executor to the logits that transformers computed for one tiny checkpoint per
+// architecture, and to the CPU's exact executor on a real checkpoint. Needs a GPU.
+//
+//   executor_check MODEL_SPECS_FOLDER [AWQ_FOLDER]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "nlohmann/json.hpp"
+#include "tests/gpu/sequence_driver.h"
+#include "worker/execution/cpu/local_group.h"
+#include "worker/execution/cuda/cuda_executor.h"
+#include "worker/weights/checkpoint.h"
+#include "worker/weights/rank_weights.h"
+
+namespace nibble::gpu_check {
+namespace {
+
+using execution::CudaExecutor;
+using execution::CudaExecutorOptions;
+using execution::CudaModel;
+
+template <typename T>
+T Must(absl::StatusOr<T> made) {
+  CHECK_MSG(made.ok(), made.status().ToString());
+  return std::move(*made);
+}
+
+using Logits = std::map<std::pair<int32_t, int32_t>, std::vector<float>>;  // by slot, position
+
+std::unique_ptr<CudaExecutor> MakeExecutor(const weights::Checkpoint& checkpoint,
+                                           int32_t max_context,
+                                           const CudaExecutorOptions& options) {
+  const auto shares = Must(weights::PlanShares(checkpoint, 1));
+  auto model = Must(CudaModel::Load(checkpoint, shares[0], max_context, nullptr));
+  return Must(CudaExecutor::Create(std::move(model), options));
+}
+
+template <typename AnyExecutor>
+void Keep(AnyExecutor* executor, Logits* logits) {
+  executor->set_logits_observer(
+      [logits](int32_t slot, int32_t position, std::span<const float> row) {
+        (*logits)[{slot, position}].assign(row.begin(), row.end());
+      });
+}
+
+double LogSumExp(const std::vector<float>& logits) {
+  const double max = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - max);
+  return max + std::log(sum);
+}
+
+struct Difference {
+  double kl_sum = 0, kl_max = 0, logit_max = 0;
+  int32_t positions = 0, argmax_differs = 0, argmax_wrong = 0;
+
+  void Take(const std::vector<float>& want, const std::vector<float>& got) {
+    CHECK(want.size() == got.size());
+    const double want_sum = LogSumExp(want), got_sum = LogSumExp(got);
+    double kl = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double p = static_cast<double>(want[i]) - want_sum;
+      kl += std::exp(p) * (p - (static_cast<double>(got[i]) - got_sum));
+      const double difference =
+          std::abs(static_cast<double>(want[i]) - static_cast<double>(got[i]));
+      logit_max = std::isfinite(difference) ? std::max(logit_max, difference) : 1e30;
+    }
+    kl_sum += kl;
+    kl_max = std::max(kl_max, std::isfinite(kl) ? kl : 1e30);
+    ++positions;
+    const auto best = std::max_element(want.begin(), want.end());
+    const auto mine = std::max_element(got.begin(), got.end());
+    if (best - want.begin() == mine - got.begin()) return;
+    ++argmax_differs;
+    // The other choice was clearly worse.
+    if (*best - want[static_cast<size_t>(mine - got.begin())] > 0.05f) ++argmax_wrong;
+  }
+  [[nodiscard]] double kl_mean() const { return kl_sum / positions; }
+  bool Report(const std::string& name) const {
+    const bool ok = kl_mean() <= 1e-4 && argmax_wrong == 0 && logit_max < 1e9;
+    std::printf(
+        "%-4s %-44s %4d positions: KL mean %.2e max %.2e, logits %.2e, argmax differs %d, "
+        "wrong %d\n",
+        ok ? "ok" : "FAIL", name.c_str(), positions, kl_mean(), kl_max, logit_max, argmax_differs,
+        argmax_wrong);
+    return ok;
+  }
+};
+
+// Feeds the ids `chunk` at a time, every row sampled.
+void FeedAll(SequenceDriver* driver, int32_t slot, const std::vector<int32_t>& ids, int32_t chunk) {
+  for (size_t begin = 0; begin < ids.size();) {
+    const size_t count = std::min(static_cast<size_t>(chunk), ids.size() - begin);
+    driver->Feed(slot, std::span(ids).subspan(begin, count), static_cast<int32_t>(count));
+    static_cast<void>(driver->Run());
+    begin += count;
+  }
+}
+
+struct Expected {
+  std::vector<int32_t> ids;
+  std::vector<std::vector<float>> logits;  // per position
+};
+
+Expected ReadExpected(const std::string& folder) {
+  auto file = Must(weights::SafetensorsFile::Open(folder + "/expected.safetensors"));
+  Expected expected;
+  const weights::TensorView& ids = file->tensors().at("input_ids");
+  for (size_t at = 0; at < ids.data.size(); at += 8) {
+    int64_t id = 0;
+    std::memcpy(&id, ids.data.data() + at, sizeof(id));
+    expected.ids.push_back(static_cast<int32_t>(id));
+  }
+  const weights::TensorView& logits = file->tensors().at("logits");
+  const size_t vocab = logits.data.size() / sizeof(float) / expected.ids.size();
+  for (size_t position = 0; position < expected.ids.size(); ++position) {
+    expected.logits.emplace_back(vocab);
+    std::memcpy(expected.logits.back().data(), logits.data.data() + position * vocab * 4,
+                vocab * 4);
+  }
+  return expected;
+}
+
+bool CheckSpec(const std::string& folder, const std::string& name, bool fusion, int32_t chunk) {
+  const Expected expected = ReadExpected(folder + "/" + name);
+  const auto checkpoint = Must(weights::Checkpoint::Open(folder + "/" + name));
+  const auto count = static_cast<int32_t>(expected.ids.size());
+  const auto executor =
+      MakeExecutor(*checkpoint, count,
+                   {.max_slots = 4, .max_step_tokens = 64, .kv_blocks = 8, .fusion = fusion});
+  Logits logits;
+  Keep(executor.get(), &logits);
+  SequenceDriver driver(executor.get());
+  driver.OpenGreedy(3);
+  FeedAll(&driver, 3, expected.ids, chunk);
+  Difference difference;
+  for (int32_t position = 0; position < count; ++position) {
+    difference.Take(expected.logits[static_cast<size_t>(position)], logits.at({3, position}));
+  }
+  return difference.Report(name + (fusion ? " fused" : " plain") + " by " + std::to_string(chunk));
+}
+
+struct Golden {
+  std::string name;
+  std::vector<int32_t> prompt, generated;
+};
+
+std::vector<Golden> ReadGoldens(const std::string& folder) {
+  std::ifstream stream(folder + "/goldens.json");
+  CHECK_MSG(stream.good(), folder);
+  std::vector<Golden> goldens;
+  for (const auto& entry : nlohmann::json::parse(stream).at("prompts")) {
+    goldens.push_back({entry.at("name").get<std::string>(),
+                       entry.at("prompt_token_ids").get<std::vector<int32_t>>(),
+                       entry.at("generated_token_ids").get<std::vector<int32_t>>()});
+  }
+  return goldens;
+}
+
+// The golden continuations, teacher-forced, on any executor.
+template <typename AnyExecutor>
+Logits TeacherForced(AnyExecutor* executor, step::Executor* steps,
+                     const std::vector<Golden>& goldens, int32_t chunk) {
+  Logits logits;
+  Keep(executor, &logits);
+  SequenceDriver driver(steps);
+  for (size_t i = 0; i < goldens.size(); ++i) {
+    std::vector<int32_t> ids = goldens[i].prompt;
+    ids.insert(ids.end(), goldens[i].generated.begin(), goldens[i].generated.end());
+    driver.OpenGreedy(static_cast<int32_t>(i));
+    FeedAll(&driver, static_cast<int32_t>(i), ids, chunk);
+    driver.Close(static_cast<int32_t>(i));
+  }
+  static_cast<void>(driver.Run());
+  executor->set_logits_observer(nullptr);
+  return logits;
+}
+
+// All prompts side by side, tokens fed back on the device, one step ahead; how many of the golden
+// tokens come out before the first that differs.
+void Generate(CudaExecutor* executor, const std::vector<Golden>& goldens, const char* name) {
+  SequenceDriver driver(executor);
+  const auto count = static_cast<int32_t>(goldens.size());
+  std::vector<std::vector<int32_t>> tokens(goldens.size());
+  const auto take = [&] {
+    const step::StepResult result = driver.Wait();
+    for (size_t i = 0; i < goldens.size(); ++i) tokens[i].push_back(result.tokens[i].token_id);
+  };
+  for (int32_t slot = 0; slot < count; ++slot) {
+    const Golden& golden = goldens[static_cast<size_t>(slot)];
+    driver.OpenGreedy(slot, golden.prompt);
+    driver.Feed(slot, golden.prompt, 1);
+  }
+  driver.Launch();
+  for (size_t step = 1; step < goldens[0].generated.size(); ++step) {
+    for (int32_t slot = 0; slot < count; ++slot) driver.FeedSampled(slot);
+    driver.Launch();
+    take();
+  }
+  take();
+  for (size_t i = 0; i < goldens.size(); ++i) {
+    const auto& want = goldens[i].generated;
+    const auto same =
+        std::mismatch(want.begin(), want.end(), tokens[i].begin()).first - want.begin();
+    std::printf("     %s %-12s %td of %zu greedy tokens before the first that differs\n", name,
+                goldens[i].name.c_str(), same, want.size());
+  }
+  for (int32_t slot = 0; slot < count; ++slot) driver.Close(slot);
+  static_cast<void>(driver.Run());
+}
+
+// The same requests sampled on the device and, because they ask for logprobs, by the host: the same
+// tokens.
+bool CheckSampling(CudaExecutor* executor, const std::vector<int32_t>& prompt) {
+  std::vector<std::vector<int32_t>> runs;
+  for (const int32_t logprobs : {-1, 0}) {
+    SequenceDriver driver(executor);
+    driver.Open(1, prompt, {.temperature = 0.8f}, 42);
+    driver.Feed(1, prompt, 1, logprobs);
+    driver.Launch();
+    runs.emplace_back();
+    for (int32_t i = 0; i < 40; ++i) {
+      driver.FeedSampled(1, logprobs);
+      driver.Launch();
+      runs.back().push_back(driver.Wait().tokens.at(0).token_id);
+    }
+    runs.back().push_back(driver.Wait().tokens.at(0).token_id);
+    driver.Close(1);
+    static_cast<void>(driver.Run());
+  }
+  const bool ok = runs[0] == runs[1];
+  std::printf("%-4s sampling on the device and on the host: the same %zu tokens\n",
+              ok ? "ok" : "FAIL", runs[0].size());
+  return ok;
+}
+
+bool CheckCheckpoint(const std::string& folder) {
+  const auto checkpoint = Must(weights::Checkpoint::Open(folder));
+  const std::vector<Golden> goldens = ReadGoldens(folder);
+  constexpr int32_t kContext = 1024;
+  weights::MemoryOptions memory{.numerics = weights::Numerics::kExact,
+                                .max_slots = 16,
+                                .max_step_tokens = 512,
+                                .max_context = kContext};
+  auto group = Must(
+      execution::LocalGroup::Create(*checkpoint, {.ranks = 1, .memory = memory, .threads = 8}));
+  const Logits want = TeacherForced(&group->rank(0), group.get(), goldens, 200);
+  bool ok = true;
+  for (const bool fusion : {false, true}) {
+    const auto executor = MakeExecutor(
+        *checkpoint, kContext,
+        {.max_slots = 16, .max_step_tokens = 512, .kv_blocks = 1024, .fusion = fusion});
+    for (const int32_t chunk : {200, 13, 1}) {
+      if (chunk == 1 && !fusion) continue;
+      const Logits got = TeacherForced(executor.get(), executor.get(), goldens, chunk);
+      Difference difference;
+      for (const auto& [place, row] : want) difference.Take(row, got.at(place));
+      ok = difference.Report(std::string("SmolLM2 AWQ ") + (fusion ? "fused" : "plain") + " by " +
+                             std::to_string(chunk)) &&
+           ok;
+    }
+    Generate(executor.get(), goldens, fusion ? "fused" : "plain");
+    ok = CheckSampling(executor.get(), goldens[0].prompt) && ok;
+  }
+  return ok;
+}
+
+}  // namespace
+}  // namespace nibble::gpu_check
+
+int main(int argc, char** argv) {
+  using namespace nibble::gpu_check;
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: executor_check MODEL_SPECS_FOLDER [AWQ_FOLDER]\n");
+    return 2;
+  }
+  bool ok = true;
+  for (const char* name : {"llama", "llama-rope-llama3", "llama-rope-linear", "llama-rope-dynamic",
+                           "llama-rope-yarn", "llama-biases", "mistral-window", "qwen2",
+                           "qwen2-window", "qwen3", "llama-awq-gemm", "qwen2-awq-quantized-head"}) {
+    for (const bool fusion : {false, true}) {
+      for (const int32_t chunk : {48, 7, 1}) {
+        ok = CheckSpec(argv[1], name, fusion, chunk) && ok;
+      }
+    }
+  }
+  if (argc > 2) ok = CheckCheckpoint(argv[2]) && ok;
+  std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
+  return ok ? 0 : 1;
+}

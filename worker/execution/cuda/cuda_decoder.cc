@@ -1,0 +1,310 @@
+#include "worker/execution/cuda/cuda_decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/w4_batch.h"
+#include "worker/step/step_plan.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr int32_t kFewTokens = 16;         // what the decode kernel takes
+constexpr int32_t kAttentionBlocks = 264;  // two a multiprocessor
+
+int32_t SplitsFor(int32_t tiles, int32_t kv_heads) {
+  return std::clamp(kAttentionBlocks / (tiles * kv_heads), 1, cuda::kAttentionSplitsMax);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel* model,
+                                                                 const DecoderOptions& options,
+                                                                 cudaStream_t stream) {
+  std::unique_ptr<CudaDecoder> decoder(new CudaDecoder(model, options, stream));
+  int device = 0;
+  RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "asking for the device"));
+  RETURN_IF_ERROR(CudaStatus(
+      cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+      "asking for the number of multiprocessors"));
+  RETURN_IF_ERROR(
+      decoder->Allocate((model->max_context() + step::kBlockTokens - 1) / step::kBlockTokens));
+  return decoder;
+}
+
+absl::Status CudaDecoder::Allocate(int32_t table_size) {
+  const model::ModelSpec& spec = model_.spec();
+  const weights::RankShare& share = model_.share();
+  const int64_t tokens = options_.max_step_tokens;
+  const int64_t query = int64_t{share.heads.count()} * spec.head_dim;
+  const int64_t kv = int64_t{share.kv_heads.count()} * spec.head_dim;
+  const int64_t ffn = share.ffn.count();
+  table_size_ = table_size;
+  kv_part_bytes_ = (int64_t{options_.kv_blocks} + 1) * step::kBlockTokens * kv * 2;
+  ASSIGN_OR_RETURN(kv_, kv_arena_.Allocate<uint8_t>(kv_part_bytes_ * 2 * spec.layer_count));
+  const int64_t slots = int64_t{options_.max_slots} + 1;
+  ASSIGN_OR_RETURN(block_tables_, arena_.Allocate<int32_t>(slots * table_size));
+  ASSIGN_OR_RETURN(last_tokens_, arena_.Allocate<int32_t>(slots));
+  // Rows that pad a batch write into a block of their own.
+  RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpy(block_tables_ + (slots - 1) * table_size, &options_.kv_blocks,
+                            sizeof(int32_t), cudaMemcpyHostToDevice),
+                 "preparing block tables"));
+  ASSIGN_OR_RETURN(residual_, arena_.Allocate<float>(tokens * spec.hidden_size));
+  ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(std::max<int64_t>(
+                                     tokens, int64_t{kFewTokens} * cuda::kDecodeBlocksMax)));
+  const int64_t normed_rows = std::max<int64_t>(tokens, options_.sample_rows);
+  ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(normed_rows * spec.hidden_size));
+  ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
+  ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(tokens * query));
+  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(tokens * ffn));
+  if (!options_.fusion) {
+    ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<half>(tokens * 2 * ffn));
+    ASSIGN_OR_RETURN(projected_, arena_.Allocate<float>(tokens * spec.hidden_size));
+  }
+  ASSIGN_OR_RETURN(logits_,
+                   arena_.Allocate<float>(int64_t{options_.sample_rows} * share.vocab.count()));
+  ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
+                                           kAttentionBlocks / share.kv_heads.count() + 1,
+                                           share.kv_heads.count(), spec.head_dim)));
+  ASSIGN_OR_RETURN(arrivals_, arena_.Allocate<int32_t>(kAttentionBlocks));
+  return absl::OkStatus();
+}
+
+cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
+  uint8_t* keys = kv_ + 2 * layer * kv_part_bytes_;
+  return {.keys = reinterpret_cast<half*>(keys),
+          .values = reinterpret_cast<half*>(keys + kv_part_bytes_)};
+}
+
+bool CudaDecoder::Few(int32_t tokens) const { return tokens <= kFewTokens; }
+
+absl::Status CudaDecoder::Forward(const StepView& step) {
+  square_parts_ = 1;
+  // The first kernel reads what a copy brought, which no dependent launch waits for.
+  RETURN_IF_ERROR(CudaStatus(cuda::Embed({.table = model_.embedding(),
+                                          .token_ids = step.token_ids,
+                                          .last_tokens = last_tokens_,
+                                          .tokens = step.tokens,
+                                          .hidden = model_.spec().hidden_size,
+                                          .residual = residual_,
+                                          .square_sums = square_sums_},
+                                         {.stream = stream_}),
+                             "embedding"));
+  for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
+    RETURN_IF_ERROR(Layer(step, layer));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
+  const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
+  Product qkv{.matrix = &layer.qkv,
+              .tokens = step.tokens,
+              .norm_weight = layer.attention_norm,
+              .y_half = qkv_};
+  if (!options_.fusion || !Few(step.tokens)) {
+    RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens));
+    qkv.x = normed_;
+  }
+  RETURN_IF_ERROR(Multiply(qkv));
+  RETURN_IF_ERROR(Attend(step, index));
+  RETURN_IF_ERROR(AddToResidual(layer.o, attention_, step.tokens));
+  return Mlp(step, layer);
+}
+
+absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
+  const model::ModelSpec& spec = model_.spec();
+  const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
+  const int32_t heads = model_.share().heads.count();
+  const int32_t kv_heads = model_.share().kv_heads.count();
+  RETURN_IF_ERROR(CudaStatus(cuda::RopeAndStore({.qkv = qkv_,
+                                                 .tokens = step.tokens,
+                                                 .heads = heads,
+                                                 .kv_heads = kv_heads,
+                                                 .head_dim = spec.head_dim,
+                                                 .positions = step.positions,
+                                                 .blocks = step.blocks,
+                                                 .cos = model_.rope_cos(),
+                                                 .sin = model_.rope_sin(),
+                                                 .q_norm = layer.q_norm,
+                                                 .k_norm = layer.k_norm,
+                                                 .epsilon = spec.norm_epsilon,
+                                                 .cache = Cache(index)},
+                                                Launch()),
+                             "rotary positions"));
+  return CudaStatus(cuda::Attention({.q = qkv_,
+                                     .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
+                                     .out = attention_,
+                                     .cache = Cache(index),
+                                     .block_tables = block_tables_,
+                                     .table_size = table_size_,
+                                     .tiles = step.tiles,
+                                     .tile_count = step.tile_count,
+                                     .heads = heads,
+                                     .kv_heads = kv_heads,
+                                     .head_dim = spec.head_dim,
+                                     .window = layer.window,
+                                     .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                                     .splits = SplitsFor(step.tile_count, kv_heads),
+                                     .scratch = attention_scratch_,
+                                     .arrivals = arrivals_},
+                                    Launch()),
+                    "attention");
+}
+
+absl::Status CudaDecoder::Mlp(const StepView& step, const DeviceLayer& layer) {
+  Product gate_up{.matrix = &layer.gate_up,
+                  .tokens = step.tokens,
+                  .norm_weight = layer.mlp_norm,
+                  .output = cuda::DecodeOutput::kSiluMul,
+                  .y_half = mlp_};
+  if (!options_.fusion) {
+    gate_up.output = cuda::DecodeOutput::kHalf;
+    gate_up.y_half = gate_up_;
+  }
+  if (!options_.fusion || !Few(step.tokens)) {
+    RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens));
+    gate_up.x = normed_;
+  }
+  RETURN_IF_ERROR(Multiply(gate_up));
+  if (!options_.fusion) {
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::SiluMul(
+            {.gate_up = gate_up_, .tokens = step.tokens, .ffn = layer.down.columns, .out = mlp_},
+            Launch()),
+        "SiLU"));
+  }
+  return AddToResidual(layer.down, mlp_, step.tokens);
+}
+
+absl::Status CudaDecoder::AddToResidual(const DeviceMatrix& matrix, const half* x, int32_t tokens) {
+  if (options_.fusion) {
+    return Multiply(
+        {.matrix = &matrix, .tokens = tokens, .x = x, .output = cuda::DecodeOutput::kAddResidual});
+  }
+  RETURN_IF_ERROR(Multiply({.matrix = &matrix,
+                            .tokens = tokens,
+                            .x = x,
+                            .output = cuda::DecodeOutput::kFloat,
+                            .y_float = projected_}));
+  return CudaStatus(cuda::AddResidual({.residual = residual_,
+                                       .projected = projected_,
+                                       .count = static_cast<int64_t>(tokens) * matrix.rows},
+                                      Launch()),
+                    "adding to the residual stream");
+}
+
+absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count) {
+  return CudaStatus(cuda::RmsNorm({.residual = residual_,
+                                   .rows = rows,
+                                   .weight = weight,
+                                   .tokens = count,
+                                   .hidden = model_.spec().hidden_size,
+                                   .epsilon = model_.spec().norm_epsilon,
+                                   .out = normed_},
+                                  Launch()),
+                    "norm");
+}
+
+absl::Status CudaDecoder::Multiply(const Product& product) {
+  if (Few(product.tokens)) return MultiplyFew(product);
+  const DeviceMatrix& matrix = *product.matrix;
+  return CudaStatus(cuda::W4Batch({.slabs = matrix.slabs,
+                                   .rows = matrix.rows,
+                                   .columns = matrix.columns,
+                                   .group = matrix.group,
+                                   .tokens = product.tokens,
+                                   .x = product.x,
+                                   .output = product.output,
+                                   .y_half = product.y_half,
+                                   .y_float = product.y_float,
+                                   .residual_out = residual_,
+                                   .bias = matrix.bias},
+                                  stream_, options_.fusion),
+                    "matrix product");
+}
+
+absl::Status CudaDecoder::MultiplyFew(const Product& product) {
+  const DeviceMatrix& matrix = *product.matrix;
+  cuda::W4DecodeParams params;
+  params.slabs = matrix.slabs;
+  params.rows = matrix.rows;
+  params.columns = matrix.columns;
+  params.group = matrix.group;
+  params.tokens = product.tokens;
+  params.input = product.x == nullptr ? cuda::DecodeInput::kRmsNorm : cuda::DecodeInput::kHalf;
+  params.x_half = product.x;
+  params.residual = residual_;
+  params.norm_weight = product.norm_weight;
+  params.square_sums = square_sums_;
+  params.square_parts = square_parts_;
+  params.epsilon = model_.spec().norm_epsilon;
+  params.output = product.output;
+  params.y_half = product.y_half;
+  params.y_float = product.y_float;
+  params.residual_out = residual_;
+  params.square_sums_out = square_sums_;
+  params.bias = matrix.bias;
+  params.dependent_launch = options_.fusion;
+  if (product.output == cuda::DecodeOutput::kAddResidual) {
+    square_parts_ =
+        cuda::W4DecodeGrid(matrix.rows, matrix.columns, product.tokens, multiprocessors_).blocks;
+  }
+  return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
+}
+
+absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_t end) {
+  const int32_t count = end - begin;
+  Product head{.matrix = &model_.head(),
+               .tokens = count,
+               .norm_weight = model_.final_norm(),
+               .output = cuda::DecodeOutput::kFloat,
+               .y_float = logits_};
+  if (!options_.fusion || !step.every_token_sampled || !Few(step.tokens)) {
+    RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count));
+    head.x = normed_;
+  }
+  RETURN_IF_ERROR(Multiply(head));
+  return CudaStatus(cuda::Sample({.logits = logits_,
+                                  .rows = step.sample_rows + begin,
+                                  .count = count,
+                                  .vocab_size = model_.head().rows,
+                                  .sampled = step.sampled + begin,
+                                  .last_tokens = last_tokens_},
+                                 Launch()),
+                    "sampling");
+}
+
+absl::Status CudaDecoder::UpdateTables(const int32_t* pairs, int32_t count) {
+  return CudaStatus(
+      cuda::Scatter({.pairs = pairs, .count = count, .target = block_tables_}, {.stream = stream_}),
+      "block tables");
+}
+
+absl::Status CudaDecoder::SetLastTokens(const int32_t* pairs, int32_t count) {
+  return CudaStatus(
+      cuda::Scatter({.pairs = pairs, .count = count, .target = last_tokens_}, {.stream = stream_}),
+      "last tokens");
+}
+
+absl::Status CudaDecoder::CopyBlocks(const int32_t* from_to, int32_t count) {
+  const int32_t kv_columns = model_.share().kv_heads.count() * model_.spec().head_dim;
+  for (int32_t i = 0; i < count; ++i) {
+    RETURN_IF_ERROR(
+        CudaStatus(cuda::CopyBlocks({.cache = kv_,
+                                     .block_bytes = int64_t{step::kBlockTokens} * kv_columns * 2,
+                                     .part_bytes = kv_part_bytes_,
+                                     .parts = 2 * model_.spec().layer_count,
+                                     .from_to = from_to + 2 * i,
+                                     .copies = 1},
+                                    {.stream = stream_}),
+                   "copying KV blocks"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::execution

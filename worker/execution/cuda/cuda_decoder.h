@@ -1,0 +1,123 @@
+// Launches the kernels of a step on one stream: embedding, layers, head, sampling.
+//
+// With fusion, norms, the residual sum and SiLU·mul happen inside the matrix products and kernels
+// start before the one before them has ended; without, every operation is a kernel of its own.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/sample.h"
+#include "kernels/cuda/w4_decode.h"
+#include "worker/execution/cuda/cuda_model.h"
+#include "worker/execution/cuda/device_memory.h"
+#include "worker/execution/cuda/step_inputs.h"
+
+namespace nibble::execution {
+
+struct DecoderOptions {
+  int32_t max_step_tokens = 0;
+  int32_t max_slots = 0;
+  int32_t kv_blocks = 0;    // without the one that serves padding
+  int32_t sample_rows = 0;  // rows whose logits are held at a time
+  bool fusion = true;
+};
+
+// Where a step's inputs and outputs lie on the device.
+struct StepView {
+  const int32_t* token_ids = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* blocks = nullptr;
+  const cuda::AttentionTile* tiles = nullptr;
+  const cuda::SampleRow* sample_rows = nullptr;
+  const int32_t* row_tokens = nullptr;
+  int32_t tokens = 0;
+  int32_t tile_count = 0;
+  int32_t rows = 0;
+  bool every_token_sampled = false;  // row i is token i
+  cuda::SampledToken* sampled = nullptr;
+};
+
+// Owns the KV cache and the activations. One thread; the stream is borrowed.
+class CudaDecoder {
+ public:
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(
+      const CudaModel* model, const DecoderOptions& options, cudaStream_t stream);
+
+  // Everything up to the residual stream after the last layer.
+  [[nodiscard]] absl::Status Forward(const StepView& step);
+  // Logits and tokens of rows [begin, end) of the step, at most sample_rows of them.
+  [[nodiscard]] absl::Status SampleRows(const StepView& step, int32_t begin, int32_t end);
+
+  // Entries of the block tables; `pairs` on the device.
+  [[nodiscard]] absl::Status UpdateTables(const int32_t* pairs, int32_t count);
+  // One KV block copy after the other; `from_to` on the device.
+  [[nodiscard]] absl::Status CopyBlocks(const int32_t* from_to, int32_t count);
+  // The slots' last tokens where the host sampled; `pairs` on the device.
+  [[nodiscard]] absl::Status SetLastTokens(const int32_t* pairs, int32_t count);
+
+  [[nodiscard]] const float* logits() const { return logits_; }
+  [[nodiscard]] int64_t kv_bytes() const { return kv_arena_.bytes(); }
+  [[nodiscard]] int64_t activation_bytes() const { return arena_.bytes(); }
+
+ private:
+  CudaDecoder(const CudaModel* model, const DecoderOptions& options, cudaStream_t stream)
+      : model_(*model), options_(options), stream_(stream) {}
+
+  // A matrix product and what happens around it.
+  struct Product {
+    const DeviceMatrix* matrix = nullptr;
+    int32_t tokens = 0;
+    const half* x = nullptr;  // nullptr: the residual stream, normed with norm_weight
+    const half* norm_weight = nullptr;
+    cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
+    half* y_half = nullptr;
+    float* y_float = nullptr;
+  };
+
+  [[nodiscard]] absl::Status Allocate(int32_t table_size);
+  [[nodiscard]] absl::Status Multiply(const Product& product);
+  [[nodiscard]] absl::Status MultiplyFew(const Product& product);
+  [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count);
+  [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
+  [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
+  [[nodiscard]] absl::Status Mlp(const StepView& step, const DeviceLayer& layer);
+  [[nodiscard]] absl::Status AddToResidual(const DeviceMatrix& matrix, const half* x,
+                                           int32_t tokens);
+  [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
+  // Few enough tokens for the decode kernel, whose norm and sums are its own.
+  [[nodiscard]] bool Few(int32_t tokens) const;
+  [[nodiscard]] cuda::LaunchOptions Launch() const {
+    return {.stream = stream_, .dependent = options_.fusion};
+  }
+
+  const CudaModel& model_;
+  const DecoderOptions options_;
+  const cudaStream_t stream_;
+  int32_t multiprocessors_ = 0;
+  int32_t table_size_ = 0;
+  int32_t square_parts_ = 1;  // of each token in square_sums_, as launched last
+
+  DeviceArena kv_arena_;
+  DeviceArena arena_;
+  uint8_t* kv_ = nullptr;
+  int64_t kv_part_bytes_ = 0;  // one layer's keys or values
+  int32_t* block_tables_ = nullptr;
+  int32_t* last_tokens_ = nullptr;
+  float* residual_ = nullptr;
+  float* square_sums_ = nullptr;
+  half* normed_ = nullptr;
+  half* qkv_ = nullptr;
+  half* attention_ = nullptr;
+  half* gate_up_ = nullptr;     // without fusion
+  float* projected_ = nullptr;  // without fusion
+  half* mlp_ = nullptr;
+  float* logits_ = nullptr;
+  float* attention_scratch_ = nullptr;
+  int32_t* arrivals_ = nullptr;
+};
+
+}  // namespace nibble::execution

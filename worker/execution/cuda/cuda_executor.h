@@ -1,0 +1,58 @@
+// Runs steps on a GPU: one rank's shard of the model, its KV blocks and its sampler.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "worker/execution/cuda/cuda_model.h"
+#include "worker/step/executor.h"
+
+namespace nibble::execution {
+
+struct CudaExecutorOptions {
+  int32_t max_slots = 64;
+  int32_t max_step_tokens = 2048;
+  int32_t kv_blocks = 0;  // at least one sequence of the model's max_context
+  bool fusion = true;     // false: a kernel per operation, no graphs
+  bool graphs = true;     // with fusion: decode steps as graphs
+};
+
+// Bytes actually allocated on the device, by owner.
+struct DeviceMemoryUse {
+  int64_t weights = 0;
+  int64_t kv_cache = 0;
+  int64_t activations = 0;
+};
+
+// Launch puts a step's copies and kernels on a stream and returns. A step of one token a sequence
+// runs as a graph. Rows that ask for more than their best token are sampled by the host in the
+// order of the stream, so that the step behind may be launched all the same.
+class CudaExecutor final : public step::Executor {
+ public:
+  // The device of the calling thread; Launch and Wait must come from a thread with the same one.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(
+      std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options);
+  ~CudaExecutor() override;
+
+  [[nodiscard]] absl::Status Launch(const step::StepPlan& plan) override;
+  [[nodiscard]] absl::Status ProvideMasks(const step::MaskBatch& masks) override;
+  [[nodiscard]] absl::Status Wait(Deadline deadline, step::StepResult* result) override;
+  [[nodiscard]] const step::ExecutorLimits& limits() const override;
+
+  [[nodiscard]] DeviceMemoryUse memory_use() const;
+
+  // Called with the logits of each sampled row, before penalties. For tests and perplexity.
+  using LogitsObserver =
+      std::function<void(int32_t slot, int32_t position, std::span<const float> logits)>;
+  void set_logits_observer(LogitsObserver observer);  // REQUIRES: no step in flight
+
+ private:
+  struct State;
+  explicit CudaExecutor(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nibble::execution

@@ -1,0 +1,88 @@
+// One rank's weights on a device, packed for the kernels.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/execution/cuda/device_memory.h"
+#include "worker/model/model_spec.h"
+#include "worker/weights/checkpoint.h"
+#include "worker/weights/shard.h"
+
+namespace nibble::execution {
+
+// Slabs as in kernels/layout/gpu_w4.h. Borrowed.
+struct DeviceMatrix {
+  const uint8_t* slabs = nullptr;
+  int32_t rows = 0;
+  int32_t columns = 0;
+  int32_t group = 0;           // 0 = dense fp16
+  const half* bias = nullptr;  // [rows] in packed order
+  int64_t bytes = 0;           // of the slabs
+};
+
+struct DeviceLayer {
+  DeviceMatrix qkv;      // [(heads + 2 * kv_heads) * head_dim, hidden]
+  DeviceMatrix o;        // [hidden, heads * head_dim]
+  DeviceMatrix gate_up;  // [2 * ffn, hidden]: tiles of eight gate and the matching eight up rows
+  DeviceMatrix down;     // [hidden, ffn]
+  const half* attention_norm = nullptr;
+  const half* mlp_norm = nullptr;
+  const half* q_norm = nullptr;
+  const half* k_norm = nullptr;
+  int32_t window = 0;  // 0 = all positions are seen
+};
+
+// Immutable after it is made.
+class CudaModel {
+ public:
+  using Progress = std::function<void(int64_t bytes_done)>;
+
+  // Reads each matrix, sends it through pinned memory and packs it on the device. INVALID_ARGUMENT
+  // names a value or a shape that the kernels do not hold.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaModel>> Load(
+      const weights::Checkpoint& checkpoint, const weights::RankShare& share, int32_t max_context,
+      const Progress& progress);
+
+  // Random weights of that shape, every linear layer AWQ with `group`, without a checkpoint: for
+  // measuring.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaModel>> Random(
+      const model::ModelSpec& spec, int32_t group, int32_t max_context);
+
+  [[nodiscard]] const model::ModelSpec& spec() const { return spec_; }
+  [[nodiscard]] const weights::RankShare& share() const { return share_; }
+  [[nodiscard]] const std::vector<DeviceLayer>& layers() const { return layers_; }
+  [[nodiscard]] const DeviceMatrix& head() const { return head_; }
+  [[nodiscard]] const half* embedding() const { return embedding_; }
+  [[nodiscard]] const half* final_norm() const { return final_norm_; }
+  [[nodiscard]] const float* rope_cos() const { return rope_cos_; }
+  [[nodiscard]] const float* rope_sin() const { return rope_sin_; }
+  [[nodiscard]] int32_t max_context() const { return max_context_; }
+  [[nodiscard]] int64_t bytes() const { return arena_.bytes(); }
+
+ private:
+  friend class ModelUpload;
+  CudaModel(const model::ModelSpec& spec, const weights::RankShare& share, int32_t max_context)
+      : spec_(spec),
+        share_(share),
+        max_context_(max_context),
+        layers_(static_cast<size_t>(spec.layer_count)) {}
+
+  const model::ModelSpec spec_;
+  const weights::RankShare share_;
+  const int32_t max_context_;
+  DeviceArena arena_;
+  std::vector<DeviceLayer> layers_;
+  DeviceMatrix head_;
+  const half* embedding_ = nullptr;   // [vocab share, hidden]
+  const half* final_norm_ = nullptr;  // [hidden]
+  const float* rope_cos_ = nullptr;   // [max_context, head_dim / 2]
+  const float* rope_sin_ = nullptr;
+};
+
+}  // namespace nibble::execution

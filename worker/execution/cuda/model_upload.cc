@@ -1,0 +1,270 @@
+#include "worker/execution/cuda/model_upload.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/w4_decode.h"
+#include "worker/weights/float_types.h"
+#include "worker/weights/linear_shapes.h"
+#include "worker/weights/rank_weights.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kPinnedBytes = int64_t{32} << 20;
+constexpr float kHalfMax = 65504;
+
+int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+absl::Status CheckHalf(float value, std::string_view name) {
+  if (std::abs(value) <= kHalfMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(name), " holds ", value, "; fp16 ends at ", kHalfMax));
+}
+
+absl::StatusOr<std::vector<uint16_t>> Narrow(std::span<const float> values, std::string_view name) {
+  std::vector<uint16_t> halves(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    RETURN_IF_ERROR(CheckHalf(values[i], name));
+    halves[i] = weights::FloatToHalf(values[i]);
+  }
+  return halves;
+}
+
+// The bias in the order of the packed rows.
+std::vector<float> PackedBias(const weights::LogicalLinear& linear, bool pair_rows) {
+  if (!pair_rows) return linear.bias;
+  const size_t half_rows = linear.bias.size() / 2;
+  std::vector<float> packed(linear.bias.size());
+  for (size_t i = 0; i < half_rows; ++i) {
+    packed[i / 8 * 16 + i % 8] = linear.bias[i];
+    packed[i / 8 * 16 + 8 + i % 8] = linear.bias[half_rows + i];
+  }
+  return packed;
+}
+
+}  // namespace
+
+ModelUpload::~ModelUpload() { static_cast<void>(cudaFree(scratch_)); }
+
+absl::StatusOr<uint8_t*> ModelUpload::Scratch(int64_t bytes) {
+  if (bytes > scratch_bytes_) {
+    RETURN_IF_ERROR(CudaStatus(cudaFree(scratch_), "freeing scratch memory"));
+    scratch_ = nullptr;
+    RETURN_IF_ERROR(CudaStatus(cudaMalloc(&scratch_, static_cast<size_t>(bytes)),
+                               "allocating scratch memory for packing"));
+    scratch_bytes_ = bytes;
+  }
+  return static_cast<uint8_t*>(scratch_);
+}
+
+absl::StatusOr<ModelUpload::Staged> ModelUpload::StageArea(int32_t rows, int32_t columns,
+                                                           int32_t group) {
+  const int64_t count = static_cast<int64_t>(rows) * columns;
+  Staged staged;
+  if (group == 0) {
+    ASSIGN_OR_RETURN(uint8_t * area, Scratch(count * 2));
+    staged.dense = reinterpret_cast<half*>(area);
+    return staged;
+  }
+  const int64_t groups = count / group;
+  ASSIGN_OR_RETURN(uint8_t * area, Scratch(Aligned(count) + Aligned(groups) + Aligned(groups * 2)));
+  staged.q = area;
+  staged.zeros = area + Aligned(count);
+  staged.scales = reinterpret_cast<half*>(staged.zeros + Aligned(groups));
+  return staged;
+}
+
+absl::Status ModelUpload::Send(const void* from, void* to, int64_t bytes) {
+  if (pinned_.bytes() == 0) {
+    ASSIGN_OR_RETURN(pinned_, PinnedMemory::Allocate(kPinnedBytes));
+  }
+  for (int64_t at = 0; at < bytes; at += kPinnedBytes) {
+    const auto piece = static_cast<size_t>(std::min(kPinnedBytes, bytes - at));
+    std::memcpy(pinned_.as<uint8_t>(), static_cast<const uint8_t*>(from) + at, piece);
+    RETURN_IF_ERROR(CudaStatus(cudaMemcpy(static_cast<uint8_t*>(to) + at, pinned_.as<uint8_t>(),
+                                          piece, cudaMemcpyHostToDevice),
+                               "sending weights"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceMatrix> ModelUpload::Pack(const Staged& staged, const DeviceMatrix& shape,
+                                               bool pair_rows) {
+  if (shape.columns % 8 != 0 || (pair_rows && shape.rows % 16 != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a matrix of ", shape.rows, " rows and ", shape.columns,
+                     " columns; the GPU kernels take columns in eights, and gate and up rows too"));
+  }
+  DeviceMatrix matrix = shape;
+  matrix.bytes = cuda::W4DecodeBytes(shape.rows, shape.columns, shape.group);
+  ASSIGN_OR_RETURN(uint8_t * slabs, arena_->Allocate<uint8_t>(matrix.bytes));
+  matrix.slabs = slabs;
+  RETURN_IF_ERROR(CudaStatus(cuda::PackW4({.q = staged.q,
+                                           .zeros = staged.zeros,
+                                           .scales = staged.scales,
+                                           .dense = staged.dense,
+                                           .rows = shape.rows,
+                                           .columns = shape.columns,
+                                           .group = shape.group,
+                                           .pair_rows = pair_rows,
+                                           .slabs = slabs},
+                                          nullptr),
+                             "packing weights"));
+  RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(nullptr), "packing weights"));
+  return matrix;
+}
+
+absl::StatusOr<DeviceMatrix> ModelUpload::Matrix(const weights::LogicalLinear& linear,
+                                                 bool pair_rows) {
+  DeviceMatrix shape{.rows = linear.rows, .columns = linear.columns, .group = linear.group_size};
+  ASSIGN_OR_RETURN(const Staged staged, StageArea(shape.rows, shape.columns, shape.group));
+  if (linear.quantized()) {
+    ASSIGN_OR_RETURN(const std::vector<uint16_t> scales, Narrow(linear.scales, linear.name));
+    RETURN_IF_ERROR(Send(linear.q.data(), staged.q, static_cast<int64_t>(linear.q.size())));
+    RETURN_IF_ERROR(
+        Send(linear.zeros.data(), staged.zeros, static_cast<int64_t>(linear.zeros.size())));
+    RETURN_IF_ERROR(Send(scales.data(), staged.scales, static_cast<int64_t>(scales.size()) * 2));
+  } else {
+    ASSIGN_OR_RETURN(const std::vector<uint16_t> dense, Narrow(linear.dense, linear.name));
+    RETURN_IF_ERROR(Send(dense.data(), staged.dense, static_cast<int64_t>(dense.size()) * 2));
+  }
+  if (!linear.bias.empty()) {
+    ASSIGN_OR_RETURN(shape.bias, Halves(PackedBias(linear, pair_rows), linear.name));
+  }
+  return Pack(staged, shape, pair_rows);
+}
+
+absl::StatusOr<DeviceMatrix> ModelUpload::RandomMatrix(int32_t rows, int32_t columns, int32_t group,
+                                                       bool pair_rows) {
+  const int64_t count = static_cast<int64_t>(rows) * columns;
+  ASSIGN_OR_RETURN(const Staged staged, StageArea(rows, columns, group));
+  // Products of normed inputs come out of the order of one.
+  const float size = 1.0f / std::sqrt(static_cast<float>(columns));
+  if (group == 0) {
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::FillRandomHalves(staged.dense, count, 0, 1.7f * size, seed_++, nullptr), "filling"));
+  } else {
+    RETURN_IF_ERROR(
+        CudaStatus(cuda::FillRandomBytes(staged.q, count, seed_++, nullptr), "filling"));
+    RETURN_IF_ERROR(CudaStatus(cuda::FillRandomBytes(staged.zeros, count / group, seed_++, nullptr),
+                               "filling"));
+    RETURN_IF_ERROR(CudaStatus(cuda::FillRandomHalves(staged.scales, count / group, 0.15f * size,
+                                                      0.03f * size, seed_++, nullptr),
+                               "filling"));
+  }
+  return Pack(staged, {.rows = rows, .columns = columns, .group = group}, pair_rows);
+}
+
+absl::StatusOr<const half*> ModelUpload::Halves(std::span<const float> values,
+                                                std::string_view name) {
+  ASSIGN_OR_RETURN(const std::vector<uint16_t> halves, Narrow(values, name));
+  ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(static_cast<int64_t>(halves.size())));
+  RETURN_IF_ERROR(Send(halves.data(), on_device, static_cast<int64_t>(halves.size()) * 2));
+  return on_device;
+}
+
+absl::StatusOr<const half*> ModelUpload::RandomHalves(int64_t count, float middle,
+                                                      float amplitude) {
+  ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(count));
+  RETURN_IF_ERROR(CudaStatus(
+      cuda::FillRandomHalves(on_device, count, middle, amplitude, seed_++, nullptr), "filling"));
+  return on_device;
+}
+
+// Angles as transformers computes them: an fp32 product of position and frequency.
+absl::Status ModelUpload::Rope() {
+  const model::ModelSpec& spec = model_->spec_;
+  const int32_t half_dim = spec.head_dim / 2;
+  const model::RopeTable table =
+      model::MakeRopeTable(spec.rope, spec.head_dim, model_->max_context_);
+  const int64_t count = static_cast<int64_t>(model_->max_context_) * half_dim;
+  std::vector<float> cos, sin;
+  cos.reserve(static_cast<size_t>(count));
+  sin.reserve(static_cast<size_t>(count));
+  for (int32_t position = 0; position < model_->max_context_; ++position) {
+    for (const float frequency : table.inverse_frequencies) {
+      const auto angle = static_cast<double>(static_cast<float>(position) * frequency);
+      cos.push_back(static_cast<float>(std::cos(angle)) * table.attention_factor);
+      sin.push_back(static_cast<float>(std::sin(angle)) * table.attention_factor);
+    }
+  }
+  ASSIGN_OR_RETURN(float* device_cos, arena_->Allocate<float>(count));
+  ASSIGN_OR_RETURN(float* device_sin, arena_->Allocate<float>(count));
+  RETURN_IF_ERROR(Send(cos.data(), device_cos, count * 4));
+  RETURN_IF_ERROR(Send(sin.data(), device_sin, count * 4));
+  model_->rope_cos_ = device_cos;
+  model_->rope_sin_ = device_sin;
+  return absl::OkStatus();
+}
+
+absl::Status ModelUpload::LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer) {
+  const weights::RankShare& share = model_->share_;
+  const model::ModelSpec& spec = model_->spec_;
+  DeviceLayer& target = model_->layers_[static_cast<size_t>(layer)];
+  const auto upload = [&](absl::StatusOr<weights::LogicalLinear> linear, bool pair_rows,
+                          DeviceMatrix* matrix) -> absl::Status {
+    RETURN_IF_ERROR(linear.status());
+    ASSIGN_OR_RETURN(*matrix, Matrix(*linear, pair_rows));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(upload(weights::LoadQkv(checkpoint, share, layer), false, &target.qkv));
+  RETURN_IF_ERROR(upload(weights::LoadO(checkpoint, share, layer), false, &target.o));
+  RETURN_IF_ERROR(upload(weights::LoadGateUp(checkpoint, share, layer), true, &target.gate_up));
+  RETURN_IF_ERROR(upload(weights::LoadDown(checkpoint, share, layer), false, &target.down));
+  const half** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
+                                 &target.k_norm};
+  const std::vector<weights::NormTensor> norms = weights::LayerNorms(spec, layer);
+  CHECK(norms.size() <= std::size(places));
+  for (size_t i = 0; i < norms.size(); ++i) {
+    ASSIGN_OR_RETURN(const std::vector<float> values,
+                     checkpoint.LoadDense(norms[i].name, {norms[i].size}));
+    ASSIGN_OR_RETURN(*places[i], Halves(values, norms[i].name));
+  }
+  target.window = spec.WindowedLayer(layer) ? spec.sliding_window : 0;
+  return absl::OkStatus();
+}
+
+absl::Status ModelUpload::LoadEnds(const weights::Checkpoint& checkpoint) {
+  const model::ModelSpec& spec = model_->spec_;
+  ASSIGN_OR_RETURN(
+      const std::vector<float> embedding,
+      checkpoint.LoadDense(weights::kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
+  ASSIGN_OR_RETURN(model_->embedding_, Halves(embedding, weights::kEmbeddingName));
+  ASSIGN_OR_RETURN(const std::vector<float> norm,
+                   checkpoint.LoadDense(weights::kFinalNormName, {spec.hidden_size}));
+  ASSIGN_OR_RETURN(model_->final_norm_, Halves(norm, weights::kFinalNormName));
+  ASSIGN_OR_RETURN(const weights::LogicalLinear head,
+                   weights::LoadRankHead(checkpoint, model_->share_));
+  ASSIGN_OR_RETURN(model_->head_, Matrix(head, false));
+  return absl::OkStatus();
+}
+
+absl::Status ModelUpload::FillRandomly(int32_t group) {
+  const model::ModelSpec& spec = model_->spec_;
+  const int32_t head_rows = spec.head_count * spec.head_dim;
+  const int32_t qkv_rows = head_rows + 2 * spec.kv_head_count * spec.head_dim;
+  for (DeviceLayer& layer : model_->layers_) {
+    ASSIGN_OR_RETURN(layer.qkv, RandomMatrix(qkv_rows, spec.hidden_size, group, false));
+    ASSIGN_OR_RETURN(layer.o, RandomMatrix(spec.hidden_size, head_rows, group, false));
+    ASSIGN_OR_RETURN(layer.gate_up, RandomMatrix(2 * spec.ffn_size, spec.hidden_size, group, true));
+    ASSIGN_OR_RETURN(layer.down, RandomMatrix(spec.hidden_size, spec.ffn_size, group, false));
+    ASSIGN_OR_RETURN(layer.attention_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
+    ASSIGN_OR_RETURN(layer.mlp_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
+  }
+  ASSIGN_OR_RETURN(
+      model_->embedding_,
+      RandomHalves(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size, 0, 0.05f));
+  ASSIGN_OR_RETURN(model_->final_norm_, RandomHalves(spec.hidden_size, 1, 0.1f));
+  ASSIGN_OR_RETURN(model_->head_, RandomMatrix(spec.vocab_size, spec.hidden_size, 0, false));
+  return CudaStatus(cudaStreamSynchronize(nullptr), "filling");
+}
+
+}  // namespace nibble::execution

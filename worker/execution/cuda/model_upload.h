@@ -1,0 +1,65 @@
+// Sends matrices and vectors to the device while a model is made.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/execution/cuda/cuda_model.h"
+#include "worker/execution/cuda/device_memory.h"
+#include "worker/weights/logical_linear.h"
+
+namespace nibble::execution {
+
+// Scratch memory grows to the largest matrix and is freed with this. One thread.
+class ModelUpload {
+ public:
+  explicit ModelUpload(CudaModel* model) : model_(model), arena_(&model->arena_) {}
+  ~ModelUpload();
+  ModelUpload(const ModelUpload&) = delete;
+  ModelUpload& operator=(const ModelUpload&) = delete;
+
+  // `pair_rows`: the rows are all gates, then all ups.
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> Matrix(const weights::LogicalLinear& linear,
+                                                    bool pair_rows);
+  // The same shape with random values; group 0 = dense.
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> RandomMatrix(int32_t rows, int32_t columns,
+                                                          int32_t group, bool pair_rows);
+  // fp32 values, narrowed.
+  [[nodiscard]] absl::StatusOr<const half*> Halves(std::span<const float> values,
+                                                   std::string_view name);
+  [[nodiscard]] absl::StatusOr<const half*> RandomHalves(int64_t count, float middle,
+                                                         float amplitude);
+  [[nodiscard]] absl::Status Rope();
+  [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer);
+  [[nodiscard]] absl::Status LoadEnds(const weights::Checkpoint& checkpoint);
+  [[nodiscard]] absl::Status FillRandomly(int32_t group);
+
+ private:
+  // Logical values on the device.
+  struct Staged {
+    uint8_t* q = nullptr;
+    uint8_t* zeros = nullptr;
+    half* scales = nullptr;
+    half* dense = nullptr;
+  };
+  [[nodiscard]] absl::StatusOr<uint8_t*> Scratch(int64_t bytes);
+  [[nodiscard]] absl::StatusOr<Staged> StageArea(int32_t rows, int32_t columns, int32_t group);
+  [[nodiscard]] absl::Status Send(const void* from, void* to, int64_t bytes);
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> Pack(const Staged& staged, const DeviceMatrix& shape,
+                                                  bool pair_rows);
+
+  CudaModel* const model_;
+  DeviceArena* const arena_;
+  void* scratch_ = nullptr;
+  int64_t scratch_bytes_ = 0;
+  PinnedMemory pinned_;
+  uint32_t seed_ = 1;
+};
+
+}  // namespace nibble::execution

@@ -1,0 +1,206 @@
+#include "worker/execution/cuda/step_inputs.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "worker/execution/cpu/penalties.h"
+#include "worker/execution/cpu/random.h"
+#include "worker/execution/cpu/row_sampler.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr int64_t kAlignment = 16;
+
+template <typename T>
+int64_t Place(int32_t count, int64_t* end) {
+  const int64_t at = *end;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  *end = at + (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return at;
+}
+
+template <typename T>
+void Copy(const std::vector<T>& from, std::byte* to) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
+}
+
+// Whether the best token of the raw logits, greedily or at a temperature, is all that is asked for.
+bool IsPlain(const step::SamplingParams& params, int32_t vocab_size) {
+  const RowRequest request{.params = &params};
+  return WorksOnPartOfRow(request, vocab_size) && !UsesPenalties(params) &&
+         params.logit_bias.empty();
+}
+
+}  // namespace
+
+StepOffsets OffsetsOf(const StepShape& shape) {
+  StepOffsets offsets;
+  int64_t end = 0;
+  offsets.token_ids = Place<int32_t>(shape.tokens, &end);
+  offsets.positions = Place<int32_t>(shape.tokens, &end);
+  offsets.blocks = Place<int32_t>(shape.tokens, &end);
+  offsets.tiles = Place<cuda::AttentionTile>(shape.tiles, &end);
+  offsets.sample_rows = Place<cuda::SampleRow>(shape.rows, &end);
+  offsets.row_tokens = Place<int32_t>(shape.rows, &end);
+  offsets.updates = Place<int32_t>(2 * shape.table_updates, &end);
+  offsets.copies = Place<int32_t>(2 * shape.copies, &end);
+  offsets.bytes = end;
+  return offsets;
+}
+
+StepInputs::StepInputs(const step::ExecutorLimits& limits, const Model& model)
+    : limits_(limits),
+      table_size_((limits.max_context + step::kBlockTokens - 1) / step::kBlockTokens),
+      tile_tokens_(cuda::AttentionTileTokens(model.heads, model.kv_heads)),
+      slots_(static_cast<size_t>(limits.max_slots)),
+      tables_((static_cast<size_t>(limits.max_slots) + 1) * static_cast<size_t>(table_size_), 0) {
+  const auto tokens = static_cast<size_t>(limits.max_step_tokens);
+  for (std::vector<int32_t>* list : {&token_ids_, &positions_, &blocks_, &row_tokens_}) {
+    list->reserve(tokens);
+  }
+  tiles_.reserve(tokens);
+  sample_rows_.reserve(tokens);
+  rows_.reserve(tokens);
+  updates_.reserve(2 * (tokens + 2 * slots_.size()));
+  copies_.reserve(2 * slots_.size());
+}
+
+int64_t StepInputs::bytes_max() const {
+  // A plan may set every entry of every table, and copy every block.
+  return OffsetsOf({.tokens = limits_.max_step_tokens + limits_.max_slots,
+                    .tiles = limits_.max_step_tokens + limits_.max_slots,
+                    .rows = limits_.max_step_tokens + limits_.max_slots,
+                    .table_updates = limits_.max_slots * table_size_,
+                    .copies = limits_.kv_blocks})
+      .bytes;
+}
+
+void StepInputs::Open(const step::SlotSetup& setup) {
+  Slot& slot = slots_[static_cast<size_t>(setup.slot)];
+  slot.seed = setup.seed;
+  const float temperature = setup.sampling.temperature;
+  slot.inverse_temperature =
+      temperature < kGreedyBelow ? 0.0 : 1.0 / static_cast<double>(temperature);
+  slot.plain = IsPlain(setup.sampling, limits_.vocab_size);
+  slot.min_tokens = setup.stop_ids.empty() ? 0 : setup.min_tokens;
+  slot.outputs = static_cast<int64_t>(setup.history.size()) - setup.prompt_count;
+  slot.last_of_history = setup.history.empty() ? 0 : setup.history.back();
+  slot.sampled = false;
+}
+
+void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
+  for (auto* list : {&token_ids_, &positions_, &blocks_, &row_tokens_, &updates_, &copies_}) {
+    list->clear();
+  }
+  tiles_.clear();
+  sample_rows_.clear();
+  rows_.clear();
+  any_on_host_ = false;
+  decode_only_ = !plan.sequences.empty();
+  longest_ = 0;
+  for (const step::SlotSetup& setup : plan.opened) Open(setup);
+  for (const step::BlockCopy& copy : plan.block_copies) {
+    copies_.push_back(copy.from);
+    copies_.push_back(copy.to);
+  }
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const step::SequenceStep& sequence = plan.sequences[i];
+    AddBlocks(plan, sequence);
+    AddTokens(plan, sequence);
+    AddRows(plan, static_cast<int32_t>(i), all_rows_on_host);
+    decode_only_ = decode_only_ && sequence.token_count == 1 && sequence.sample_count == 1;
+    longest_ = std::max(longest_, sequence.first_position + sequence.token_count);
+  }
+}
+
+void StepInputs::AddBlocks(const step::StepPlan& plan, const step::SequenceStep& sequence) {
+  const int32_t first = sequence.slot * table_size_ + sequence.block_table_index;
+  for (int32_t i = 0; i < sequence.block_count; ++i) {
+    const int32_t block = plan.block_ids[static_cast<size_t>(sequence.block_begin + i)];
+    tables_[static_cast<size_t>(first + i)] = block;
+    updates_.push_back(first + i);
+    updates_.push_back(block);
+  }
+}
+
+void StepInputs::AddTokens(const step::StepPlan& plan, const step::SequenceStep& sequence) {
+  const Slot& slot = slots_[static_cast<size_t>(sequence.slot)];
+  const auto first_row = static_cast<int32_t>(token_ids_.size());
+  for (int32_t i = 0; i < sequence.token_count; ++i) {
+    int32_t token = plan.token_ids[static_cast<size_t>(sequence.token_begin + i)];
+    if (i == 0 && sequence.feed_sampled) {
+      token = slot.sampled ? -1 - sequence.slot : slot.last_of_history;
+    }
+    const int32_t position = sequence.first_position + i;
+    token_ids_.push_back(token);
+    positions_.push_back(position);
+    blocks_.push_back(
+        tables_[static_cast<size_t>(sequence.slot * table_size_ + position / step::kBlockTokens)]);
+    if (i % tile_tokens_ == 0) {
+      tiles_.push_back({.first_row = first_row + i,
+                        .tokens = std::min(tile_tokens_, sequence.token_count - i),
+                        .first_position = position,
+                        .slot = sequence.slot});
+    }
+  }
+}
+
+void StepInputs::AddRows(const step::StepPlan& plan, int32_t index, bool on_host) {
+  const step::SequenceStep& sequence = plan.sequences[static_cast<size_t>(index)];
+  if (sequence.sample_count == 0) return;
+  Slot& slot = slots_[static_cast<size_t>(sequence.slot)];
+  const bool plain = slot.plain && sequence.logprobs < 0 && sequence.sample_count == 1 &&
+                     sequence.mask == step::MaskSource::kNone && slot.outputs >= slot.min_tokens;
+  const bool host = on_host || !plain;
+  any_on_host_ = any_on_host_ || host;
+  for (int32_t draft = 0; draft < sequence.sample_count; ++draft) {
+    const auto output = static_cast<uint64_t>(slot.outputs + draft);
+    rows_.push_back({.sequence = index, .draft = draft, .output_index = output, .on_host = host});
+    sample_rows_.push_back(
+        {.stream = slot.inverse_temperature > 0 ? OutputStream(slot.seed, output) : 0,
+         .inverse_temperature = slot.inverse_temperature,
+         .slot = sequence.slot});
+    row_tokens_.push_back(static_cast<int32_t>(token_ids_.size()) - sequence.sample_count + draft);
+  }
+  slot.sampled = true;
+  if (sequence.draft_count == 0) ++slot.outputs;
+}
+
+void StepInputs::TakeOutputs(int32_t slot, int32_t count) {
+  slots_[static_cast<size_t>(slot)].outputs += count;
+}
+
+void StepInputs::Pad(int32_t tokens) {
+  while (static_cast<int32_t>(token_ids_.size()) < tokens) {
+    const auto row = static_cast<int32_t>(token_ids_.size());
+    token_ids_.push_back(0);
+    positions_.push_back(0);
+    blocks_.push_back(limits_.kv_blocks);
+    tiles_.push_back({.first_row = row, .tokens = 1, .slot = limits_.max_slots});
+    sample_rows_.push_back({.slot = limits_.max_slots});
+    row_tokens_.push_back(row);
+  }
+}
+
+StepShape StepInputs::shape() const {
+  return {.tokens = static_cast<int32_t>(token_ids_.size()),
+          .tiles = static_cast<int32_t>(tiles_.size()),
+          .rows = static_cast<int32_t>(sample_rows_.size()),
+          .table_updates = static_cast<int32_t>(updates_.size() / 2),
+          .copies = static_cast<int32_t>(copies_.size() / 2)};
+}
+
+void StepInputs::Write(const StepOffsets& offsets, std::byte* memory) const {
+  Copy(token_ids_, memory + offsets.token_ids);
+  Copy(positions_, memory + offsets.positions);
+  Copy(blocks_, memory + offsets.blocks);
+  Copy(tiles_, memory + offsets.tiles);
+  Copy(sample_rows_, memory + offsets.sample_rows);
+  Copy(row_tokens_, memory + offsets.row_tokens);
+  Copy(updates_, memory + offsets.updates);
+  Copy(copies_, memory + offsets.copies);
+}
+
+}  // namespace nibble::execution

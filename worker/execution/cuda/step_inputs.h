@@ -1,0 +1,112 @@
+// What a step sends to the device: laid out by the host in one piece of memory, copied at once.
+//
+// Follows the slots through the plans in launch order. What a later step needs and only the device
+// knows is the sampled token itself, which the device feeds to itself; positions, block tables and
+// the number of outputs follow from the plans.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/sample.h"
+#include "worker/step/executor.h"
+#include "worker/step/step_plan.h"
+
+namespace nibble::execution {
+
+struct StepShape {
+  int32_t tokens = 0;
+  int32_t tiles = 0;          // of attention
+  int32_t rows = 0;           // sampled
+  int32_t table_updates = 0;  // block table entries
+  int32_t copies = 0;         // KV blocks
+};
+
+// Where each part lies, in bytes from the start. The parts of tokens, tiles and rows lie the same
+// way whatever the others' sizes, so that a graph may keep their addresses.
+struct StepOffsets {
+  int64_t token_ids = 0;    // int32 [tokens]; -1 - slot: the slot's last sampled token
+  int64_t positions = 0;    // int32 [tokens]
+  int64_t blocks = 0;       // int32 [tokens]: KV block of the position
+  int64_t tiles = 0;        // AttentionTile [tiles]
+  int64_t sample_rows = 0;  // SampleRow [rows]
+  int64_t row_tokens = 0;   // int32 [rows]: input row
+  int64_t updates = 0;      // int32 [table_updates][2]: index into all block tables, block
+  int64_t copies = 0;       // int32 [copies][2]: from, to
+  int64_t bytes = 0;
+};
+[[nodiscard]] StepOffsets OffsetsOf(const StepShape& shape);
+
+// A row whose logits are sampled.
+struct OutputRow {
+  int32_t sequence = 0;  // index into StepPlan::sequences
+  int32_t draft = 0;     // how many drafts stand before it
+  uint64_t output_index = 0;
+  bool on_host = false;
+};
+
+class StepInputs {
+ public:
+  struct Model {
+    int32_t heads = 0, kv_heads = 0;
+  };
+  // One slot more than the plans know, and one block, serve rows that pad a batch.
+  StepInputs(const step::ExecutorLimits& limits, const Model& model);
+
+  // REQUIRES: a plan that PlanChecker accepted. `all_rows_on_host`: somebody wants their logits.
+  void Build(const step::StepPlan& plan, bool all_rows_on_host);
+  // Adds sequences of one token that nobody asked for until there are `tokens`.
+  void Pad(int32_t tokens);
+
+  [[nodiscard]] StepShape shape() const;
+  void Write(const StepOffsets& offsets, std::byte* memory) const;
+
+  [[nodiscard]] const std::vector<OutputRow>& rows() const { return rows_; }
+  [[nodiscard]] bool any_on_host() const { return any_on_host_; }
+  // Every sequence has one token, which is sampled.
+  [[nodiscard]] bool decode_only() const { return decode_only_; }
+  // Positions that the longest sequence sees.
+  [[nodiscard]] int32_t longest() const { return longest_; }
+
+  // The outputs of a sequence with drafts are known when its step is waited for.
+  void TakeOutputs(int32_t slot, int32_t count);
+
+  [[nodiscard]] int32_t table_size() const { return table_size_; }
+  // Bytes that no step's inputs exceed.
+  [[nodiscard]] int64_t bytes_max() const;
+
+ private:
+  struct Slot {
+    uint64_t seed = 0;
+    double inverse_temperature = 0;  // 0 = greedy
+    bool plain = false;              // greedy or temperature alone
+    int32_t min_tokens = 0;          // 0 without stop ids
+    int64_t outputs = 0;
+    int32_t last_of_history = 0;
+    bool sampled = false;  // since it was opened
+  };
+
+  void Open(const step::SlotSetup& setup);
+  void AddBlocks(const step::StepPlan& plan, const step::SequenceStep& sequence);
+  void AddTokens(const step::StepPlan& plan, const step::SequenceStep& sequence);
+  void AddRows(const step::StepPlan& plan, int32_t index, bool on_host);
+
+  const step::ExecutorLimits limits_;
+  const int32_t table_size_;
+  const int32_t tile_tokens_;
+  std::vector<Slot> slots_;
+  std::vector<int32_t> tables_;  // [slots + 1, table_size]
+
+  // Of the step.
+  std::vector<int32_t> token_ids_, positions_, blocks_, row_tokens_, updates_, copies_;
+  std::vector<cuda::AttentionTile> tiles_;
+  std::vector<cuda::SampleRow> sample_rows_;
+  std::vector<OutputRow> rows_;
+  bool any_on_host_ = false;
+  bool decode_only_ = false;
+  int32_t longest_ = 0;
+};
+
+}  // namespace nibble::execution
