@@ -24,7 +24,7 @@ test: ## everything CI runs: all tests, sanitized unit tests, linters, end to en
 test-deploy: ## boards and rules against a real Prometheus and a server under load; the images' roots
 	tools/setup
 	.venv/bin/python tests/deploy/live_metrics.py
-	tests/deploy/image_roots.sh
+	.venv/bin/python tests/deploy/image_roots.py
 
 test-tsan: ## unit tests under the thread sanitizer
 	tools/setup build

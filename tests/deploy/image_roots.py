@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Builds the images' roots without a container engine, and runs the chart's gateway and group in
+them: as the chart's user, on read-only roots, in network namespaces of their own.
+
+usage: tests/deploy/image_roots.py   (as root; NIBBLE_BINARY_DIR, NIBBLE_TEST_DATA as tests/e2e)
+"""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
+
+import harness  # noqa: E402  pylint: disable=wrong-import-position
+import manifests  # noqa: E402  pylint: disable=wrong-import-position
+
+os.environ["PATH"] = os.pathsep.join([str(ROOT / ".cache" / "bin"), os.environ["PATH"]])
+DOCKER = ROOT / "deploy" / "docker"
+PROGRAMS = {"gateway": ["nibble-gateway", "nibble"], "worker": ["nibble-worker"]}
+EXAMPLE = "laptop"
+ADDRESSES = {"gateway": "10.9.0.1", "worker": "10.9.0.2"}
+USER = 65532
+READY_SECONDS = 90
+PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, CAPABILITIES_MAX = 38, 24, 64
+UNWANTED = ("sh", "bash", "dash", "perl", "python3", "apt-get", "dpkg", "ldd", "busybox")
+
+
+def run(*words, **options):
+    return subprocess.run([str(word) for word in words], check=True, text=True, **options)
+
+
+def base_root():
+    """A Debian with the runtime packages, made once per list of packages."""
+    packages = (DOCKER / "runtime-packages.txt").read_text(encoding="utf-8").split()
+    name = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:16]
+    folder = ROOT / ".cache" / "roots" / name
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        print("debootstrap of the images' Debian, once", flush=True)
+        run("debootstrap", "--variant=minbase", f"--include={','.join(packages)}", "bookworm",
+            partial, stdout=subprocess.DEVNULL)
+        partial.rename(folder)
+    return folder
+
+
+def build_root(base, image, target):
+    """What deploy/docker/IMAGE.Dockerfile's second stage does."""
+    scratch = base / "setup"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    shutil.copy(DOCKER / "make_root.sh", scratch)
+    for program in PROGRAMS[image]:
+        shutil.copy(harness.BUILD / "bin" / program, scratch)
+    run("chroot", base, "/setup/make_root.sh", "/setup/image",
+        *[f"/setup/{program}" for program in PROGRAMS[image]])
+    shutil.move(scratch / "image", target)
+    shutil.rmtree(scratch)
+    files = [path for path in target.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{image}: {len(files)} files, {size / 2**20:.0f} MiB")
+    names = {path.name for path in files if path.stat().st_mode & 0o111}
+    assert not names & set(UNWANTED), f"{image} has {sorted(names & set(UNWANTED))}"
+    assert not [path for path in files if path.stat().st_mode & 0o6000], "a setuid program"
+
+
+def containers():
+    """{image: (arguments, probes)} of the example's manifests; the test pod's arguments too."""
+    found = {}
+    for _, _, spec in manifests.pods(manifests.objects(EXAMPLE)):
+        container = spec["containers"][0]
+        found[container["name"]] = container
+    return found
+
+
+def mount_root(root, model):
+    """The root as a container would see it: read-only, with its own /proc, /dev and model."""
+    run("mount", "--bind", root, root)
+    run("mount", "-t", "proc", "proc", root / "proc")
+    run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", root / "dev")
+    (root / "dev" / "shm").mkdir()
+    for device in ("null", "zero", "urandom"):
+        (root / "dev" / device).touch()
+        run("mount", "--bind", f"/dev/{device}", root / "dev" / device)
+    run("mount", "-t", "tmpfs", "tmpfs", root / "models")
+    folder = root / "models" / "smollm2-135m-awq"
+    folder.mkdir()
+    run("mount", "--bind", "-o", "ro", model, folder)
+    run("mount", "-o", "remount,ro,bind", root)
+    try:
+        (root / "written").touch()
+    except OSError:
+        return
+    raise AssertionError(f"{root} can be written")
+
+
+def enter(root):
+    """In the child: the chart's security context. Runs before exec."""
+    libc = ctypes.CDLL(None)
+    os.chroot(root)
+    os.chdir("/")
+    for capability in range(CAPABILITIES_MAX):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def contained(root, words, **options):
+    return subprocess.Popen(words, preexec_fn=lambda: enter(root), env={},
+                            stdin=subprocess.DEVNULL, **options)
+
+
+def in_namespace(image, *words, **options):
+    """A command of this machine on the image's side of the network."""
+    prefix = ["ip", "netns", "exec", "worker"] if image == "worker" else []
+    return subprocess.run([*prefix, *map(str, words)], text=True, capture_output=True,
+                          check=False, timeout=harness.HTTP_SECONDS_MAX, **options)
+
+
+def make_network():
+    run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    run("ip", "netns", "add", "worker")
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "link", "add", "gateway0", "type", "veth", "peer", "name", "worker0", "netns",
+        "worker")
+    run("ip", "addr", "add", f"{ADDRESSES['gateway']}/24", "dev", "gateway0")
+    run("ip", "link", "set", "gateway0", "up")
+    for words in (("addr", "add", f"{ADDRESSES['worker']}/24", "dev", "worker0"),
+                  ("link", "set", "worker0", "up"), ("link", "set", "lo", "up")):
+        run("ip", "-n", "worker", *words)
+
+
+def probe(image, container, kind):
+    """Whether a probe of the manifest says yes."""
+    asked = container[kind]
+    if "grpc" in asked:
+        return in_namespace(image, "grpc-health-probe",
+                            f"-addr={ADDRESSES[image]}:{asked['grpc']['port']}",
+                            f"-service={asked['grpc'].get('service', '')}").returncode == 0
+    port = next(port["containerPort"] for port in container["ports"]
+                if port["name"] == asked["httpGet"]["port"])
+    url = f"http://{ADDRESSES[image]}:{port}{asked['httpGet']['path']}"
+    return in_namespace(image, sys.executable, "-c",
+                        f"import urllib.request as r; r.urlopen({url!r}, timeout=5)"
+                        ).returncode == 0
+
+
+def check_process(image, process):
+    """No capability, no way to get one, nobody's user."""
+    status = dict(line.split(":\t", 1) for line in pathlib.Path(
+        f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines() if ":\t" in line)
+    assert status["Uid"].split() == [str(USER)] * 4, f"{image}: {status['Uid']}"
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, image
+    assert status["NoNewPrivs"] == "1", image
+
+
+def check_connections():
+    """Gateway and group talk to each other and to nobody else."""
+    known = set(ADDRESSES.values()) | {"127.0.0.1"}
+    for image in ADDRESSES:
+        listed = in_namespace(image, "ss", "-Htan", "state", "established", "state", "syn-sent")
+        for line in listed.stdout.splitlines():
+            peer = line.split()[-1].rsplit(":", 1)[0].removeprefix("[::ffff:").strip("[]")
+            assert peer in known, f"{image} is connected to {peer}"
+
+
+def start(image, container, root, folder):
+    words = [f"/usr/bin/nibble-{image}", *container["args"]]
+    log = open(folder / f"{image}.log", "wb")  # pylint: disable=consider-using-with
+    if image == "gateway":
+        return contained(root, words, stdout=log, stderr=log)
+    enters = ["ip", "netns", "exec", "worker", sys.executable, __file__, "--contained", str(root)]
+    return subprocess.Popen([*enters, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def inside(folder, model):
+    """In namespaces of our own: everything that runs."""
+    make_network()
+    found = containers()
+    groups = next(word for word in found["gateway"]["args"] if word.startswith("--groups="))
+    host = groups.split("=")[1].rsplit(":", 1)[0]
+    (folder / "gateway" / "etc" / "hosts").write_text(
+        f"127.0.0.1 localhost\n{ADDRESSES['worker']} {host}\n127.0.0.1 nibble-gateway\n",
+        encoding="utf-8")
+    processes = {}
+    try:
+        for image in ("worker", "gateway"):
+            mount_root(folder / image, model)
+            processes[image] = start(image, found[image], folder / image, folder)
+        for image, process in processes.items():
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                harness.wait_until(
+                    lambda i=image, k=kind, p=process: p.poll() is not None or
+                    probe(i, found[i], k), READY_SECONDS, f"{image}: {kind}")
+            assert process.poll() is None, f"{image} ended with {process.returncode}"
+            check_process(image, process)
+        answer = contained(folder / "gateway",
+                           [*found["generate"]["command"], *found["generate"]["args"]],
+                           stdout=subprocess.PIPE)
+        text, _ = answer.communicate(timeout=harness.CALL_SECONDS)
+        assert answer.returncode == 0 and text.strip(), f"the test pod: {answer.returncode}"
+        print(f"the test pod printed {text.decode().strip()!r}")
+        check_connections()
+        for image in ("gateway", "worker"):
+            processes[image].send_signal(signal.SIGTERM)
+            code = processes[image].wait(timeout=harness.END_SECONDS_MAX)
+            assert code == 0, f"{image} drained with {code}"
+    except BaseException:
+        for image in processes:
+            print((folder / f"{image}.log").read_text(encoding="utf-8", errors="replace")[-3000:])
+        raise
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def main():
+    if sys.argv[1:2] == ["--contained"]:
+        enter(sys.argv[2])
+        os.execve(sys.argv[3], sys.argv[3:], {})
+    if sys.argv[1:2] == ["--inside"]:
+        inside(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))
+        return 0
+    model = harness.find_model()
+    missing = [tool for tool in ("debootstrap", "ip", "unshare", "helm", "grpc-health-probe")
+               if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing or model is None:
+        print(f"NOT RUN: image_roots (needs root, a model and {' '.join(missing) or 'its tools'})")
+        return 0
+    begin = time.monotonic()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="nibble-roots-"))
+    folder.chmod(0o755)
+    try:
+        base = base_root()
+        for image in PROGRAMS:
+            build_root(base, image, folder / image)
+        run("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+            sys.executable, __file__, "--inside", folder, model)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"image_roots: ok ({time.monotonic() - begin:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
