@@ -263,7 +263,7 @@ __device__ __forceinline__ void FinishSplit(const AttentionParams& p, const Work
 template <int32_t kD>
 __global__ void __launch_bounds__(kThreads)
     AttentionKernel(const __grid_constant__ AttentionParams p) {
-  __shared__ float parts[kWarps * kPartFloats<kD>];
+  __shared__ __align__(16) float parts[kWarps * kPartFloats<kD>];
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
