@@ -100,12 +100,12 @@ void DirectBlockW4(const W4Matrix& w, const Int8Activations& x, const GemmOutput
 template <int kBlocks, int kTokens>
 using DirectSums = float[kTokens][kBlocks][kBlockRows];
 
-template <int kBlocks, int kTokens>
+template <int kBlocks, int kTokens, int kTerms>
 __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activations& x,
                                               int64_t first_token, int64_t first_block,
                                               DirectSums<kBlocks, kTokens>& sums) {
   const int64_t columns = w.columns;
-  const int64_t x_stride = columns * x.terms;
+  const int64_t x_stride = columns * kTerms;
   const int64_t groups = columns / w.group;
   const int64_t block_bytes = columns * kBlockRows / 2;
   const int64_t ahead = PrefetchAhead(block_bytes, kBlocks);
@@ -141,17 +141,17 @@ __attribute__((noinline)) void MultiplyPacked(const W4Matrix& w, const Int8Activ
         nibbles += 64;
         xq += 8;
       } while (xq != term_end);
-      if (term + 1 == x.terms) break;
+      if (term + 1 == kTerms) break;
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_slli_epi32(acc[t][r], 8); });
       });
       nibbles -= w.group * 8;
       xq += columns - w.group;
     }
-    xq -= (x.terms - 1) * columns;
+    xq -= (kTerms - 1) * columns;
     Unroll<kBlocks>([&](auto r) NIBBLE_INLINE {
       const int64_t entry = ((first_block + r) * groups + g) * kBlockRows;
-      const __m512i zeros = NegatedZeros(w.zeros + entry, x.terms);
+      const __m512i zeros = NegatedZeros(w.zeros + entry, kTerms);
       const __m512 scales = LoadScales(w.scales, entry, w.scale_type);
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         const int64_t at = (first_token + t) * groups + g;
@@ -167,7 +167,8 @@ template <int kBlocks, int kTokens>
 void DirectTileW4(const W4Matrix& w, const Int8Activations& x, int32_t first_token,
                   const GemmOutput& y, int32_t first_block) {
   DirectSums<kBlocks, kTokens> sums __attribute__((aligned(64))) = {};
-  MultiplyPacked<kBlocks, kTokens>(w, x, first_token, first_block, sums);
+  x.terms == 1 ? MultiplyPacked<kBlocks, kTokens, 1>(w, x, first_token, first_block, sums)
+               : MultiplyPacked<kBlocks, kTokens, 2>(w, x, first_token, first_block, sums);
   for (int r = 0; r < kBlocks; ++r) {
     const __mmask16 mask = RowMask(w.rows, first_block + r);
     for (int t = 0; t < kTokens; ++t) {
@@ -266,10 +267,10 @@ struct Panel {
 template <int kBlocks>
 using TileSums = float[kTileTokens][kBlocks][kBlockRows];
 
-template <int kBlocks, int kTokens>
+template <int kBlocks, int kTokens, int kTerms>
 __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activations& x,
                                             int32_t first_token, TileSums<kBlocks>& sums) {
-  const int64_t x_stride = static_cast<int64_t>(x.columns) * x.terms;
+  const int64_t x_stride = static_cast<int64_t>(x.columns) * kTerms;
   const int64_t groups = x.columns / panel.group;
   const int64_t first_group = first_token * groups + panel.first_column / panel.group;
   const int8_t* xq = x.values + first_token * x_stride + panel.first_column;
@@ -295,14 +296,14 @@ __attribute__((noinline)) void MultiplyTile(const Panel& panel, const Int8Activa
         bytes += kBlocks * 64;
         xq += 4;
       } while (xq != term_end);
-      if (term + 1 == x.terms) break;
+      if (term + 1 == kTerms) break;
       Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
         Unroll<kBlocks>([&](auto r) NIBBLE_INLINE { acc[t][r] = _mm512_slli_epi32(acc[t][r], 8); });
       });
       bytes -= panel.group * kBlocks * kBlockRows;
       xq += x.columns - panel.group;
     }
-    xq -= (x.terms - 1) * static_cast<int64_t>(x.columns);
+    xq -= (kTerms - 1) * static_cast<int64_t>(x.columns);
     const int32_t* x_sums = x.sums + g;
     const float* x_scales = x.scales + g;
     Unroll<kTokens>([&](auto t) NIBBLE_INLINE {
@@ -333,7 +334,8 @@ void PanelTile(const Panel& panel, const Int8Activations& x, int32_t first_token
                                               : _mm512_maskz_loadu_ps(panel.masks[r], from));
     }
   }
-  MultiplyTile<kBlocks, kTokens>(panel, x, first_token, sums);
+  x.terms == 1 ? MultiplyTile<kBlocks, kTokens, 1>(panel, x, first_token, sums)
+               : MultiplyTile<kBlocks, kTokens, 2>(panel, x, first_token, sums);
   const GemmOutput out = {y.values, y.stride, panel.last ? y.bias : nullptr};
   for (int t = 0; t < kTokens; ++t) {
     for (int r = 0; r < kBlocks; ++r) {
