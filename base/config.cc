@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 
 #include "absl/strings/ascii.h"
@@ -121,6 +122,17 @@ ConfigOption& ConfigParser::String(std::string key, std::string* target, std::st
                *target = texts.front();
                return true;
              });
+}
+
+ConfigOption& ConfigParser::Folder(std::string key, std::string* target, std::string help) {
+  ConfigOption& option = Add(std::move(key), std::move(help), "FOLDER", *target,
+                             [target](const std::vector<std::string>& texts) {
+                               *target = texts.front();
+                               std::error_code error;
+                               return std::filesystem::is_directory(*target, error);
+                             });
+  option.allowed_ = "a folder that exists";
+  return option;
 }
 
 ConfigOption& ConfigParser::Bool(std::string key, bool* target, std::string help) {

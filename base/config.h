@@ -109,6 +109,8 @@ class ConfigParser {
   void Group(std::string title) { group_ = std::move(title); }
 
   ConfigOption& String(std::string key, std::string* target, std::string help);
+  // Of a folder that exists.
+  ConfigOption& Folder(std::string key, std::string* target, std::string help);
   ConfigOption& Bool(std::string key, bool* target, std::string help);  // --x, --no-x
   ConfigOption& Int(std::string key, int32_t* target, Allowed<int32_t> allowed, std::string help);
   ConfigOption& Int(std::string key, int64_t* target, Allowed<int64_t> allowed, std::string help);

@@ -44,7 +44,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   using std::chrono::hours;
   using std::chrono::milliseconds;
   parser->Group("Model");
-  parser->String("model", &options->model, "Folder of the model").Required();
+  parser->Folder("model", &options->model, "Folder of the model").Required();
   parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
   parser->Group("Compute");
   parser->Int("tp", &options->tp, {1, step::kMaxRanks}, "Ranks that share the model");
@@ -95,7 +95,6 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
 
 absl::Status CompleteOptions(WorkerOptions* options) {
   if (options->model_name.empty()) {
-    // A folder that does not exist is refused where the model is opened.
     std::error_code error;
     const auto folder = std::filesystem::weakly_canonical(options->model, error);
     // A slash at the end leaves an empty last part.

@@ -27,7 +27,7 @@ struct Options {
 void Declare(ConfigParser* parser, Options* options) {
   execution::BenchOptions& bench = options->bench;
   parser->Group("Model");
-  parser->String("model", &options->model, "Folder of the model").Positional().Required();
+  parser->Folder("model", &options->model, "Folder of the model").Positional().Required();
   parser->Group("Compute");
   parser->Int("tp", &bench.ranks, {1, 64}, "Ranks that share the model, all in this process");
   parser->Int("threads", &bench.threads, {1, 1024}, "Threads of one rank");

@@ -107,7 +107,7 @@ int RunInspect(int argc, const char* const* argv) {
                                      "Says what a model folder holds and how it splits over ranks.",
                                      "nibble inspect .cache/models/smollm2-135m-awq"));
   parser.Group("Model");
-  parser.String("model", &model, "Folder of the model").Positional().Required();
+  parser.Folder("model", &model, "Folder of the model").Positional().Required();
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
   const auto fail = [](const absl::Status& status) {
     std::fprintf(stderr, "nibble inspect: %s\n", std::string(status.message()).c_str());

@@ -48,7 +48,7 @@ int RunPlan(int argc, const char* const* argv) {
       "plan", "Says what every rank allocates, from the headers of the files alone.",
       "nibble plan .cache/models/smollm2-135m-awq --tp 2 --context 2048 --memory 2GiB"));
   parser.Group("Model");
-  parser.String("model", &model, "Folder of the model").Positional().Required();
+  parser.Folder("model", &model, "Folder of the model").Positional().Required();
   parser.Group("Compute");
   parser.Int("tp", &tp, {1, 64}, "Ranks that share the model");
   parser.Int("threads", &threads, {0, 1024}, "Threads of one rank; 0: a fair share");

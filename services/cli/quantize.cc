@@ -28,7 +28,7 @@ int RunQuantize(int argc, const char* const* argv) {
       "nibble quantize --method rtn --group-size 64 \\\n"
       "  .cache/models/smollm2-135m .cache/models/smollm2-135m-awq"));
   parser.Group("Folders");
-  parser.String("input", &options.input_folder, "The model").Positional().Required();
+  parser.Folder("input", &options.input_folder, "The model").Positional().Required();
   parser.String("output", &options.output_folder, "The checkpoint; must not exist, or be empty")
       .Positional()
       .Required();

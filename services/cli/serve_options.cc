@@ -3,7 +3,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
@@ -60,7 +59,7 @@ void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options)
 
 void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->Group("Model");
-  parser->String("model", &options->model, "Folder of the model").Positional().Required();
+  parser->Folder("model", &options->model, "Folder of the model").Positional().Required();
   parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
   parser->Group("Compute");
   parser->Int("tp", &options->tp, {1, 64}, "Ranks that share the model");
@@ -120,11 +119,6 @@ absl::Status CheckServeOptions(const ServeOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("memory is \"", FormatBytes(options.memory.memory_bytes),
                      "\"; allowed: 0, or at least ", FormatBytes(kMemoryMin)));
-  }
-  std::error_code error;
-  if (!std::filesystem::is_directory(options.model, error)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model is \"", options.model, "\"; allowed: a folder that exists"));
   }
   return absl::OkStatus();
 }

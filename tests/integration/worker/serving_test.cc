@@ -164,18 +164,19 @@ void ExpectRefusal(std::vector<std::string> flags, int exit_code, const std::str
 }
 
 TEST(WorkerRefusals, BadFlags) {
-  ExpectRefusal({"--model=x", "--tp=0"}, kExitConfiguration, "tp");
-  ExpectRefusal({"--model=x", "--tp=two"}, kExitConfiguration, "two");
-  ExpectRefusal({"--model=x", "--no-such-flag=1"}, kExitConfiguration, "no-such-flag");
+  ExpectRefusal({"--model=.", "--tp=0"}, kExitConfiguration, "tp");
+  ExpectRefusal({"--model=.", "--tp=two"}, kExitConfiguration, "two");
+  ExpectRefusal({"--model=.", "--no-such-flag=1"}, kExitConfiguration, "no-such-flag");
   ExpectRefusal({"--tp=1"}, kExitConfiguration, "model");
-  ExpectRefusal({"--model=x", "--listen=nowhere"}, kExitConfiguration, "listen");
-  ExpectRefusal({"--model=x", "--metrics-listen=nowhere"}, kExitConfiguration, "metrics_listen");
-  ExpectRefusal({"--model=x", "--numerics=rough"}, kExitConfiguration, "rough");
+  ExpectRefusal({"--model=.", "--listen=nowhere"}, kExitConfiguration, "listen");
+  ExpectRefusal({"--model=.", "--metrics-listen=nowhere"}, kExitConfiguration, "metrics_listen");
+  ExpectRefusal({"--model=.", "--numerics=rough"}, kExitConfiguration, "rough");
   ExpectRefusal(Tiny({"--tp=7"}), kExitConfiguration, "7");
 }
 
 TEST(WorkerRefusals, BadModels) {
-  ExpectRefusal({"--model=/nonexistent/model"}, kExitModel, "/nonexistent/model");
+  ExpectRefusal({"--model=/nonexistent/model"}, kExitConfiguration,
+                "model is \"/nonexistent/model\"");
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / ("bad-model-" + std::to_string(::getpid()));
   std::filesystem::create_directories(folder);

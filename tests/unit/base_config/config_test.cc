@@ -29,6 +29,7 @@ struct Options {
   std::vector<int32_t> batches = {1, 8};
   double share = 0.5;
   std::optional<int64_t> seed;
+  std::string folder;
 };
 
 class ConfigTest : public ::testing::Test {
@@ -57,6 +58,7 @@ class ConfigTest : public ::testing::Test {
     parser.List("groups", &options_.groups, "Addresses");
     parser.Ints("batches", &options_.batches, {1, 256}, "Sizes");
     parser.Number("share", &options_.share, {0, 1}, "Share");
+    parser.Folder("folder", &options_.folder, "Place");
     parser.Int("seed", &options_.seed, {0, 9}, "Seed");
     return parser.Parse(args, [this](const char* name) -> const char* {
       const auto found = env_.find(name);
@@ -259,6 +261,17 @@ TEST_F(ConfigTest, VersionNamesTheBuild) {
   const ConfigOutcome outcome = Parse({"--version"});
   EXPECT_EQ(outcome.exit_code, 0);
   EXPECT_THAT(outcome.out, ::testing::MatchesRegex("prog [0-9]+\\.[0-9]+\\.[0-9]+ \\(.*\\)\n"));
+}
+
+TEST_F(ConfigTest, AFolderMustExist) {
+  EXPECT_EQ(Parse({"m", "--folder", ::testing::TempDir()}).error, "");
+  EXPECT_EQ(options_.folder, ::testing::TempDir());
+  EXPECT_EQ(Parse({"m", "--folder", "/nonexistent"}).error,
+            "prog: folder is \"/nonexistent\" (from --folder); allowed: a folder that exists (try "
+            "--help)\n");
+  EXPECT_EQ(Parse({"m", "--folder="}).exit_code, 2);
+  WriteFile("folder = \"" + path_ + "\"\n");  // a file
+  EXPECT_EQ(Parse({"m", "--config", path_}).exit_code, 2);
 }
 
 TEST_F(ConfigTest, OptionalNumbersStayUnset) {

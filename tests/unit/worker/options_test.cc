@@ -17,12 +17,12 @@ WorkerOptions Parse(const std::vector<std::string>& words) {
 
 TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
   WorkerOptions options = Parse(
-      {"--model=m", "--model-name=n n", "--tp=3", "--threads=5", "--numerics=exact",
+      {"--model=.", "--model-name=n n", "--tp=3", "--threads=5", "--numerics=exact",
        "--head=stored", "--max-sequences=7", "--max-step-tokens=128", "--context=300",
        "--memory=2GiB", "--kv-blocks=99", "--listen=unix:/tmp/x", "--queue-size=9",
        "--step-deadline=2500ms", "--drain-timeout=90s", "--log-level=debug", "--log-format=json"});
   const WorkerOptions again = Parse(ToArguments(options));
-  EXPECT_EQ(again.model, "m");
+  EXPECT_EQ(again.model, ".");
   EXPECT_EQ(again.model_name, "n n");
   EXPECT_EQ(again.tp, 3);
   EXPECT_EQ(again.threads, 5);

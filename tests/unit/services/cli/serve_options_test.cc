@@ -23,7 +23,7 @@ const ServePaths kPaths = {.programs = "/opt/nibble", .scratch = "/tmp/nibble-x"
 
 TEST(ServeOptions, ReachTheWorker) {
   ServeOptions options;
-  ASSERT_EQ(Parse({"dir", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory",
+  ASSERT_EQ(Parse({".", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory",
                    "2GiB", "--context", "1024", "--threads", "1", "--model-name", "m"},
                   &options)
                 .error,
@@ -31,7 +31,7 @@ TEST(ServeOptions, ReachTheWorker) {
   const auto line = WorkerCommandLine(options, kPaths);
   EXPECT_EQ(line.front(), "/opt/nibble/nibble-worker");
   for (const char* word :
-       {"--model=dir", "--tp=3", "--device=cpu", "--numerics=exact", "--head=stored",
+       {"--model=.", "--tp=3", "--device=cpu", "--numerics=exact", "--head=stored",
         "--memory=2147483648", "--context=1024", "--threads=1", "--model-name=m",
         "--listen=unix:/tmp/nibble-x/worker.sock", "--metrics-listen=127.0.0.1:9110"}) {
     EXPECT_THAT(line, Contains(word));
@@ -40,7 +40,7 @@ TEST(ServeOptions, ReachTheWorker) {
 
 TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
   ServeOptions options;
-  ASSERT_EQ(Parse({"dir"}, &options).error, "");
+  ASSERT_EQ(Parse({"."}, &options).error, "");
   const auto line = WorkerCommandLine(options, kPaths);
   for (const char* flag : {"--memory", "--context", "--threads", "--model-name", "--kv-blocks"}) {
     EXPECT_THAT(line, Not(Contains(StartsWith(flag))));
@@ -49,7 +49,7 @@ TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
 
 TEST(ServeOptions, ReachTheGateway) {
   ServeOptions options;
-  ASSERT_EQ(Parse({"dir", "--port", "0", "--drain-timeout", "5s"}, &options).error, "");
+  ASSERT_EQ(Parse({".", "--port", "0", "--drain-timeout", "5s"}, &options).error, "");
   const auto line = GatewayCommandLine(options, kPaths);
   EXPECT_EQ(line.front(), "/opt/nibble/nibble-gateway");
   for (const char* word : {"--listen=127.0.0.1:0", "--groups=unix:/tmp/nibble-x/worker.sock",
@@ -59,17 +59,20 @@ TEST(ServeOptions, ReachTheGateway) {
   EXPECT_THAT(line, Not(Contains(StartsWith("--admin-listen"))));
 }
 
-TEST(ServeOptions, AddressesAndFoldersAreCheckedByName) {
+TEST(ServeOptions, AFolderThatDoesNotExistIsRefusedByName) {
   ServeOptions options;
-  options.model = ::testing::TempDir();
+  const ConfigOutcome outcome = Parse({"/nowhere/at/all"}, &options);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.error,
+              HasSubstr("model is \"/nowhere/at/all\" (from --model); allowed: a folder"));
+}
+
+TEST(ServeOptions, AddressesAreCheckedByName) {
+  ServeOptions options;
   EXPECT_TRUE(CheckServeOptions(options).ok());
   options.metrics_listen = "9100";
   EXPECT_THAT(std::string(CheckServeOptions(options).message()),
               HasSubstr("metrics_listen is \"9100\"; allowed: host:port"));
-  options.metrics_listen = "127.0.0.1:0";
-  options.model = "/nowhere/at/all";
-  EXPECT_THAT(std::string(CheckServeOptions(options).message()),
-              HasSubstr("model is \"/nowhere/at/all\""));
 }
 
 }  // namespace
