@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """A real Prometheus scrapes a server under load: every query of every board returns data, every
-selector of every rule returns series, no rule fails and no alert fires.
+selector of every rule returns series, no rule fails and no alert fires. The server's log, at its
+most talkative, has nothing of a prompt.
 
 usage: tests/deploy/live_metrics.py   (NIBBLE_BINARY_DIR, NIBBLE_TEST_DATA as for tests/e2e)
 """
@@ -28,6 +29,7 @@ import rules  # noqa: E402  pylint: disable=wrong-import-position
 
 LOAD_SECONDS = 25
 CLIENTS = 6
+PROMPT = "One, two, three, "
 READY_SECONDS = 30
 
 
@@ -99,7 +101,7 @@ def client(address, number, until):
         stub = rpc.InferenceServiceStub(channel)
         while time.monotonic() < until:
             request = pb.GenerateRequest(
-                text="One, two, three, " * (1 + 20 * (number % 3)),
+                text=PROMPT * (1 + 20 * (number % 3)),
                 stopping=pb.StoppingCriteria(max_tokens=16 + 8 * number, ignore_eos=True))
             if number % 2:
                 list(stub.GenerateStream(pb.GenerateStreamRequest(request=request), timeout=60))
@@ -163,9 +165,11 @@ def main():
         print("NOT RUN: live_metrics (no model under NIBBLE_TEST_DATA or .cache/models)")
         return 0
     harness.make_stubs()
-    server = harness.Server(model, "--tp", "2", "--context", "2048")
+    server = harness.Server(model, "--tp", "2", "--context", "2048", "--log-level", "trace")
     try:
         faults = find_faults(server)
+        if PROMPT.strip() in server.log():
+            faults.append("the log has a prompt")
     finally:
         server.close()
     print("\n".join(faults))
