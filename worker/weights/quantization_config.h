@@ -32,7 +32,9 @@ struct QuantizationConfig {
 };
 
 // `side_file`: quant_config.json or quantize_config.json, or null. UNIMPLEMENTED names what is
-// refused: 8 bits, GPTQ, act-order.
+// refused: 8 bits, GPTQ, act-order. do_fuse, modules_to_fuse and fuse_max_seq_len are not read:
+// they tell transformers which of its modules to replace; every matrix that can be fused is fused
+// here.
 [[nodiscard]] absl::StatusOr<QuantizationConfig> ParseQuantizationConfig(
     const nlohmann::json& config, const nlohmann::json& side_file);
 

@@ -11,6 +11,7 @@ namespace nibble::weights {
 namespace {
 
 using nlohmann::json;
+using namespace nlohmann::literals;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
@@ -49,6 +50,29 @@ TEST(QuantizationConfigTest, AwqVersionsAndTheirSpellings) {
       {{{"quant_method", "awq"}, {"version", "gemm"}, {"backend", "llm-awq"}}, Layout::kLlmAwq},
   };
   for (const auto& entry : cases) EXPECT_EQ(Parse(entry.config).layout, entry.layout);
+}
+
+// nibble fuses whether or not the file asks for it, and takes the shapes from config.json.
+TEST(QuantizationConfigTest, WhatIsForFusedModulesOfOtherProgramsIsNotRead) {
+  const json plain = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 64}};
+  json fused = plain;
+  fused["do_fuse"] = true;
+  fused["fuse_max_seq_len"] = 512;
+  fused["modules_to_fuse"] = {
+      {"attention", {"q_proj", "k_proj", "v_proj", "o_proj"}},
+      {"mlp", {"gate_proj", "up_proj", "down_proj"}},
+      {"layernorm", {"input_layernorm", "post_attention_layernorm", "norm"}},
+      {"hidden_size", 1},
+      {"num_attention_heads", 1},
+      {"num_key_value_heads", 1},
+      {"use_alibi", true}};
+  for (const json& config : {plain, fused, json(fused).patch(R"([
+         {"op": "replace", "path": "/modules_to_fuse", "value": 7}])"_json)}) {
+    const QuantizationConfig read = Parse(config);
+    EXPECT_EQ(read.layout, Layout::kGemm);
+    EXPECT_EQ(read.group_size, 64);
+    EXPECT_EQ(read.modules_to_not_convert, std::vector<std::string>{});
+  }
 }
 
 TEST(QuantizationConfigTest, OldKeysAndTheirMeaning) {
