@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Builds the images' roots without a container engine, and runs the chart's gateway and group in
-them: as the chart's user, on read-only roots, in network namespaces of their own.
+them: as the chart's user, on read-only roots, in network namespaces of their own. The group goes
+and comes back with another address, as a pod does.
 
 usage: tests/deploy/image_roots.py   (as root; NIBBLE_BINARY_DIR, NIBBLE_TEST_DATA as tests/e2e)
 """
@@ -27,8 +28,11 @@ DOCKER = ROOT / "deploy" / "docker"
 PROGRAMS = {"gateway": ["nibble-gateway", "nibble"], "worker": ["nibble-worker"]}
 EXAMPLE = "laptop"
 ADDRESSES = {"gateway": "10.9.0.1", "worker": "10.9.0.2"}
+NEXT_ADDRESS = "10.9.0.3"
 USER = 65532
 READY_SECONDS = 90
+# gRPC resolves a name again at most every 30 s.
+FOUND_SECONDS = 45
 PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, CAPABILITIES_MAX = 38, 24, 64
 UNWANTED = ("sh", "bash", "dash", "perl", "python3", "apt-get", "dpkg", "ldd", "busybox")
 
@@ -82,7 +86,7 @@ def containers():
     return found
 
 
-def mount_root(root, model):
+def mount_root(root, model, hosts):
     """The root as a container would see it: read-only, with its own /proc, /dev and model."""
     run("mount", "--bind", root, root)
     run("mount", "-t", "proc", "proc", root / "proc")
@@ -95,6 +99,7 @@ def mount_root(root, model):
     folder = root / "models" / "smollm2-135m-awq"
     folder.mkdir()
     run("mount", "--bind", "-o", "ro", model, folder)
+    run("mount", "--bind", hosts, root / "etc" / "hosts")
     run("mount", "-o", "remount,ro,bind", root)
     try:
         (root / "written").touch()
@@ -177,54 +182,101 @@ def check_connections():
 
 def start(image, container, root, folder):
     words = [f"/usr/bin/nibble-{image}", *container["args"]]
-    log = open(folder / f"{image}.log", "wb")  # pylint: disable=consider-using-with
+    log = open(folder / f"{image}.log", "ab")  # pylint: disable=consider-using-with
     if image == "gateway":
         return contained(root, words, stdout=log, stderr=log)
     enters = ["ip", "netns", "exec", "worker", sys.executable, __file__, "--contained", str(root)]
     return subprocess.Popen([*enters, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def inside(folder, model):
-    """In namespaces of our own: everything that runs."""
-    make_network()
-    found = containers()
-    groups = next(word for word in found["gateway"]["args"] if word.startswith("--groups="))
-    host = groups.split("=")[1].rsplit(":", 1)[0]
-    (folder / "gateway" / "etc" / "hosts").write_text(
-        f"127.0.0.1 localhost\n{ADDRESSES['worker']} {host}\n127.0.0.1 nibble-gateway\n",
-        encoding="utf-8")
-    processes = {}
-    try:
-        for image in ("worker", "gateway"):
-            mount_root(folder / image, model)
-            processes[image] = start(image, found[image], folder / image, folder)
-        for image, process in processes.items():
-            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-                harness.wait_until(
-                    lambda i=image, k=kind, p=process: p.poll() is not None or
-                    probe(i, found[i], k), READY_SECONDS, f"{image}: {kind}")
-            assert process.poll() is None, f"{image} ended with {process.returncode}"
-            check_process(image, process)
-        answer = contained(folder / "gateway",
-                           [*found["generate"]["command"], *found["generate"]["args"]],
+def write_hosts(path, name):
+    path.write_text(f"127.0.0.1 localhost\n{ADDRESSES['worker']} {name}\n"
+                    "127.0.0.1 nibble-gateway\n", encoding="utf-8")
+
+
+class Pods:
+    """The example's gateway and group, as they run."""
+
+    def __init__(self, folder, model):
+        self.folder = folder
+        self.found = containers()
+        groups = next(word for word in self.found["gateway"]["args"]
+                      if word.startswith("--groups="))
+        self.group = groups.split("=")[1].rsplit(":", 1)[0]
+        self.hosts = folder / "hosts"
+        write_hosts(self.hosts, self.group)
+        self.processes = {}
+        for image in PROGRAMS:
+            (folder / image / "etc" / "hosts").touch()
+            mount_root(folder / image, model, self.hosts)
+
+    def start(self, image):
+        self.processes[image] = start(image, self.found[image], self.folder / image, self.folder)
+
+    def await_probe(self, image, kind, seconds=READY_SECONDS):
+        process = self.processes[image]
+        harness.wait_until(lambda: process.poll() is not None or
+                           probe(image, self.found[image], kind), seconds, f"{image}: {kind}")
+        assert process.poll() is None, f"{image} ended with {process.returncode}"
+
+    def generate(self):
+        """What `helm test` does."""
+        container = self.found["generate"]
+        answer = contained(self.folder / "gateway", [*container["command"], *container["args"]],
                            stdout=subprocess.PIPE)
         text, _ = answer.communicate(timeout=harness.CALL_SECONDS)
         assert answer.returncode == 0 and text.strip(), f"the test pod: {answer.returncode}"
-        print(f"the test pod printed {text.decode().strip()!r}")
-        check_connections()
-        for image in ("gateway", "worker"):
-            processes[image].send_signal(signal.SIGTERM)
-            code = processes[image].wait(timeout=harness.END_SECONDS_MAX)
-            assert code == 0, f"{image} drained with {code}"
-    except BaseException:
-        for image in processes:
-            print((folder / f"{image}.log").read_text(encoding="utf-8", errors="replace")[-3000:])
-        raise
-    finally:
-        for process in processes.values():
+        return text.decode().strip()
+
+    def drain(self, image):
+        self.processes[image].send_signal(signal.SIGTERM)
+        code = self.processes[image].wait(timeout=harness.END_SECONDS_MAX)
+        assert code == 0, f"{image} drained with {code}"
+
+    def move_group(self):
+        """The group ends and comes back with another address; how long until it is found."""
+        self.drain("worker")
+        for verb, address in (("del", ADDRESSES["worker"]), ("add", NEXT_ADDRESS)):
+            run("ip", "-n", "worker", "addr", verb, f"{address}/24", "dev", "worker0")
+        ADDRESSES["worker"] = NEXT_ADDRESS
+        write_hosts(self.hosts, self.group)
+        self.start("worker")
+        self.await_probe("worker", "readinessProbe")
+        begin = time.monotonic()
+        self.await_probe("gateway", "readinessProbe", FOUND_SECONDS)
+        return time.monotonic() - begin
+
+    def close(self, failed):
+        for image, process in self.processes.items():
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            if failed:
+                log = (self.folder / f"{image}.log").read_text(encoding="utf-8", errors="replace")
+                print(f"{image}:\n{log[-3000:]}")
+
+
+def inside(folder, model):
+    """In namespaces of our own: everything that runs."""
+    make_network()
+    running = Pods(folder, model)
+    failed = True
+    try:
+        for image in ("worker", "gateway"):
+            running.start(image)
+        for image, process in running.processes.items():
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                running.await_probe(image, kind)
+            check_process(image, process)
+        print(f"the test pod printed {running.generate()!r}")
+        check_connections()
+        print(f"a group at another address is found after {running.move_group():.0f} s")
+        running.generate()
+        for image in ("gateway", "worker"):
+            running.drain(image)
+        failed = False
+    finally:
+        running.close(failed)
 
 
 def main():
