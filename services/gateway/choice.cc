@@ -36,8 +36,7 @@ absl::Status Choice::FillLogprob(uint32_t token_id, float logprob, pb::TokenLogp
   entry->set_token_id(token_id);
   entry->set_logprob(logprob);
   const auto id = static_cast<int32_t>(token_id);
-  ASSIGN_OR_RETURN(std::string bytes,
-                   request_.model().tokenizer->Decode({&id, 1}, /*skip_special=*/false));
+  ASSIGN_OR_RETURN(std::string bytes, request_.model().tokenizer->TokenBytes(id));
   entry->set_token(std::move(bytes));
   return absl::OkStatus();
 }

@@ -175,10 +175,6 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Create(const Tokeniz
   return std::make_shared<const RustTokenizer>(tokenizer);
 }
 
-absl::StatusOr<std::string> Tokenizer::TokenBytes(int32_t id) const {
-  return Decode({&id, 1}, /*skip_special=*/false);
-}
-
 std::unique_ptr<TokenStream> Tokenizer::NewStreamAfter(std::span<const int32_t> before,
                                                        bool skip_special) const {
   std::unique_ptr<TokenStream> stream = NewStream(skip_special);

@@ -83,7 +83,7 @@ class Tokenizer {
   [[nodiscard]] virtual std::optional<int32_t> TokenId(std::string_view token) const = 0;
   // The bytes that a token adds in the middle of a text, which may be a part of a character; empty
   // for an id that the vocabulary does not have.
-  [[nodiscard]] virtual absl::StatusOr<std::string> TokenBytes(int32_t id) const;
+  [[nodiscard]] virtual absl::StatusOr<std::string> TokenBytes(int32_t id) const = 0;
   [[nodiscard]] virtual std::optional<int32_t> bos_id() const = 0;  // from tokenizer_config.json
   [[nodiscard]] virtual std::optional<int32_t> eos_id() const = 0;
   [[nodiscard]] virtual bool has_chat_template() const = 0;

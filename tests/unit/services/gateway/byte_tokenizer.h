@@ -113,6 +113,11 @@ class ByteTokenizer final : public text::Tokenizer {
     if (token == "</s>") return kByteEos;
     return std::nullopt;
   }
+  absl::StatusOr<std::string> TokenBytes(int32_t id) const override {
+    if (id >= kByteVocab) return std::string();
+    if (id >= kByteBos) return std::string(id == kByteBos ? "<s>" : "</s>");
+    return std::string(1, static_cast<char>(id));
+  }
   std::optional<int32_t> bos_id() const override { return kByteBos; }
   std::optional<int32_t> eos_id() const override { return kByteEos; }
   bool has_chat_template() const override { return chat_; }

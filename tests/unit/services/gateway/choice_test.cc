@@ -102,7 +102,7 @@ TEST_F(ChoiceTest, LengthReleasesWhatWasHeld) {
   EXPECT_EQ(end->finished->reason(), pb::FINISH_REASON_LENGTH);
 }
 
-TEST_F(ChoiceTest, LogprobsCarryIdsAndText) {
+TEST_F(ChoiceTest, LogprobsCarryIdsAndBytes) {
   asked_.mutable_output()->set_logprobs(1);
   Admit();
   Choice choice(&*request_, 0);
@@ -117,6 +117,28 @@ TEST_F(ChoiceTest, LogprobsCarryIdsAndText) {
   EXPECT_EQ(output->delta->logprobs(0).sampled().token(), "a");
   EXPECT_FLOAT_EQ(output->delta->logprobs(0).sampled().logprob(), -0.5F);
   EXPECT_EQ(output->delta->logprobs(0).top(0).token(), "b");
+}
+
+// The text waits for a character to be whole; what each token adds to it is told at once.
+TEST_F(ChoiceTest, LogprobsOfAPartOfACharacterAreItsBytes) {
+  const std::string character = "\u6C49";
+  asked_.mutable_output()->set_logprobs(1);
+  Admit();
+  Choice choice(&*request_, 0);
+  std::string text;
+  std::string bytes;
+  for (const char byte : character) {
+    wire::Tokens tokens = Tokens(std::string(1, byte));
+    auto* logprobs = tokens.add_logprobs();
+    logprobs->add_top()->set_token_id(0xFF);
+    const auto output = choice.OnTokens(tokens);
+    ASSERT_TRUE(output.ok()) << output.status();
+    text += output->delta->text();
+    bytes += output->delta->logprobs(0).sampled().token();
+    EXPECT_EQ(output->delta->logprobs(0).top(0).token(), "\xFF");
+  }
+  EXPECT_EQ(bytes, character);
+  EXPECT_EQ(text, character);
 }
 
 TEST_F(ChoiceTest, WorkersBreachOfContractIsInternal) {
