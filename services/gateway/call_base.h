@@ -35,8 +35,13 @@ class CallBase : public LiveCall {
   [[nodiscard]] Deadline arrived() const { return arrived_; }
   [[nodiscard]] Deadline deadline() const { return deadline_; }
   [[nodiscard]] grpc::CallbackServerContext* context() const { return context_; }
-  // What the client's leaving means: its deadline where that has passed, else a cancel.
   [[nodiscard]] bool DeadlinePassed() const { return core_->clock->Now() >= deadline_; }
+  // What the client's leaving means: its deadline where that has passed, else a cancel. gRPC rounds
+  // a timeout up by as much as a hundredth when it sends it, so the client's own passes earlier.
+  [[nodiscard]] bool LeftAtDeadline() const {
+    return deadline_ != Deadline::max() &&
+           core_->clock->Now() >= deadline_ - (deadline_ - arrived_) / 100;
+  }
   // Ends the call on the wire with this status, before what still waits for a reader: a trailer
   // of ours would wait behind data that is not read.
   void Reset(const absl::Status& status);

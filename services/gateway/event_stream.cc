@@ -110,7 +110,7 @@ void EventStream::FinishIfFlushed() {
 }
 
 void EventStream::OnCancel() {
-  const bool late = DeadlinePassed();
+  const bool late = LeftAtDeadline();
   const absl::Status status = late ? DeadlineError() : CancelledError();
   generation_->Stop(status, late ? CancelledBy::kDeadline : CancelledBy::kClient,
                     /*flush=*/false);

@@ -204,6 +204,15 @@ void Generation::CountTokens(Slot* slot, int tokens) {
   slot->last_token = now;
 }
 
+absl::StatusOr<Choice::Output> Generation::Decode(Choice* choice,
+                                                  const worker::v1::GenerateResponse& response) {
+  const Deadline begin = core_.clock->Now();
+  auto output = response.has_tokens() ? choice->OnTokens(response.tokens())
+                                      : choice->OnFinished(response.finished());
+  detokenizing_ += core_.clock->Now() - begin;
+  return output;
+}
+
 void Generation::HandleMessage(UpstreamCall* call) {
   const worker::v1::GenerateResponse& response = call->response();
   Slot& slot = slots_[call->place().choice];
@@ -217,11 +226,11 @@ void Generation::HandleMessage(UpstreamCall* call) {
       if (response.tokens().ids().empty()) return;
       SendStarted();
       CountTokens(&slot, response.tokens().ids_size());
-      output = slot.choice->OnTokens(response.tokens());
+      output = Decode(slot.choice.get(), response);
       break;
     case worker::v1::GenerateResponse::kFinished:
       SendStarted();
-      output = slot.choice->OnFinished(response.finished());
+      output = Decode(slot.choice.get(), response);
       break;
     case worker::v1::GenerateResponse::EVENT_NOT_SET:
       return;  // an event of a newer worker
@@ -284,7 +293,10 @@ bool Generation::Retry(UpstreamFault fault) {
 void Generation::HandleFailure(const absl::Status& status) {
   const UpstreamFault fault = ClassifyUpstream(status);
   if (fault == UpstreamFault::kNone) return End(PassOn(status));
-  if (fault == UpstreamFault::kDeadline) return End(DeadlineError());
+  if (fault == UpstreamFault::kDeadline) {
+    core_.metrics.stream_cancelled[static_cast<size_t>(CancelledBy::kDeadline)]->Increment();
+    return End(DeadlineError());
+  }
   // A group that says it is leaving is not broken.
   if (ErrorReason(status) != reason::kDraining) core_.router.RecordOutcome(*group_, true);
   cause_ = core_.random.NextId();
@@ -341,6 +353,7 @@ void Generation::Record(const absl::Status& status) {
     model.request_seconds->Observe(seconds);
     model.prompt_tokens_histogram->Observe(prompt_tokens);
     model.generated_tokens_histogram->Observe(static_cast<double>(tokens_));
+    if (committed_) core_.metrics.detokenize_seconds->Observe(Seconds(detokenizing_));
   }
   spdlog::info(
       "request {} {} {} reason \"{}\" prompt {} tokens, delivered {} in {:.3f} s, group {}",

@@ -77,6 +77,9 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleMessage(UpstreamCall* call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SendStarted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  [[nodiscard]] absl::StatusOr<Choice::Output> Decode(Choice* choice,
+                                                      const worker::v1::GenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountTokens(Slot* slot, int tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(UpstreamCall* call, Choice::Output output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleFailure(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -105,6 +108,7 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   bool committed_ ABSL_GUARDED_BY(mutex_) = false;  // a token has arrived: no retry any more
   uint32_t finished_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  Duration detokenizing_ ABSL_GUARDED_BY(mutex_){};
   FinishLabel finish_label_ ABSL_GUARDED_BY(mutex_) = FinishLabel::kNone;
   std::string cause_ ABSL_GUARDED_BY(mutex_);
 };

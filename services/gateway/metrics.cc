@@ -172,6 +172,7 @@ void GatewayMetrics::DeclareGateway() {
   tokenize_seconds = &stages.Add({{"stage", "tokenize"}}, StageSeconds());
   route_seconds = &stages.Add({{"stage", "route"}}, StageSeconds());
   upstream_seconds = &stages.Add({{"stage", "upstream"}}, StageSeconds());
+  detokenize_seconds = &stages.Add({{"stage", "detokenize"}}, StageSeconds());
   const BuildInfo& build = GetBuildInfo();
   BuildGauge()
       .Name("nibble_build_info")

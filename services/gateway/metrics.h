@@ -101,7 +101,8 @@ class GatewayMetrics {
   prometheus::Counter* retries_engine_fault = nullptr;
   prometheus::Histogram* tokenize_seconds = nullptr;
   prometheus::Histogram* route_seconds = nullptr;
-  prometheus::Histogram* upstream_seconds = nullptr;  // from sending to admitted
+  prometheus::Histogram* upstream_seconds = nullptr;    // from sending to admitted
+  prometheus::Histogram* detokenize_seconds = nullptr;  // all tokens of a request together
   prometheus::Gauge* calls_inflight = nullptr;
   prometheus::Gauge* upstream_streams = nullptr;
   prometheus::Gauge* tokenize_queue_depth = nullptr;

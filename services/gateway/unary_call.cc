@@ -104,7 +104,7 @@ void UnaryGeneration::OnEnd(GenerationEnd end) {
 }
 
 void UnaryGeneration::OnCancel() {
-  const bool late = DeadlinePassed();
+  const bool late = LeftAtDeadline();
   generation_->Stop(late ? DeadlineError() : CancelledError(),
                     late ? CancelledBy::kDeadline : CancelledBy::kClient, /*flush=*/false);
 }
