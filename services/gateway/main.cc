@@ -1,4 +1,5 @@
 // nibble-gateway: text in, text out, in front of worker groups.
+#include <grpc/support/log.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -32,6 +33,9 @@ sigset_t StopSignals() {
   sigaddset(&signals, SIGINT);
   return signals;
 }
+
+// gRPC's own lines go where ours go; what matters of them comes as statuses as well.
+void LogGrpc(gpr_log_func_args* line) { spdlog::debug("grpc: {}", line->message); }
 
 // True when a signal came within the time.
 bool WaitForSignal(std::chrono::milliseconds limit) {
@@ -92,6 +96,7 @@ int Main(int argc, char** argv) {
       !status.ok()) {
     return Fail(status);
   }
+  gpr_set_log_function(LogGrpc);
   auto server = GatewayServer::Start(options.gateway);
   if (!server.ok()) return Fail(server.status());
   spdlog::info("{}", VersionLine("nibble-gateway"));

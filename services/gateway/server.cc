@@ -52,8 +52,13 @@ void SetTransport(const Limits& limits, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 16 << 10);
 }
 
+absl::Status CannotListen(const char* key, const std::string& address) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      key, " \"", address, "\" cannot be listened on: in use, or not of this machine"));
+}
+
 // Listens on `address` and says where; INVALID_ARGUMENT where that is not possible.
-absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* what, const std::string& address,
+absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std::string& address,
                                                      grpc::ServerBuilder* builder,
                                                      std::string* bound) {
   const bool is_unix = absl::StartsWith(address, "unix:");
@@ -64,10 +69,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* what, const std
   int port = 0;
   builder->AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
   std::unique_ptr<grpc::Server> server = builder->BuildAndStart();
-  if (server == nullptr || port == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, " \"", address, "\" cannot be listened on"));
-  }
+  if (server == nullptr || port == 0) return CannotListen(key, address);
   *bound = is_unix ? address : FormatHostPort(host_port.host, static_cast<uint16_t>(port));
   return server;
 }
@@ -137,7 +139,9 @@ absl::Status GatewayServer::StartMetrics() {
                                    : absl::UnavailableError("no worker group is ready");
   };
   ticked_.store(core_.clock->Now().time_since_epoch().count());
-  ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(std::move(options)));
+  auto server = MetricsServer::Start(std::move(options));
+  if (!server.ok()) return CannotListen("metrics_listen", options_.metrics_listen);
+  metrics_server_ = *std::move(server);
   return absl::OkStatus();
 }
 
@@ -183,7 +187,9 @@ void GatewayServer::UpdateHealth() {
     const auto before = health_.find(name);
     if (before != health_.end() && before->second == serving) continue;
     server_->GetHealthCheckService()->SetServingStatus(name, serving);
-    if (!name.empty()) spdlog::info("{} is {}", name, serving ? "SERVING" : "NOT_SERVING");
+    // Where it all begins is no news.
+    if (!name.empty() && (serving || before != health_.end()))
+      spdlog::info("{} is {}", name, serving ? "SERVING" : "NOT_SERVING");
   }
   // A model that no group names any more is not served.
   for (const auto& [name, serving] : health_) {
@@ -243,7 +249,7 @@ size_t GatewayServer::Shutdown(Duration timeout, const std::function<bool()>& hu
 }
 
 GatewayServer::~GatewayServer() {
-  if (server_ != nullptr && !shut_down_) Shutdown(Duration::zero());
+  if (ticker_.joinable() && !shut_down_) Shutdown(Duration::zero());
   stopping_.store(true);
   if (ticker_.joinable()) ticker_.join();
   links_.clear();
