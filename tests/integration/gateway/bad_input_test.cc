@@ -93,6 +93,36 @@ TEST_F(BadInputTest, NulBytesAreText) {
   EXPECT_THAT(workers_[0]->requests()[0].prompt_token_ids(), ElementsAre(kByteBos, 'a', 0, 'b'));
 }
 
+TEST_F(BadInputTest, EmptyPromptsNameTheirFields) {
+  pb::GenerateStreamRequest request = Request("", 5);
+  EXPECT_THAT(BadFields(Run(request).status), ElementsAre("request.text"));
+  request.mutable_request()->mutable_token_ids();
+  EXPECT_THAT(BadFields(Run(request).status), ElementsAre("request.token_ids.ids"));
+  request.mutable_request()->clear_prompt();
+  EXPECT_THAT(BadFields(Run(request).status), ElementsAre("request.prompt"));
+  EXPECT_THAT(BadFields(RunBytes(kChat, "").status), ElementsAre("messages"));
+}
+
+TEST_F(BadInputTest, HugeCountsNameTheirFields) {
+  constexpr uint32_t kHuge = 0xFFFFFFFF;
+  pb::GenerateStreamRequest request = Request("hello", kHuge);
+  pb::GenerateRequest& inner = *request.mutable_request();
+  inner.mutable_sampling()->set_n(kHuge);
+  inner.mutable_output()->set_logprobs(kHuge);
+  inner.mutable_stopping()->set_min_tokens(kHuge);
+  for (uint32_t i = 0; i < 100'000; ++i) {
+    inner.mutable_stopping()->add_stop_token_ids(i);
+    (*inner.mutable_sampling()->mutable_logit_bias())[i] = 1;
+  }
+  const Transcript got = Run(request);
+  EXPECT_EQ(got.status.code(), StatusCode::kInvalidArgument) << got.status;
+  EXPECT_THAT(
+      BadFields(got.status),
+      ::testing::IsSupersetOf({"request.sampling.n", "request.output.logprobs",
+                               "request.stopping.stop_token_ids", "request.sampling.logit_bias"}));
+  EXPECT_TRUE(workers_[0]->requests().empty());
+}
+
 TEST_F(BadInputTest, UnknownFieldsAreIgnored) {
   pb::GenerateRequest request = Request("hello", 5).request();
   std::string reply;

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -151,14 +152,22 @@ class GatewayFixture : public ::testing::Test {
     }
   }
 
+  // Where `delta_seen` is given, it counts this call with its first delta.
   Transcript Run(const pb::GenerateStreamRequest& request,
-                 std::chrono::milliseconds deadline = std::chrono::seconds(20)) {
+                 std::chrono::milliseconds deadline = std::chrono::seconds(20),
+                 std::atomic<int>* delta_seen = nullptr) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + deadline);
     auto reader = stub_->GenerateStream(&context, request);
     Transcript transcript;
     pb::GenerateStreamResponse response;
-    while (reader->Read(&response)) Take(response, &transcript);
+    while (reader->Read(&response)) {
+      Take(response, &transcript);
+      if (response.has_delta() && delta_seen != nullptr) {
+        ++*delta_seen;
+        delta_seen = nullptr;
+      }
+    }
     TakeEnd(reader->Finish(), context, &transcript);
     EXPECT_TRUE(transcript.problems.empty()) << transcript.problems.front();
     return transcript;

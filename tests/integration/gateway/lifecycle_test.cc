@@ -3,12 +3,14 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "nibble/admin/v1/admin.grpc.pb.h"
@@ -135,7 +137,7 @@ TEST_F(LifecycleTest, WhatIsLateInADrainIsCutUnavailable) {
   ASSERT_TRUE(WaitUntil([&] { return workers_[0]->active() == 1; }));
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_EQ(server_->Shutdown(std::chrono::milliseconds(100)), 1U);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(3));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(8));
   release_ = true;
   client.join();
   EXPECT_EQ(old.status.code(), StatusCode::kUnavailable) << old.status;
@@ -152,7 +154,7 @@ TEST_F(LifecycleTest, HurryCutsADrainShort) {
   ASSERT_TRUE(WaitUntil([&] { return workers_[0]->active() == 1; }));
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_EQ(server_->Shutdown(std::chrono::seconds(60), [] { return true; }), 1U);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(8));
   release_ = true;
   client.join();
   EXPECT_EQ(old.status.code(), StatusCode::kUnavailable);
@@ -249,7 +251,7 @@ TEST_F(LifecycleTest, PromtoolFindsNothingToSay) {
   StartWith(1, options);
   ASSERT_TRUE(Run(Request("hello", 10)).status.ok());
   httplib::Client client("http://" + server_->metrics_address());
-  const std::string path = ::testing::TempDir() + "gateway_metrics.txt";
+  const std::string path = ::testing::TempDir() + absl::StrCat("gateway_metrics_", ::getpid());
   std::ofstream(path) << client.Get("/metrics")->body;
   EXPECT_EQ(std::system(("promtool check metrics < " + path).c_str()), 0);
 }
@@ -278,7 +280,7 @@ TEST_F(LifecycleTest, PortThatIsTakenIsToldByItsKey) {
 
 TEST_F(LifecycleTest, ListensOnAUnixSocket) {
   workers_.push_back(std::make_unique<ScriptedWorker>());
-  const std::string path = ::testing::TempDir() + "gateway_worker.sock";
+  const std::string path = ::testing::TempDir() + absl::StrCat("gateway_worker_", ::getpid());
   workers_[0]->Start("unix:" + path);
   GatewayOptions options;
   options.groups = {"unix:" + path};

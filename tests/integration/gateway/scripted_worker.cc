@@ -79,6 +79,14 @@ bool ScriptedCall::WaitForCancel() {
   return false;
 }
 
+bool ScriptedCall::WaitFor(const std::atomic<bool>& flag) {
+  for (int i = 0; i < 2000 && !flag.load(); ++i) {
+    if (cancelled() || stopping_->load()) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return flag.load();
+}
+
 Script SpeakLetters() {
   return [](ScriptedCall* call) {
     call->Admit();

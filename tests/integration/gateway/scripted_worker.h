@@ -39,6 +39,8 @@ class ScriptedCall {
   bool Finish(worker::v1::FinishReason reason);
   // Waits for the gateway to cancel; false when it has not after ten seconds.
   bool WaitForCancel();
+  // Waits until `flag` is set; false when the gateway goes, or ten seconds pass, before it is.
+  bool WaitFor(const std::atomic<bool>& flag);
   // The gateway has gone. A write may fail a moment before gRPC calls the stream cancelled.
   [[nodiscard]] bool cancelled() const { return write_failed_ || context_->IsCancelled(); }
 

@@ -46,7 +46,7 @@ class SlowReaderTest : public GatewayFixture {
     arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     slow_stub_ = pb::InferenceService::NewStub(NewChannel(arguments));
   }
-  // Until nothing moves any more.
+  // Until the gateway's own buffer for the stream is full and nothing moves any more.
   void WaitForStandstill() {
     size_t last = 0;
     auto since = std::chrono::steady_clock::now();
@@ -55,7 +55,8 @@ class SlowReaderTest : public GatewayFixture {
         last = sent_;
         since = std::chrono::steady_clock::now();
       }
-      return last > 0 && std::chrono::steady_clock::now() - since > std::chrono::milliseconds(300);
+      return server_->core().metrics.stream_buffered_bytes->Value() > 32 << 10 &&
+             std::chrono::steady_clock::now() - since > std::chrono::milliseconds(300);
     }));
   }
 
@@ -90,7 +91,7 @@ TEST_F(SlowReaderTest, OthersAreNotHeldUp) {
   for (int i = 0; i < 20; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     EXPECT_TRUE(Run(Request("hello", 50)).status.ok());
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
   }
   context.TryCancel();
   pb::GenerateStreamResponse response;

@@ -191,25 +191,27 @@ TEST_F(StatusTest, LostAfterTheFirstTokenIsNeverRetried) {
 
 TEST_F(StatusTest, KilledGroupFailsItsStreamsAndOnlyThose) {
   StartWith(2);
+  std::atomic<bool> killed{false};
   for (auto& worker : workers_) {
-    worker->SetScript([](ScriptedCall* call) {
+    worker->SetScript([&killed](ScriptedCall* call) {
       call->Admit();
       call->SayLetters(0, 3);
-      for (uint32_t i = 3; i < call->request.max_tokens(); ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        if (!call->SayLetters(i, i + 1)) return grpc::Status::OK;
-      }
-      call->Finish(wire::FINISH_REASON_LENGTH);
+      if (!call->WaitFor(killed)) return grpc::Status::OK;
+      if (call->SayLetters(3, call->request.max_tokens())) call->Finish(wire::FINISH_REASON_LENGTH);
       return grpc::Status::OK;
     });
   }
+  std::atomic<int> speaking{0};
   std::vector<Transcript> transcripts(8);
   std::vector<std::thread> clients;
   for (auto& transcript : transcripts) {
-    clients.emplace_back([&] { transcript = Run(Request("hello", 60)); });
+    clients.emplace_back(
+        [&] { transcript = Run(Request("hello", 60), std::chrono::seconds(20), &speaking); });
   }
-  ASSERT_TRUE(WaitUntil([&] { return workers_[0]->active() + workers_[1]->active() == 8; }));
+  // Before their first token they would be sent again elsewhere.
+  EXPECT_TRUE(WaitUntil([&] { return speaking == 8; }));
   workers_[0]->Stop();
+  killed = true;
   for (std::thread& client : clients) client.join();
   int lost = 0;
   for (const Transcript& got : transcripts) {
@@ -223,7 +225,8 @@ TEST_F(StatusTest, KilledGroupFailsItsStreamsAndOnlyThose) {
     EXPECT_TRUE(LettersOf(7, 60).starts_with(got.text.at(0)));
     EXPECT_EQ(got.trailers.at("x-tokens-sent"), std::to_string(got.text.at(0).size()));
   }
-  EXPECT_EQ(lost, 4);
+  EXPECT_GT(lost, 0);
+  EXPECT_EQ(static_cast<size_t>(lost), workers_[0]->requests().size());
   EXPECT_TRUE(WaitUntil([&] { return ReadyGroups() == 1; }));
 }
 
@@ -260,7 +263,7 @@ TEST_F(StatusTest, NoGroupReadyIsUnavailableAtOnce) {
   EXPECT_EQ(got.status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(ErrorReason(got.status), "NO_WORKER");
   EXPECT_GE(Pushback(got), 500);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
 }
 
 TEST_F(StatusTest, GroupThatIsNotReadyTakesNothing) {
@@ -312,13 +315,29 @@ TEST_F(StatusTest, DeadlineIsForwardedWithAMarginAndEndsInTime) {
     return grpc::Status::OK;
   });
   const auto begin = std::chrono::steady_clock::now();
-  const Transcript got = Run(Request("hello", 10), std::chrono::milliseconds(400));
+  const Transcript got = Run(Request("hello", 10), std::chrono::milliseconds(900));
   const auto took = std::chrono::steady_clock::now() - begin;
   EXPECT_EQ(got.status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_GE(took, std::chrono::milliseconds(380));
-  EXPECT_LT(took, std::chrono::milliseconds(1400));
-  EXPECT_LE(workers_[0]->time_left()[0], std::chrono::milliseconds(391));
+  EXPECT_GE(took, std::chrono::milliseconds(880));
+  EXPECT_LT(took, std::chrono::milliseconds(4000));
+  ASSERT_EQ(workers_[0]->time_left().size(), 1U);
+  EXPECT_LE(workers_[0]->time_left()[0], std::chrono::milliseconds(891));
   EXPECT_TRUE(WaitUntil([&] { return workers_[0]->active() == 0; }));
+}
+
+// gRPC sends 1501 ms as 1510: the client leaves before the gateway sees the time pass.
+TEST_F(StatusTest, ClientThatLeavesAtItsDeadlineIsCountedSo) {
+  StartWith(1);
+  workers_[0]->SetScript([](ScriptedCall* call) {
+    call->Admit();
+    EXPECT_TRUE(call->WaitForCancel());
+    return grpc::Status::OK;
+  });
+  const Transcript got = Run(Request("hello", 10), std::chrono::milliseconds(1501));
+  EXPECT_EQ(got.status.code(), StatusCode::kDeadlineExceeded);
+  ExpectIdle();
+  EXPECT_EQ(server_->core().metrics.stream_cancelled[1]->Value(), 1);
+  EXPECT_EQ(server_->core().metrics.stream_cancelled[0]->Value(), 0);
 }
 
 TEST_F(StatusTest, DeadlineThatIsNearlyOverNeverReachesAWorker) {
@@ -354,6 +373,7 @@ TEST_F(StatusTest, CancelReachesTheWorker) {
     auto reader = stub_->GenerateStream(&context, request);
     pb::GenerateStreamResponse response;
     ASSERT_TRUE(reader->Read(&response));
+    EXPECT_TRUE(WaitUntil([&] { return workers_[0]->active() == 2; }));
     context.TryCancel();
     while (reader->Read(&response)) {
     }
