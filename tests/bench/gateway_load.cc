@@ -1,0 +1,283 @@
+// Many streams at once through a real gateway: nibble-gateway and a leader over the fake executor
+// as two processes, the clients in this one, all on loopback. Every token of every stream is
+// checked. The same streams straight at the leader, before, show what is not the gateway's doing.
+//
+// The leader gives every stream a token per step, all at the same moment, so a gap beyond the
+// step's time was added on the way.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/config.h"
+#include "base/version.h"
+#include "tests/bench/gateway_load_client.h"
+#include "tests/support/program.h"
+#include "tests/support/test_data.h"
+
+namespace nibble::bench {
+namespace {
+
+using nlohmann::ordered_json;
+using testing::Program;
+
+constexpr int32_t kVocab = 376;  // of the tokenizer in tests/data
+constexpr auto kRamp = std::chrono::seconds(5);
+
+struct Options {
+  int32_t streams = 1000;
+  int32_t rate = 20;
+  int32_t seconds = 60;
+  int32_t direct_seconds = 10;
+  Duration starved = std::chrono::seconds(1);
+  int32_t bound_ms = 20;
+  std::string json;
+};
+
+void Declare(ConfigParser* parser, Options* options) {
+  parser->Int("streams", &options->streams, {1, 100'000}, "Streams at once");
+  parser->Int("rate", &options->rate, {1, 1000}, "Tokens a second of each stream");
+  parser->Int("seconds", &options->seconds, {1, 3600}, "Time measured");
+  parser->Int("direct_seconds", &options->direct_seconds, {0, 3600},
+              "Time measured straight at the leader before; 0: not at all");
+  parser->Time("starved", &options->starved, {.min = Duration(1)},
+               "A stream with a longer gap is starved");
+  parser->Int("bound_ms", &options->bound_ms, {1, 10'000}, "What p99 of the added gap may be");
+  parser->String("json", &options->json, "File for the record; empty: none");
+}
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Seconds of processor time that a process has used.
+double CpuSeconds(pid_t pid) {
+  const std::string stat = ReadAll(absl::StrCat("/proc/", pid, "/stat"));
+  std::istringstream fields(stat.substr(stat.rfind(')') + 2));
+  std::string skipped;
+  for (int i = 0; i < 11; ++i) fields >> skipped;
+  double user = 0;
+  double system = 0;
+  fields >> user >> system;
+  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+int64_t RssBytes(pid_t pid) {
+  std::istringstream fields(ReadAll(absl::StrCat("/proc/", pid, "/statm")));
+  int64_t pages = 0;
+  fields >> pages >> pages;
+  return pages * ::sysconf(_SC_PAGESIZE);
+}
+
+// Of one process over the time looked at.
+struct Usage {
+  pid_t pid = 0;
+  int64_t rss_before = 0;  // without any stream
+  int64_t rss = 0;
+  double cpu_seconds = 0;
+};
+
+class UsageMeter final : public LoadObserver {
+ public:
+  explicit UsageMeter(std::vector<pid_t> pids) {
+    for (const pid_t pid : pids) usages.push_back({.pid = pid, .rss_before = RssBytes(pid)});
+  }
+  void OnMeasuring() override {
+    begin_ = std::chrono::steady_clock::now();
+    for (Usage& usage : usages) usage.cpu_seconds = CpuSeconds(usage.pid);
+  }
+  void OnMeasured() override {
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    for (Usage& usage : usages) {
+      usage.cpu_seconds = CpuSeconds(usage.pid) - usage.cpu_seconds;
+      usage.rss = RssBytes(usage.pid);
+    }
+  }
+
+  std::vector<Usage> usages;
+  double seconds = 0;
+
+ private:
+  std::chrono::steady_clock::time_point begin_;
+};
+
+struct Result {
+  LoadReport load;
+  std::vector<Usage> usages;
+  double seconds = 0;
+  std::vector<float> added_ms;  // sorted: gaps beyond a step
+  int32_t starved = 0;
+};
+
+float Quantile(const std::vector<float>& sorted, double q) {
+  if (sorted.empty()) return 0;
+  return sorted[std::min(sorted.size() - 1,
+                         static_cast<size_t>(q * static_cast<double>(sorted.size())))];
+}
+
+Result Measure(const Options& options, const std::string& address, bool gateway, int32_t seconds,
+               std::vector<pid_t> pids) {
+  UsageMeter meter(std::move(pids));
+  const auto whole = std::chrono::duration_cast<std::chrono::seconds>(kRamp).count() + seconds;
+  LoadPlan plan = {.address = address,
+                   .gateway = gateway,
+                   .streams = options.streams,
+                   // The first stream has to outlast the ramp and the time looked at.
+                   .tokens = static_cast<int32_t>(whole + 2) * options.rate,
+                   .vocab_size = kVocab,
+                   .ramp = kRamp,
+                   .measured = std::chrono::seconds(seconds),
+                   .limit = std::chrono::seconds(3 * whole + 60)};
+  Result result;
+  result.load = RunLoad(plan, &meter);
+  result.usages = meter.usages;
+  result.seconds = meter.seconds;
+  const float step_ms = 1000.0F / static_cast<float>(options.rate);
+  for (const float gap : result.load.gaps_ms) {
+    result.added_ms.push_back(std::max(0.0F, gap - step_ms));
+  }
+  std::sort(result.added_ms.begin(), result.added_ms.end());
+  const float starved_ms = std::chrono::duration<float, std::milli>(options.starved).count();
+  for (const float longest : result.load.longest_ms) result.starved += longest > starved_ms;
+  return result;
+}
+
+double MicrosPerToken(const Usage& usage, const Result& result) {
+  return usage.cpu_seconds * 1e6 / static_cast<double>(std::max<int64_t>(1, result.load.tokens));
+}
+
+using Figures = std::vector<std::pair<std::string, double>>;
+
+Figures Describe(const Result& result, const std::vector<std::string>& names) {
+  Figures figures;
+  const auto add = [&figures](std::string name, double value) {
+    figures.emplace_back(std::move(name), value);
+  };
+  add("tokens_per_second", static_cast<double>(result.load.tokens) / result.seconds);
+  add("errors", result.load.errors);
+  add("streams_starved", result.starved);
+  for (const auto& [name, q] : {std::pair{"p50", 0.5}, {"p99", 0.99}, {"p999", 0.999}}) {
+    add(absl::StrCat("added_gap_ms_", name), Quantile(result.added_ms, q));
+  }
+  add("added_gap_ms_max", Quantile(result.added_ms, 1));
+  for (size_t i = 0; i < names.size(); ++i) {
+    const Usage& usage = result.usages[i];
+    add(names[i] + "_cpu_us_per_token", MicrosPerToken(usage, result));
+    add(names[i] + "_cores", usage.cpu_seconds / result.seconds);
+    const auto streams = static_cast<double>(std::max<size_t>(1, result.load.longest_ms.size()));
+    add(names[i] + "_rss_kib_per_stream",
+        static_cast<double>(usage.rss - usage.rss_before) / 1024 / streams);
+  }
+  return figures;
+}
+
+ordered_json ToJson(const Figures& figures) {
+  ordered_json record = ordered_json::object();
+  for (const auto& [name, value] : figures) record[name] = std::round(value * 1000) / 1000;
+  return record;
+}
+
+void Print(const char* title, const Result& result, const std::vector<std::string>& names) {
+  std::printf("\n%s, %.1f s\n", title, result.seconds);
+  for (const auto& [name, value] : Describe(result, names)) {
+    std::printf("  %-32s %12.2f\n", name.c_str(), value);
+  }
+  if (result.load.errors > 0) std::printf("  first error: %s\n", result.load.first_error.c_str());
+  std::fflush(stdout);
+}
+
+// Leader and gateway, as they would run.
+struct Servers {
+  std::unique_ptr<Program> leader;
+  std::unique_ptr<Program> gateway;
+};
+
+Servers StartServers(const Options& options) {
+  const std::string folder =
+      std::filesystem::temp_directory_path() / absl::StrCat("gateway-load-", ::getpid());
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(testing::SourceDir() + "/tests/data/text/byte-level-tokenizer.json",
+                             folder + "/tokenizer.json",
+                             std::filesystem::copy_options::overwrite_existing);
+  const auto flag = [](const char* name, int64_t value) {
+    return absl::StrCat("--", name, "=", value);
+  };
+  const int32_t context = 64 + (options.seconds + options.direct_seconds + 10) * options.rate;
+  Servers servers;
+  servers.leader = std::make_unique<Program>(
+      "fake_worker",
+      std::vector<std::string>{
+          "--listen=127.0.0.1:0", "--tokenizer=" + folder, flag("vocab-size", kVocab),
+          flag("context", context), flag("max-sequences", options.streams),
+          flag("queue-size", options.streams), flag("max-step-tokens", options.streams + 1024),
+          flag("kv-blocks", int64_t{options.streams} * (context / 16 + 2) * 10 / 9),
+          absl::StrCat("--step-base=", 1'000'000 / options.rate, "us")});
+  CHECK_MSG(servers.leader->AwaitAddresses(), servers.leader->Errors());
+  servers.gateway = std::make_unique<Program>(
+      "nibble-gateway",
+      std::vector<std::string>{"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
+                               "--log-level=warn", flag("max-concurrency", options.streams + 16),
+                               "--groups=" + servers.leader->Address("grpc")});
+  CHECK_MSG(servers.gateway->AwaitAddresses(), servers.gateway->Errors());
+  std::this_thread::sleep_for(std::chrono::seconds(2));  // until the group has been taken up
+  std::filesystem::remove_all(folder);
+  return servers;
+}
+
+double LoadAverage() {
+  std::istringstream fields(ReadAll("/proc/loadavg"));
+  double one_minute = 0;
+  fields >> one_minute;
+  return one_minute;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  ConfigParser parser({.name = "gateway_load",
+                       .summary = "Measures what a gateway adds to many streams at once.",
+                       .example = "gateway_load --json gateway.json"});
+  Declare(&parser, &options);
+  if (const auto exit_code = parser.ParseMain(argc, argv)) return *exit_code;
+  const double load_before = LoadAverage();
+  const Servers servers = StartServers(options);
+  ordered_json record = {
+      {"streams", options.streams},         {"rate", options.rate},
+      {"seconds", options.seconds},         {"cores", std::thread::hardware_concurrency()},
+      {"load_average_before", load_before}, {"git", std::string(GetBuildInfo().git_revision)}};
+  if (options.direct_seconds > 0) {
+    const Result direct = Measure(options, servers.leader->Address("grpc"), /*gateway=*/false,
+                                  options.direct_seconds, {servers.leader->pid(), ::getpid()});
+    Print("Straight at the leader", direct, {"leader", "client"});
+    record["leader_alone"] = ToJson(Describe(direct, {"leader", "client"}));
+  }
+  const Result result =
+      Measure(options, servers.gateway->Address("grpc"), /*gateway=*/true, options.seconds,
+              {servers.gateway->pid(), servers.leader->pid(), ::getpid()});
+  Print("Through the gateway", result, {"gateway", "leader", "client"});
+  record["through_gateway"] = ToJson(Describe(result, {"gateway", "leader", "client"}));
+  if (!options.json.empty()) std::ofstream(options.json) << record.dump(2) << "\n";
+  const bool good = result.load.errors == 0 && result.starved == 0 &&
+                    Quantile(result.added_ms, 0.99) <= static_cast<float>(options.bound_ms);
+  std::printf("\n%s: 0 errors, 0 streams starved, p99 of the added gap <= %d ms\n",
+              good ? "HELD" : "NOT HELD", options.bound_ms);
+  return good ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace nibble::bench
+
+int main(int argc, char** argv) { return nibble::bench::Main(argc, argv); }
