@@ -21,10 +21,11 @@ debug: ## the same with debug information and without optimisation, into build/d
 test: ## everything CI runs: all tests, sanitized unit tests, linters, end to end
 	python3 tools/run_tests.py
 
-test-deploy: ## boards and rules against a real Prometheus and a server under load; the images' roots
+test-deploy: ## boards and rules against a real Prometheus under load; image roots; status page
 	tools/setup
 	.venv/bin/python tests/deploy/live_metrics.py
 	.venv/bin/python tests/deploy/image_roots.py
+	.venv/bin/python tests/deploy/status_page.py
 
 test-tsan: ## unit tests under the thread sanitizer
 	tools/setup build

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real Prometheus scrapes a server under load: every query of every board returns data, every
-selector of every rule returns series, no rule fails and no alert fires. The server's log, at its
-most talkative, has nothing of a prompt.
+selector of every rule returns series, no rule fails and no alert fires or is about to. The
+server's log, at its most talkative, has nothing of a prompt.
 
 usage: tests/deploy/live_metrics.py   (NIBBLE_BINARY_DIR, NIBBLE_TEST_DATA as for tests/e2e)
 """
@@ -31,6 +31,8 @@ LOAD_SECONDS = 25
 CLIENTS = 6
 PROMPT = "One, two, three, "
 READY_SECONDS = 30
+# What a machine that is busy otherwise may begin to say.
+SLOW = {"NibbleFirstTokenSlow", "NibbleTokensSlow"}
 
 
 def free_port():
@@ -138,8 +140,8 @@ def rule_faults(prometheus):
         for rule in group["rules"]:
             if rule["health"] != "ok":
                 yield f"{rule['name']}: {rule['health']}: {rule.get('lastError')}"
-            if rule.get("state") == "firing":
-                yield f"{rule['name']} fires: {rule['alerts']}"
+            if rule.get("state", "inactive") != "inactive" and rule["name"] not in SLOW:
+                yield f"{rule['name']} is {rule['state']}: {rule['alerts']}"
 
 
 def find_faults(server):
