@@ -1,24 +1,24 @@
 // Gloo between processes: in two network namespaces, as two machines would be, and with a peer
 // that is killed.
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fcntl.h>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "tests/support/two_namespaces.h"
 #include "worker/collectives/gloo_communicator.h"
 #include "worker/collectives/store.h"
 
 namespace nibble::collectives {
 namespace {
+
+using testing::TwoNamespaces;
 
 constexpr uint64_t kGroupKey = 5;
 
@@ -37,52 +37,6 @@ int SumManyTimes(Communicator& communicator) {
   }
   return 0;
 }
-
-// Two namespaces joined by a cable; gone with the object.
-class TwoNamespaces {
- public:
-  TwoNamespaces() {
-    const std::string id = std::to_string(getpid());
-    for (int side = 0; side < 2; ++side) {
-      names_[side] = "nibble" + id + (side == 0 ? "a" : "b");
-      links_[side] = "nb" + id.substr(id.size() > 6 ? id.size() - 6 : 0) + (side == 0 ? "a" : "b");
-      made_ &= Run("ip netns add " + names_[side]);
-    }
-    made_ = made_ && Run("ip link add " + links_[0] + " netns " + names_[0] +
-                         " type veth peer name " + links_[1] + " netns " + names_[1]);
-    for (int side = 0; side < 2 && made_; ++side) {
-      const std::string in = "ip -n " + names_[side];
-      made_ = Run(in + " addr add " + address(side) + "/24 dev " + links_[side]) &&
-              Run(in + " link set " + links_[side] + " up") && Run(in + " link set lo up");
-    }
-  }
-  ~TwoNamespaces() {
-    for (const std::string& name : names_) Run("ip netns del " + name);
-  }
-
-  [[nodiscard]] bool made() const { return made_; }
-  [[nodiscard]] std::string address(int side) const {
-    return side == 0 ? "10.231.7.1" : "10.231.7.2";
-  }
-  [[nodiscard]] std::string link(int side) const { return links_[side]; }
-
-  // Moves the calling process.
-  [[nodiscard]] bool Enter(int side) const {
-    const int fd = open(("/run/netns/" + names_[side]).c_str(), O_RDONLY | O_CLOEXEC);
-    const bool entered = fd >= 0 && setns(fd, CLONE_NEWNET) == 0;
-    if (fd >= 0) close(fd);
-    return entered;
-  }
-
- private:
-  static bool Run(const std::string& command) {
-    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
-  }
-
-  std::string names_[2];
-  std::string links_[2];
-  bool made_ = true;
-};
 
 pid_t StartProcess(const std::function<int()>& body) {
   const pid_t pid = fork();
