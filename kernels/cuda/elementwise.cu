@@ -43,8 +43,17 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const __grid_constant__ 
     p.residual[token * p.hidden + i] = value;
     squares += value * value;
   }
+  if (p.next.x == nullptr) return;
   squares = BlockSum(squares);
-  if (threadIdx.x == 0) p.square_sums[token] = squares;
+  const float inverse = rsqrtf(squares / static_cast<float>(p.hidden) + p.epsilon);
+  for (int32_t i = threadIdx.x; i < p.hidden; i += kThreads) {
+    p.next.x[token * p.hidden + i] = __float2half(
+        __half2float(row[i]) * inverse * kNormedInputFactor * __half2float(p.next.norm_weight[i]));
+  }
+  if (threadIdx.x == 0) {
+    p.next.square_sums[token] = squares;
+    p.scale_out[token] = inverse;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) RmsNormKernel(const __grid_constant__ RmsNormParams p) {

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/w4_decode.h"
+
 namespace nibble::cuda {
 
 struct LaunchOptions {
@@ -21,8 +23,12 @@ struct EmbedParams {
   const int32_t* last_tokens = nullptr;  // [slots]
   int32_t tokens = 0;
   int32_t hidden = 0;
-  float* residual = nullptr;     // [tokens, hidden]
-  float* square_sums = nullptr;  // [tokens]
+  float* residual = nullptr;  // [tokens, hidden]
+  // What the first norm's product takes in, as W4Decode leaves it; x == nullptr: nothing. Sums of
+  // squares have one part, and the scale is written.
+  NextInput next = {};
+  float epsilon = 0;
+  float* scale_out = nullptr;  // [tokens]
 };
 [[nodiscard]] cudaError_t Embed(const EmbedParams& params, const LaunchOptions& options);
 

@@ -25,6 +25,9 @@ __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) 
       "r"(bytes)
       : "memory");
 }
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
 __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -70,36 +73,6 @@ __device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], ui
 // Shared memory written by ordinary stores may next be written by the copy engine.
 __device__ __forceinline__ void FenceSharedForCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// All threads of all blocks of the cluster meet; shared memory written before is visible after.
-__device__ __forceinline__ void ClusterBarrier() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
-}
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ uint32_t ClusterBlocks() {
-  uint32_t blocks;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-  return blocks;
-}
-// What another block of the cluster has at the same place of its shared memory.
-__device__ __forceinline__ float4 LoadClusterShared128(const void* pointer, uint32_t rank) {
-  float4 value;
-  asm volatile(
-      "{\n.reg .u32 address;\n"
-      "mapa.shared::cluster.u32 address, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [address];\n}"
-      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-      : "r"(SharedAddress(pointer)), "r"(rank)
-      : "memory");
-  return value;
 }
 
 // (w & mask) | bits in one instruction: nibbles become fp16 numbers 1024 + v or 1024 + 16 v.

@@ -1,5 +1,6 @@
 #include "kernels/cuda/w4_decode.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
@@ -13,11 +14,9 @@ constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 constexpr int32_t kRingBytes = 12 * 1024;  // of one warp: 96 KB a block, so that two blocks fit
-constexpr int32_t kRoundTiles = 8;         // row tiles between two meetings of a cluster
 
 // What a kernel instance is compiled for. A warp's range of k is at most kChunk slabs: its
-// activations stay in registers for the whole launch. Longer rows are split over the blocks of a
-// cluster.
+// activations stay in registers for the whole launch.
 template <int32_t kGroupT, int32_t kTokenTilesT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
@@ -31,12 +30,21 @@ struct Shape {
   static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// A warp's activations: [slab][k-step][token tile] B fragments, and per group the sums over k of
-// the two tokens that this lane's results belong to.
+// A warp's activations: [slab][k-step][token tile] B fragments, and in shared memory the sums over
+// k of every group: [slab][group][token].
 template <typename S>
 struct Fragments {
+  static constexpr int32_t kSumBytes = S::kChunk * S::kGroupsOfSlab * S::kTokenTiles * 8 * 4;
+
   uint32_t b[S::kChunk][8][S::kTokenTiles][2];
-  float sums[S::kChunk][S::kGroupsOfSlab][S::kTokenTiles][2];
+  float* sums;
+
+  // Of tokens 2c, 2c + 1: those of this lane's results.
+  __device__ __forceinline__ float2* Sums(int32_t s, int32_t group, int32_t tile,
+                                          int32_t lane) const {
+    const int32_t at = ((s * S::kGroupsOfSlab + group) * S::kTokenTiles + tile) * 8;
+    return reinterpret_cast<float2*>(sums + at + lane % 4 * 2);
+  }
 };
 
 // Slabs [begin, end) of this warp, in this block's part of the row.
@@ -48,82 +56,62 @@ __device__ __forceinline__ WarpRange SlabRange(int32_t slabs, int32_t part, int3
   return {slabs * part / parts, slabs * (part + 1) / parts};
 }
 
-// 1 / rms of the tokens this lane's fragments belong to. The whole warp loads each token's parts,
-// all loads in flight at once: one after the other they cost a trip to the L2 each.
-template <typename S>
-__device__ __forceinline__ void LoadInverseRms(const W4DecodeParams& p, int32_t lane,
-                                               float (&inverse_rms)[S::kTokenTiles]) {
-  constexpr int32_t kLoads = kDecodeBlocksMax / 32;
+// A warp's part of a token's sum of squares, all loads in flight at once.
+__device__ __forceinline__ float LoadSquares(const NormedInput& normed, int32_t token,
+                                             int32_t lane) {
+  const float* parts = normed.square_sums + static_cast<int64_t>(token) * normed.parts;
+  float sum = 0;
+#pragma unroll 8
+  for (int32_t i = lane; i < normed.parts; i += 32) sum += parts[i];
+  return sum;
+}
+
+// Every warp sees to its tokens: what the results of a normed input are multiplied by.
+struct TokenFactors {
+  float squares[2];
+  float scale[2];
+
+  __device__ __forceinline__ void Load(const W4DecodeParams& p, int32_t warp, int32_t lane) {
 #pragma unroll
-  for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) inverse_rms[tile] = 0;
-  for (int32_t token = 0; token < p.tokens; ++token) {
-    float parts[kLoads];
-#pragma unroll
-    for (int32_t i = 0; i < kLoads; ++i) {
-      const int32_t part = i * 32 + lane;
-      parts[i] = part < p.square_parts ? p.square_sums[token * p.square_parts + part] : 0.0f;
-    }
-    float sum = 0;
-#pragma unroll
-    for (int32_t i = 0; i < kLoads; ++i) sum += parts[i];
-#pragma unroll
-    for (int32_t offset = 1; offset < 32; offset *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    }
-    const float inverse = rsqrtf(sum / static_cast<float>(p.columns) + p.epsilon);
-#pragma unroll
-    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      if (token == tile * 8 + lane / 4) inverse_rms[tile] = inverse;
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t token = warp + i * kWarps;
+      if (token >= p.tokens) continue;
+      squares[i] = LoadSquares(p.normed, token, lane);
+      scale[i] = p.normed.scale[token];
     }
   }
-}
+  __device__ __forceinline__ void Store(const W4DecodeParams& p, int32_t warp, int32_t lane,
+                                        float* factors) const {
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t token = warp + i * kWarps;
+      if (token >= p.tokens) continue;
+      float sum = squares[i];
+#pragma unroll
+      for (int32_t offset = 16; offset > 0; offset /= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      }
+      const float inverse = rsqrtf(sum / static_cast<float>(p.columns) + p.normed.epsilon);
+      if (lane != 0) continue;
+      factors[token] = inverse / (scale[i] * kNormedInputFactor);
+      if (blockIdx.x == 0) p.normed.inverse_rms_out[token] = inverse;
+    }
+  }
+};
 
-__device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
-  const half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// One lane's 32 activations of a slab and token, from column k on in runs of eight. All loads go
-// out before the first is used: a load that waits for the one before it costs a trip to the L2.
-// Columns and tokens that do not exist load something else and become zero.
-template <int32_t kGroup, DecodeInput kInput>
+// One lane's 32 activations of a slab and token, in runs of eight. All loads go out before the
+// first is used: a load that waits for the one before it costs a trip to the L2. Columns and tokens
+// that do not exist load something else and become zero.
+template <int32_t kGroup>
 __device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, int32_t token,
-                                         int32_t c, float inverse_rms, bool exists,
-                                         uint4 (&eights)[4]) {
+                                         int32_t c, bool exists, uint4 (&eights)[4]) {
   const int64_t row = static_cast<int64_t>(token < p.tokens ? token : 0) * p.columns;
-  int32_t k[4];
   bool valid[4];
 #pragma unroll
   for (int32_t i = 0; i < 4; ++i) {
-    k[i] = slab * layout::kGpuSlabColumns + GpuKIndex(2 * i, c, 0, kGroup);
-    valid[i] = exists && token < p.tokens && k[i] < p.columns;
-    if (!valid[i]) k[i] = 0;
-  }
-  if constexpr (kInput == DecodeInput::kHalf) {
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      eights[i] = *reinterpret_cast<const uint4*>(p.x_half + row + k[i]);
-    }
-  } else {
-    float4 x[8];
-    uint4 weights[4];
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      x[2 * i] = *reinterpret_cast<const float4*>(p.residual + row + k[i]);
-      x[2 * i + 1] = *reinterpret_cast<const float4*>(p.residual + row + k[i] + 4);
-      weights[i] = *reinterpret_cast<const uint4*>(p.norm_weight + k[i]);
-    }
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      const half2* w = reinterpret_cast<const half2*>(&weights[i]);
-      const float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]), w2 = __half22float2(w[2]),
-                   w3 = __half22float2(w[3]);
-      const float4 low = x[2 * i], high = x[2 * i + 1];
-      eights[i] = make_uint4(PackHalf2(low.x * inverse_rms * w0.x, low.y * inverse_rms * w0.y),
-                             PackHalf2(low.z * inverse_rms * w1.x, low.w * inverse_rms * w1.y),
-                             PackHalf2(high.x * inverse_rms * w2.x, high.y * inverse_rms * w2.y),
-                             PackHalf2(high.z * inverse_rms * w3.x, high.w * inverse_rms * w3.y));
-    }
+    const int32_t k = slab * layout::kGpuSlabColumns + GpuKIndex(2 * i, c, 0, kGroup);
+    valid[i] = exists && token < p.tokens && k < p.columns;
+    eights[i] = *reinterpret_cast<const uint4*>(p.x + row + (valid[i] ? k : 0));
   }
 #pragma unroll
   for (int32_t i = 0; i < 4; ++i) {
@@ -131,21 +119,18 @@ __device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, 
   }
 }
 
-// Fills the fragments of slabs [range.begin, range.end), zero beyond. The sums come from the tensor
-// cores: a product with ones puts every token's sum where the lane needs it.
-template <typename S, DecodeInput kInput>
+// Fills the fragments of slabs [range.begin, range.end), zero beyond.
+template <typename S>
 __device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const WarpRange& range,
-                                                int32_t lane,
-                                                const float (&inverse_rms)[S::kTokenTiles],
-                                                Fragments<S>* x) {
+                                                int32_t lane, Fragments<S>* x) {
   constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
 #pragma unroll
   for (int32_t s = 0; s < S::kChunk; ++s) {
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
       uint4 eights[4];
-      LoadSlab<kGroup, kInput>(p, range.begin + s, tile * 8 + lane / 4, lane % 4, inverse_rms[tile],
-                               range.begin + s < range.end, eights);
+      LoadSlab<kGroup>(p, range.begin + s, tile * 8 + lane / 4, lane % 4,
+                       range.begin + s < range.end, eights);
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
         x->b[s][2 * i][tile][0] = eights[i].x;
@@ -155,8 +140,14 @@ __device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const W
       }
     }
   }
+}
+
+// The sums come from the tensor cores: a product with ones puts every token's sum where the lane
+// needs it.
+template <typename S>
+__device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
   if constexpr (S::kGroup == 0) return;
-  constexpr int32_t kSteps = kGroup / 16;
+  constexpr int32_t kSteps = (S::kGroup == 0 ? 128 : S::kGroup) / 16;
   constexpr uint32_t kOnes = 0x3c003c00u;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
@@ -170,8 +161,7 @@ __device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const W
         for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
           MmaF16(sum, ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
         }
-        x->sums[s][group][tile][0] = sum[0];
-        x->sums[s][group][tile][1] = sum[1];
+        if (lane < 4) *x->Sums(s, group, tile, lane) = make_float2(sum[0], sum[1]);
       }
     }
   }
@@ -248,9 +238,10 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, co
       const GroupConstants c = LoadConstants(data + s * S::kSlabBytes, group, lane);
 #pragma unroll
       for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+        const float2 sums = *x.Sums(s, group, tile, lane);
 #pragma unroll
         for (int32_t i = 0; i < 4; ++i) {
-          const float exact = fmaf(i < 2 ? c.bias_low : c.bias_high, x.sums[s][group][tile][i % 2],
+          const float exact = fmaf(i < 2 ? c.bias_low : c.bias_high, i % 2 == 0 ? sums.x : sums.y,
                                    part[s][tile][i]);
           acc[tile][i] = fmaf(i < 2 ? c.scale_low : c.scale_high, exact, acc[tile][i]);
           part[s][tile][i] = 0;
@@ -349,280 +340,346 @@ __device__ __forceinline__ void MultiplyTile(WeightStream<S>* stream, int32_t la
   }
 }
 
-// Writes one lane's share of a finished tile: rows r, r + 8 of tokens 2c, 2c + 1. Returns what it
-// adds to those tokens' sums of squares (kAddResidual).
-__device__ __forceinline__ float2 StoreTile(const W4DecodeParams& p, int32_t row_tile,
-                                            int32_t token_tile, int32_t lane, const float4& sum) {
-  const int32_t row = row_tile * layout::kGpuTileRows + lane / 4;
-  float2 squares = make_float2(0, 0);
-#pragma unroll
-  for (int32_t j = 0; j < 2; ++j) {
-    const int32_t token = token_tile * 8 + lane % 4 * 2 + j;
-    if (token >= p.tokens) continue;
-    float low = j == 0 ? sum.x : sum.y;
-    float high = j == 0 ? sum.z : sum.w;
-    if (p.output == DecodeOutput::kSiluMul) {
-      if (p.bias != nullptr && row + 8 < p.rows) {
-        low += __half2float(p.bias[row]);
-        high += __half2float(p.bias[row + 8]);
-      }
-      const int32_t column = row_tile * 8 + lane / 4;
-      const float silu = low / (1.0f + __expf(-low));
-      if (column < p.rows / 2) {
-        p.y_half[static_cast<int64_t>(token) * (p.rows / 2) + column] = __float2half(silu * high);
-      }
-      continue;
-    }
+// What the lane that finishes a tile needs beside the sums: old residuals and norm weights of its
+// rows r, r + 8, asked for while the tile is still being multiplied.
+template <typename S>
+struct Finish {
+  float old[S::kTokenTiles][4];
+  float weight[2];
+
+  __device__ __forceinline__ void Prefetch(const W4DecodeParams& p, int32_t row_tile,
+                                           int32_t lane) {
+    if (p.output != DecodeOutput::kAddResidual) return;
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
-      const int32_t r = row + 8 * i;
-      if (r >= p.rows) continue;
-      float value = i == 0 ? low : high;
-      if (p.bias != nullptr) value += __half2float(p.bias[r]);
-      const int64_t at = static_cast<int64_t>(token) * p.rows + r;
-      if (p.output == DecodeOutput::kHalf) {
-        p.y_half[at] = __float2half(value);
-      } else if (p.output == DecodeOutput::kFloat) {
-        p.y_float[at] = value;
-      } else {
-        value += p.residual_out[at];
-        p.residual_out[at] = value;
-        (j == 0 ? squares.x : squares.y) += value * value;
+      const int32_t row = row_tile * layout::kGpuTileRows + lane / 4 + 8 * i;
+      const bool exists = row < p.rows;
+      weight[i] = exists && p.next.x != nullptr ? __half2float(p.next.norm_weight[row]) : 0;
+#pragma unroll
+      for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+#pragma unroll
+        for (int32_t j = 0; j < 2; ++j) {
+          const int64_t token = tile * 8 + lane % 4 * 2 + j;
+          old[tile][2 * i + j] =
+              exists && token < p.tokens ? p.residual_out[token * p.rows + row] : 0;
+        }
       }
     }
   }
-  return squares;
-}
+};
 
-// One block's sum of a tile over its warps, in warp order.
-template <typename S>
-__device__ __forceinline__ void SumWarps(const float4* partial, int32_t lane,
-                                         float4 (&sum)[S::kTokenTiles]) {
-#pragma unroll
-  for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-    sum[tile] = partial[tile * 32 + lane];
-#pragma unroll
-    for (int32_t warp = 1; warp < kWarps; ++warp) {
-      const float4 other = partial[(warp * S::kTokenTiles + tile) * 32 + lane];
-      sum[tile].x += other.x;
-      sum[tile].y += other.y;
-      sum[tile].z += other.z;
-      sum[tile].w += other.w;
-    }
+// One value of a finished row and token. Returns its square where the next norm asks for it.
+__device__ __forceinline__ float StoreValue(const W4DecodeParams& p, int64_t token, int32_t row,
+                                            float value, float old, float weight, float scale) {
+  const int64_t at = token * p.rows + row;
+  if (p.output == DecodeOutput::kHalf) {
+    p.y_half[at] = __float2half(value);
+    return 0;
   }
+  if (p.output == DecodeOutput::kFloat) {
+    p.y_float[at] = value;
+    return 0;
+  }
+  value += old;
+  p.residual_out[at] = value;
+  if (p.next.x != nullptr) p.next.x[at] = __float2half(value * weight * scale);
+  return value * value;
 }
 
-// Stores a finished tile and adds to this warp's sums of squares.
+// Writes one lane's share of a finished tile: rows r, r + 8 of tokens 2c, 2c + 1 of every token
+// tile, and the tile's sums of squares.
 template <typename S>
-__device__ __forceinline__ void FinishTile(const W4DecodeParams& p, int32_t row_tile, int32_t lane,
-                                           const float4 (&sum)[S::kTokenTiles],
-                                           float* square_sums) {
+__device__ __forceinline__ void StoreTile(const W4DecodeParams& p, int32_t row_tile, int32_t lane,
+                                          const float4 (&sums)[S::kTokenTiles],
+                                          const Finish<S>& finish, const float* factors,
+                                          const float* scales) {
+  const int32_t row = row_tile * layout::kGpuTileRows + lane / 4;
+  const bool has_bias = p.bias != nullptr;
+  const float bias[2] = {has_bias && row < p.rows ? __half2float(p.bias[row]) : 0.0f,
+                         has_bias && row + 8 < p.rows ? __half2float(p.bias[row + 8]) : 0.0f};
 #pragma unroll
   for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-    float2 squares = StoreTile(p, row_tile, tile, lane, sum[tile]);
-    if (p.output == DecodeOutput::kAddResidual) {
+    const float values[4] = {sums[tile].x, sums[tile].y, sums[tile].z, sums[tile].w};
+    float squares[2] = {};
+#pragma unroll
+    for (int32_t j = 0; j < 2; ++j) {
+      const int32_t token = tile * 8 + lane % 4 * 2 + j;
+      if (token >= p.tokens) continue;
+      const float low = values[j] * factors[token] + bias[0];
+      const float high = values[2 + j] * factors[token] + bias[1];
+      if (p.output == DecodeOutput::kSiluMul) {
+        const int32_t column = row_tile * 8 + lane / 4;
+        const float silu = low / (1.0f + __expf(-low));
+        if (column < p.rows / 2) {
+          p.y_half[static_cast<int64_t>(token) * (p.rows / 2) + column] = __float2half(silu * high);
+        }
+        continue;
+      }
+      if (row < p.rows) {
+        squares[j] +=
+            StoreValue(p, token, row, low, finish.old[tile][j], finish.weight[0], scales[token]);
+      }
+      if (row + 8 < p.rows) {
+        squares[j] += StoreValue(p, token, row + 8, high, finish.old[tile][2 + j], finish.weight[1],
+                                 scales[token]);
+      }
+    }
+    if (p.output != DecodeOutput::kAddResidual || p.next.x == nullptr) continue;
+#pragma unroll
+    for (int32_t j = 0; j < 2; ++j) {
 #pragma unroll
       for (int32_t offset = 4; offset < 32; offset *= 2) {
-        squares.x += __shfl_xor_sync(0xffffffffu, squares.x, offset);
-        squares.y += __shfl_xor_sync(0xffffffffu, squares.y, offset);
+        squares[j] += __shfl_xor_sync(0xffffffffu, squares[j], offset);
       }
-      if (lane < 4) {
-        square_sums[tile * 8 + lane * 2] += squares.x;
-        square_sums[tile * 8 + lane * 2 + 1] += squares.y;
+      const int32_t token = tile * 8 + lane * 2 + j;
+      if (lane < 4 && token < p.tokens) {
+        p.next.square_sums[token * layout::GpuRowTiles(p.rows) + row_tile] = squares[j];
       }
     }
   }
 }
+
+__device__ __forceinline__ void AddTo(float4* sum, const float4& other) {
+  sum->x += other.x;
+  sum->y += other.y;
+  sum->z += other.z;
+  sum->w += other.w;
+}
+
+// Partial sums of row tiles in shared memory: every warp arrives with its own, the tile's finisher
+// adds them up in warp order and hands the buffer back.
+template <typename S>
+struct Partials {
+  static constexpr int32_t kBuffers = 2;
+  static constexpr int32_t kBytes = kWarps * S::kTokenTiles * 32 * 16;  // of one buffer
+
+  float4* data;
+  uint64_t* full;  // [kBuffers], kWarps arrivals
+  uint64_t* free;  // [kBuffers], one arrival
+
+  __device__ __forceinline__ float4* Buffer(int32_t tile) const {
+    return data + tile % kBuffers * (kBytes / 16);
+  }
+  __device__ __forceinline__ void Put(int32_t tile, int32_t warp, int32_t lane,
+                                      const float (&acc)[S::kTokenTiles][4]) const {
+    const int32_t buffer = tile % kBuffers, use = tile / kBuffers;
+    if (use > 0) BarrierWait(free + buffer, (use - 1) & 1);
+#pragma unroll
+    for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+      Buffer(tile)[(warp * S::kTokenTiles + t) * 32 + lane] =
+          make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(full + buffer);
+  }
+  __device__ __forceinline__ void Take(int32_t tile, int32_t lane,
+                                       float4 (&sum)[S::kTokenTiles]) const {
+    const int32_t buffer = tile % kBuffers, use = tile / kBuffers;
+    BarrierWait(full + buffer, use & 1);
+#pragma unroll
+    for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+      sum[t] = Buffer(tile)[t * 32 + lane];
+#pragma unroll
+      for (int32_t warp = 1; warp < kWarps; ++warp) {
+        AddTo(&sum[t], Buffer(tile)[(warp * S::kTokenTiles + t) * 32 + lane]);
+      }
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(free + buffer);
+  }
+};
 
 template <typename S>
 struct SharedLayout {
   static constexpr int32_t kRing = kWarps * S::kSlots * S::kSlotBytes;
-  static constexpr int32_t kTileSum = S::kTokenTiles * 32 * 16;  // one sum of one tile
-  static constexpr int32_t kPartial = kWarps * kTileSum;
-  static constexpr int32_t kRound = kRing + 2 * kPartial;  // [2][kRoundTiles] block sums
-  static constexpr int32_t kBars = kRound + 2 * kRoundTiles * kTileSum;
-  static constexpr int32_t kSquares = kBars + kWarps * S::kSlots * 8;
-  static constexpr int32_t kBytes = kSquares + kWarps * 16 * 4;  // [warp][token]
+  static constexpr int32_t kPartials = kRing;
+  static constexpr int32_t kBars = kPartials + Partials<S>::kBuffers * Partials<S>::kBytes;
+  static constexpr int32_t kMeetings = kBars + kWarps * S::kSlots * 8;
+  static constexpr int32_t kFactors = kMeetings + 2 * Partials<S>::kBuffers * 8;
+  static constexpr int32_t kScales = kFactors + 16 * 4;
+  static constexpr int32_t kSums = kScales + 16 * 4;
+  static constexpr int32_t kBytes = kSums + kWarps * Fragments<S>::kSumBytes;
 };
 
-// A round of tiles whose block sums lie in every block's shared memory: the blocks of the cluster
-// meet, then each finishes its part of the tiles, adding in block order.
+// Where this block stands in a grid that may split rows.
+struct Place {
+  int32_t part, parts;
+  int32_t first_tile, tile_stride, tile_count;
+  __device__ __forceinline__ int32_t RowTile(int32_t tile) const {
+    return first_tile + tile * tile_stride;
+  }
+};
+__device__ __forceinline__ Place MakePlace(const W4DecodeParams& p, int32_t parts) {
+  Place place;
+  place.parts = parts;
+  place.part = static_cast<int32_t>(blockIdx.x) % parts;
+  place.tile_stride = static_cast<int32_t>(gridDim.x) / parts;
+  place.first_tile = static_cast<int32_t>(blockIdx.x) / parts;
+  place.tile_count =
+      (layout::GpuRowTiles(p.rows) - place.first_tile + place.tile_stride - 1) / place.tile_stride;
+  return place;
+}
+
+// The parts of this warp's tiles are all on their way: whoever comes last to a tile adds its parts
+// up, in their order. One trip for all arrivals: lane i counts the warp's tile i.
 template <typename S>
-__device__ __forceinline__ void FinishRound(const W4DecodeParams& p, uint8_t* round_sums,
-                                            int32_t first_tile, int32_t tiles, int32_t lane,
-                                            int32_t warp, float* square_sums) {
-  ClusterBarrier();
-  const int32_t blocks = static_cast<int32_t>(ClusterBlocks());
-  const int32_t me = static_cast<int32_t>(ClusterRank());
-  for (int32_t index = me + blocks * warp; index < tiles; index += blocks * kWarps) {
-    float4 sum[S::kTokenTiles];
-#pragma unroll
-    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      const void* at = round_sums + index * SharedLayout<S>::kTileSum + (tile * 32 + lane) * 16;
-      sum[tile] = make_float4(0, 0, 0, 0);
-      for (int32_t block = 0; block < blocks; ++block) {
-        const float4 other = LoadClusterShared128(at, static_cast<uint32_t>(block));
-        sum[tile].x += other.x;
-        sum[tile].y += other.y;
-        sum[tile].z += other.z;
-        sum[tile].w += other.w;
-      }
+__device__ void FinishSplit(const W4DecodeParams& p, const Place& place, int32_t warp, int32_t lane,
+                            const float* factors, const float* scales) {
+  const int32_t mine = (place.tile_count - warp + kWarps - 1) / kWarps;
+  for (int32_t first = 0; first < mine; first += 32) {
+    __threadfence();
+    __syncwarp();
+    bool last = false;
+    if (first + lane < mine) {
+      int32_t* arrivals = p.split_arrivals + place.RowTile(warp + (first + lane) * kWarps);
+      last = atomicAdd(arrivals, 1) == place.parts - 1;
+      if (last) *arrivals = 0;
     }
-    const int32_t clusters = static_cast<int32_t>(gridDim.x) / blocks;
-    const int32_t cluster = static_cast<int32_t>(blockIdx.x) / blocks;
-    FinishTile<S>(p, cluster + (first_tile + index) * clusters, lane, sum, square_sums);
+    uint32_t lasts = __ballot_sync(0xffffffffu, last);
+    __threadfence();
+    for (; lasts != 0; lasts &= lasts - 1) {
+      const int32_t row_tile = place.RowTile(warp + (first + __ffs(lasts) - 1) * kWarps);
+      Finish<S> finish;
+      finish.Prefetch(p, row_tile, lane);
+      const float4* from =
+          p.split_sums + static_cast<int64_t>(row_tile) * place.parts * S::kTokenTiles * 32 + lane;
+      float4 sum[S::kTokenTiles] = {};
+      for (int32_t part = 0; part < place.parts; ++part) {
+#pragma unroll
+        for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+          AddTo(&sum[t], __ldcg(from + (part * S::kTokenTiles + t) * 32));
+        }
+      }
+      StoreTile<S>(p, row_tile, lane, sum, finish, factors, scales);
+    }
   }
 }
 
-template <typename S, DecodeInput kInput, bool kCluster>
+template <typename S>
+__device__ __forceinline__ void InitStream(const W4DecodeParams& p, const Place& place,
+                                           const WarpRange& range, uint8_t* shared, int32_t warp,
+                                           int32_t lane, WeightStream<S>* stream) {
+  using Layout = SharedLayout<S>;
+  const int32_t slabs = layout::GpuSlabs(p.columns);
+  stream->ring = shared + warp * S::kSlots * S::kSlotBytes;
+  stream->full = reinterpret_cast<uint64_t*>(shared + Layout::kBars) + warp * S::kSlots;
+  stream->policy = EvictFirstPolicy();
+  stream->next =
+      p.slabs + (static_cast<int64_t>(place.first_tile) * slabs + range.begin) * S::kSlabBytes;
+  stream->tile_stride = static_cast<int64_t>(place.tile_stride) * slabs * S::kSlabBytes;
+  stream->slabs = range.end - range.begin;
+  stream->tiles_left = place.tile_count;
+  // Slabs that a warp lacks are never copied: they must hold finite numbers all the same.
+  if (stream->slabs < S::kChunk) {
+    for (int32_t i = lane; i < S::kSlots * S::kSlotBytes / 16; i += 32) {
+      reinterpret_cast<uint4*>(stream->ring)[i] = make_uint4(0, 0, 0, 0);
+    }
+    FenceSharedForCopies();
+  }
+  __syncwarp();
+  if (lane == 0) {
+    for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(stream->full + i, 1);
+    FenceBarrierInit();
+    for (int32_t i = 0; i < S::kSlots; ++i) stream->Issue();
+  }
+}
+
+// What results are multiplied by, and what the next input is: of every token, in shared memory.
+template <typename S>
+__device__ __forceinline__ void LoadInputs(const W4DecodeParams& p, const WarpRange& range,
+                                           int32_t warp, int32_t lane, Fragments<S>* x,
+                                           float* factors, float* scales) {
+  TokenFactors token_factors;
+  const bool normed = p.normed.scale != nullptr;
+  if (normed) token_factors.Load(p, warp, lane);
+  float next_scale = 0;
+  if (warp == 0 && lane < p.tokens && p.next.x != nullptr) next_scale = p.next.scale[lane];
+  LoadActivations<S>(p, range, lane, x);
+  if (normed) {
+    token_factors.Store(p, warp, lane, factors);
+  } else if (warp == 0 && lane < 16) {
+    factors[lane] = 1;
+  }
+  if (warp == 0 && lane < 16) scales[lane] = next_scale * kNormedInputFactor;
+  SumGroups<S>(lane, x);
+  __syncwarp();
+}
+
+template <typename S>
 __global__ void __launch_bounds__(kThreads, 2)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   using Layout = SharedLayout<S>;
   const int32_t warp = threadIdx.x / 32;
   const int32_t lane = threadIdx.x % 32;
-  float4* partials = reinterpret_cast<float4*>(shared + Layout::kRing);
-  float* squares = reinterpret_cast<float*>(shared + Layout::kSquares) + warp * 16;
-
-  const int32_t parts = kCluster ? static_cast<int32_t>(ClusterBlocks()) : 1;
-  const int32_t part = kCluster ? static_cast<int32_t>(ClusterRank()) : 0;
-  const int32_t columns_of_tiles = static_cast<int32_t>(gridDim.x) / parts;
-  const int32_t first_tile = static_cast<int32_t>(blockIdx.x) / parts;
   const int32_t slab_count = layout::GpuSlabs(p.columns);
-  const int32_t tile_count =
-      (layout::GpuRowTiles(p.rows) - first_tile + columns_of_tiles - 1) / columns_of_tiles;
-  const WarpRange range = SlabRange(slab_count, part * kWarps + warp, parts * kWarps);
-
+  const Place place = MakePlace(p, (slab_count + kWarps * S::kChunk - 1) / (kWarps * S::kChunk));
+  const WarpRange range = SlabRange(slab_count, place.part * kWarps + warp, place.parts * kWarps);
+  float* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
+  float* scales = reinterpret_cast<float*>(shared + Layout::kScales);
+  Partials<S> partials{
+      reinterpret_cast<float4*>(shared + Layout::kPartials),
+      reinterpret_cast<uint64_t*>(shared + Layout::kMeetings),
+      reinterpret_cast<uint64_t*>(shared + Layout::kMeetings) + Partials<S>::kBuffers};
   WeightStream<S> stream;
-  stream.ring = shared + warp * S::kSlots * S::kSlotBytes;
-  stream.full = reinterpret_cast<uint64_t*>(shared + Layout::kBars) + warp * S::kSlots;
-  stream.policy = EvictFirstPolicy();
-  stream.next =
-      p.slabs + (static_cast<int64_t>(first_tile) * slab_count + range.begin) * S::kSlabBytes;
-  stream.tile_stride = static_cast<int64_t>(columns_of_tiles) * slab_count * S::kSlabBytes;
-  stream.slabs = range.end - range.begin;
-  stream.tiles_left = tile_count;
-  // Slabs that a warp lacks are never copied: they must hold finite numbers all the same.
-  if (stream.slabs < S::kChunk) {
-    for (int32_t i = lane; i < S::kSlots * S::kSlotBytes / 16; i += 32) {
-      reinterpret_cast<uint4*>(stream.ring)[i] = make_uint4(0, 0, 0, 0);
+  InitStream<S>(p, place, range, shared, warp, lane, &stream);
+  if (threadIdx.x == 0) {
+    for (int32_t i = 0; i < Partials<S>::kBuffers; ++i) {
+      BarrierInit(partials.full + i, kWarps);
+      BarrierInit(partials.free + i, 1);
     }
-    FenceSharedForCopies();
   }
-  __syncwarp();
-  if (lane == 0) {
-    for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(stream.full + i, 1);
-    FenceBarrierInit();
-    for (int32_t i = 0; i < S::kSlots; ++i) stream.Issue();
-  }
-  if (lane < 16) squares[lane] = 0;
-  __syncwarp();
+  __syncthreads();
   LetNextKernelStart();
   WaitForPreviousKernel();
 
-  float inverse_rms[S::kTokenTiles] = {};
-  if constexpr (kInput == DecodeInput::kRmsNorm) LoadInverseRms<S>(p, lane, inverse_rms);
   Fragments<S> x;
-  LoadActivations<S, kInput>(p, range, lane, inverse_rms, &x);
-
-  int32_t round = 0;
-  for (int32_t tile = 0; tile < tile_count; ++tile) {
+  x.sums = reinterpret_cast<float*>(shared + Layout::kSums + warp * Fragments<S>::kSumBytes);
+  LoadInputs<S>(p, range, warp, lane, &x, factors, scales);
+  for (int32_t tile = 0; tile < place.tile_count; ++tile) {
+    const bool finisher = tile % kWarps == warp;
+    Finish<S> finish;
+    if (finisher && place.parts == 1) finish.Prefetch(p, place.RowTile(tile), lane);
     float acc[S::kTokenTiles][4] = {};
     MultiplyTile<S>(&stream, lane, x, acc);
-    float4* partial = partials + tile % 2 * (Layout::kPartial / 16);
+    partials.Put(tile, warp, lane, acc);
+    if (!finisher) continue;
+    float4 sum[S::kTokenTiles];
+    partials.Take(tile, lane, sum);
+    if (place.parts == 1) {
+      StoreTile<S>(p, place.RowTile(tile), lane, sum, finish, factors, scales);
+      continue;
+    }
+    float4* to = p.split_sums +
+                 (static_cast<int64_t>(place.RowTile(tile)) * place.parts + place.part) *
+                     S::kTokenTiles * 32 +
+                 lane;
 #pragma unroll
-    for (int32_t t = 0; t < S::kTokenTiles; ++t) {
-      partial[(warp * S::kTokenTiles + t) * 32 + lane] =
-          make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
-    }
-    __syncthreads();
-    const int32_t in_round = tile % kRoundTiles;
-    uint8_t* round_sums = shared + Layout::kRound + round % 2 * kRoundTiles * Layout::kTileSum;
-    if (tile % kWarps == warp) {
-      float4 sum[S::kTokenTiles];
-      SumWarps<S>(partial, lane, sum);
-      if constexpr (kCluster) {
-#pragma unroll
-        for (int32_t t = 0; t < S::kTokenTiles; ++t) {
-          reinterpret_cast<float4*>(round_sums + in_round * Layout::kTileSum)[t * 32 + lane] =
-              sum[t];
-        }
-      } else {
-        FinishTile<S>(p, first_tile + tile * columns_of_tiles, lane, sum, squares);
-      }
-    }
-    if constexpr (kCluster) {
-      if (in_round == kRoundTiles - 1 || tile == tile_count - 1) {
-        FinishRound<S>(p, round_sums, tile - in_round, in_round + 1, lane, warp, squares);
-        ++round;
-      }
-    }
+    for (int32_t t = 0; t < S::kTokenTiles; ++t) to[t * 32] = sum[t];
   }
-  if (p.output == DecodeOutput::kAddResidual) {
-    __syncthreads();
-    if (threadIdx.x < p.tokens) {
-      const float* all = reinterpret_cast<const float*>(shared + Layout::kSquares);
-      float sum = 0;
-      for (int32_t w = 0; w < kWarps; ++w) sum += all[w * 16 + threadIdx.x];
-      p.square_sums_out[threadIdx.x * gridDim.x + blockIdx.x] = sum;
-    }
-  }
-  // A block's shared memory must outlive its readers.
-  if constexpr (kCluster) ClusterBarrier();
+  if (place.parts > 1) FinishSplit<S>(p, place, warp, lane, factors, scales);
 }
 
-template <typename S, DecodeInput kInput, bool kCluster>
-cudaError_t LaunchInput(const W4DecodeParams& params, const DecodeGrid& grid, cudaStream_t stream) {
-  constexpr int32_t kBytes = SharedLayout<S>::kBytes;
-  const auto kernel = W4DecodeKernel<S, kInput, kCluster>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<uint32_t>(grid.blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[3] = {};
-  if (params.dependent_launch) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if constexpr (kCluster) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = static_cast<uint32_t>(grid.cluster_blocks);
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
-    // Two blocks fit on a multiprocessor; a cluster must not take half of them.
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
-    attributes[config.numAttrs++].val.clusterSchedulingPolicyPreference =
-        cudaClusterSchedulingPolicySpread;
-  }
-  config.attrs = attributes;
-  return cudaLaunchKernelEx(&config, kernel, params);
-}
-
-template <int32_t kGroup, int32_t kTokenTiles, DecodeInput kInput>
-cudaError_t LaunchCluster(const W4DecodeParams& params, const DecodeGrid& grid,
+template <typename S>
+cudaError_t LaunchShapeOf(const W4DecodeParams& params, const DecodeGrid& grid,
                           cudaStream_t stream) {
-  using S = Shape<kGroup, kTokenTiles>;
-  if (grid.cluster_blocks > 1) return LaunchInput<S, kInput, true>(params, grid, stream);
-  return LaunchInput<S, kInput, false>(params, grid, stream);
-}
-
-template <int32_t kGroup, int32_t kTokenTiles>
-cudaError_t LaunchTokens(const W4DecodeParams& params, const DecodeGrid& grid,
-                         cudaStream_t stream) {
-  if (params.input == DecodeInput::kHalf) {
-    return LaunchCluster<kGroup, kTokenTiles, DecodeInput::kHalf>(params, grid, stream);
-  }
-  return LaunchCluster<kGroup, kTokenTiles, DecodeInput::kRmsNorm>(params, grid, stream);
+  constexpr int32_t kBytes = SharedLayout<S>::kBytes;
+  const cudaError_t error =
+      cudaFuncSetAttribute(W4DecodeKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  return LaunchKernel(W4DecodeKernel<S>,
+                      {.grid = dim3(static_cast<uint32_t>(grid.blocks)),
+                       .block = dim3(kThreads),
+                       .shared_bytes = kBytes,
+                       .stream = stream,
+                       .dependent = params.dependent_launch},
+                      params);
 }
 
 template <int32_t kGroup>
 cudaError_t Launch(const W4DecodeParams& params, const DecodeGrid& grid, cudaStream_t stream) {
-  if (params.tokens <= 8) return LaunchTokens<kGroup, 1>(params, grid, stream);
-  return LaunchTokens<kGroup, 2>(params, grid, stream);
+  if (params.tokens <= 8) return LaunchShapeOf<Shape<kGroup, 1>>(params, grid, stream);
+  return LaunchShapeOf<Shape<kGroup, 2>>(params, grid, stream);
 }
 
 }  // namespace
@@ -630,15 +687,19 @@ cudaError_t Launch(const W4DecodeParams& params, const DecodeGrid& grid, cudaStr
 DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens, int32_t multiprocessors) {
   const int32_t slabs_of_block = kWarps * (tokens <= 8 ? 4 : 2);
   DecodeGrid grid;
-  while (grid.cluster_blocks * slabs_of_block < layout::GpuSlabs(columns)) {
-    grid.cluster_blocks *= 2;
-  }
-  // Multiprocessors come in clusters of 16 or 18: some stay out of large clusters.
-  const int32_t usable = grid.cluster_blocks <= 2 ? multiprocessors : multiprocessors / 8 * 8;
+  grid.parts = (layout::GpuSlabs(columns) + slabs_of_block - 1) / slabs_of_block;
   const int32_t tiles = layout::GpuRowTiles(rows);
-  const int32_t clusters = usable / grid.cluster_blocks;
-  grid.blocks = (tiles < clusters ? tiles : clusters) * grid.cluster_blocks;
+  const int32_t columns_of_tiles =
+      multiprocessors / grid.parts > 0 ? multiprocessors / grid.parts : 1;
+  grid.blocks = (tiles < columns_of_tiles ? tiles : columns_of_tiles) * grid.parts;
   return grid;
+}
+
+int64_t W4DecodeSplitBytes(int32_t rows, int32_t columns, int32_t tokens) {
+  const DecodeGrid grid = W4DecodeGrid(rows, columns, tokens, 1);
+  if (grid.parts == 1) return 0;
+  return static_cast<int64_t>(layout::GpuRowTiles(rows)) * grid.parts * (tokens <= 8 ? 1 : 2) * 32 *
+         static_cast<int64_t>(sizeof(float4));
 }
 
 int64_t W4DecodeBytes(int32_t rows, int32_t columns, int32_t group) {
@@ -652,7 +713,9 @@ cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cuda
     return cudaErrorInvalidValue;
   }
   const DecodeGrid grid = W4DecodeGrid(params.rows, params.columns, params.tokens, multiprocessors);
-  if (grid.cluster_blocks > 8) return cudaErrorInvalidValue;
+  if (grid.parts > 1 && (params.split_sums == nullptr || params.split_arrivals == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
   switch (params.group) {
     case 0:
       return Launch<0>(params, grid, stream);

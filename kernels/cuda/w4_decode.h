@@ -2,8 +2,13 @@
 //
 // Bound: bytes. Every warp feeds itself: its lane 0 issues bulk copies into the warp's own ring,
 // the first of them before the previous kernel has ended (programmatic dependent launch). Each warp
-// owns a range of k, so its activations stay in registers; the eight partial sums of a row meet in
-// shared memory in warp order, so results do not vary from run to run.
+// owns a range of k, so its activations stay in registers; the eight partial sums of a row tile
+// meet in shared memory in warp order, so results do not vary from run to run. Rows too long for a
+// block's registers are split over blocks, whose parts meet in memory, again in order.
+//
+// A norm costs no kernel and no trip of its own. The product before it leaves, beside the residual
+// stream, x = residual * norm_weight * scale with a scale that was known already: the inverse rms
+// of the norm before. The product behind it multiplies its results by inverse rms / scale.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -15,18 +20,32 @@
 
 namespace nibble::cuda {
 
-// How many blocks a launch uses and thus how many partial sums of squares a token has.
-inline constexpr int32_t kDecodeBlocksMax = 256;
+// Inputs that stand for normed ones are held this much smaller: from one norm to the next the
+// residual stream may grow 10^7 times before fp16 ends.
+inline constexpr float kNormedInputFactor = 1.0f / 256;
 
-enum class DecodeInput : uint8_t {
-  kHalf,     // x_half as it is
-  kRmsNorm,  // residual * rsqrt(mean of squares + epsilon) * norm_weight
-};
 enum class DecodeOutput : uint8_t {
   kHalf,         // y_half[token][row]
   kFloat,        // y_float[token][row]
   kSiluMul,      // rows r and r + 8 of a tile are gate and up: y_half[token][tile * 8 + r]
-  kAddResidual,  // residual_out[token][row] += y, and its partial sums of squares
+  kAddResidual,  // residual_out[token][row] += y
+};
+
+// How x stands for a normed input: x = residual * norm_weight * scale * kNormedInputFactor.
+struct NormedInput {
+  const float* scale = nullptr;        // [tokens]; nullptr: x is no normed input
+  const float* square_sums = nullptr;  // [tokens, parts]: parts of the residual's sum of squares
+  int32_t parts = 0;
+  float epsilon = 0;
+  float* inverse_rms_out = nullptr;  // [tokens]: the scale of the next normed input
+};
+
+// What kAddResidual leaves for the next norm.
+struct NextInput {
+  half* x = nullptr;                  // [tokens, rows]; nullptr: nothing is left
+  const half* norm_weight = nullptr;  // [rows]
+  const float* scale = nullptr;       // [tokens]
+  float* square_sums = nullptr;       // [tokens, row tiles]
 };
 
 struct W4DecodeParams {
@@ -36,35 +55,34 @@ struct W4DecodeParams {
   int32_t columns = 0;
   int32_t group = 128;  // 32, 64, 128; 0 = dense fp16
 
-  int32_t tokens = 0;  // 1 … 16
-  DecodeInput input = DecodeInput::kHalf;
-  const half* x_half = nullptr;        // [tokens, columns]
-  const float* residual = nullptr;     // [tokens, columns]
-  const half* norm_weight = nullptr;   // [columns]
-  const float* square_sums = nullptr;  // [tokens, square_parts]: parts of the sum of squares
-  int32_t square_parts = 0;
-  float epsilon = 0;
+  int32_t tokens = 0;       // 1 … 16
+  const half* x = nullptr;  // [tokens, columns]
+  NormedInput normed;
 
   DecodeOutput output = DecodeOutput::kHalf;
   half* y_half = nullptr;
   float* y_float = nullptr;
-  float* residual_out = nullptr;     // [tokens, rows]
-  float* square_sums_out = nullptr;  // [tokens, blocks of this launch]
-  const half* bias = nullptr;        // [rows] in packed order, or nullptr
-  bool dependent_launch = true;      // programmatic dependent launch on the stream
+  float* residual_out = nullptr;  // [tokens, rows]
+  NextInput next;                 // with kAddResidual
+  const half* bias = nullptr;     // [rows] in packed order, or nullptr
+
+  // Where the grid splits rows: W4DecodeSplitBytes, and a zero for every row tile, left zero.
+  float4* split_sums = nullptr;
+  int32_t* split_arrivals = nullptr;
+  bool dependent_launch = true;  // programmatic dependent launch on the stream
 };
 
-// How a launch is laid out: a row of weights is split over the blocks of a cluster so that every
-// warp's activations fit its registers (512 columns a warp, 256 above 8 tokens).
+// How a launch is laid out: a row of weights is split into parts so that every warp's activations
+// fit its registers (512 columns a warp, 256 above 8 tokens).
 struct DecodeGrid {
-  int32_t blocks = 0;          // also how many parts a sum of squares has
-  int32_t cluster_blocks = 1;  // 1, 2, 4 or 8; more is refused
+  int32_t blocks = 0;
+  int32_t parts = 1;
 };
 [[nodiscard]] DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens,
                                       int32_t multiprocessors);
+[[nodiscard]] int64_t W4DecodeSplitBytes(int32_t rows, int32_t columns, int32_t tokens);
 
-// REQUIRES: columns a multiple of 8 and at most 32768 (16384 above 8 tokens), tokens 1 … 16,
-// 16-byte aligned pointers. Graph-capturable.
+// REQUIRES: columns a multiple of 8, tokens 1 … 16, 16-byte aligned pointers. Graph-capturable.
 [[nodiscard]] cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors,
                                    cudaStream_t stream);
 

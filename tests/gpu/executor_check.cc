@@ -158,7 +158,8 @@ std::vector<Golden> ReadGoldens(const std::string& folder) {
   std::ifstream stream(folder + "/goldens.json");
   CHECK_MSG(stream.good(), folder);
   std::vector<Golden> goldens;
-  for (const auto& entry : nlohmann::json::parse(stream).at("prompts")) {
+  const nlohmann::json file = nlohmann::json::parse(stream);
+  for (const auto& entry : file.at("prompts")) {
     goldens.push_back({entry.at("name").get<std::string>(),
                        entry.at("prompt_token_ids").get<std::vector<int32_t>>(),
                        entry.at("generated_token_ids").get<std::vector<int32_t>>()});

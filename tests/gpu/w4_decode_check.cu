@@ -70,7 +70,7 @@ Logical RandomLogical(int rows, int columns, int group, uint32_t seed) {
 
 struct Case {
   int rows, columns, group, tokens;
-  DecodeInput input;
+  bool normed;
   DecodeOutput output;
 };
 
@@ -84,38 +84,50 @@ double RelativeError(const std::vector<double>& expected, const std::vector<doub
   return std::sqrt(difference / norm);
 }
 
+// Inputs on the host: as the reference takes them, and as the kernel does.
+struct Inputs {
+  std::vector<half> plain, given;
+  std::vector<float> squares, scales;
+};
+constexpr int kParts = 7;
+
+Inputs MakeInputs(const Case& c) {
+  std::mt19937 random(99);
+  std::normal_distribution<float> normal(0, 1);
+  Inputs in;
+  in.squares.assign(static_cast<size_t>(c.tokens) * kParts, 0.0f);
+  std::vector<float> norm_weight(c.columns);
+  for (auto& value : norm_weight) value = 0.5f + 0.1f * normal(random);
+  for (int t = 0; t < c.tokens; ++t) {
+    std::vector<float> residual(c.columns);
+    double sum = 0;
+    for (int k = 0; k < c.columns; ++k) {
+      residual[k] = normal(random);
+      in.squares[t * kParts + k % kParts] += residual[k] * residual[k];
+      sum += static_cast<double>(residual[k]) * residual[k];
+    }
+    const float inverse = static_cast<float>(1.0 / std::sqrt(sum / c.columns + 1e-5));
+    in.scales.push_back(inverse * (0.3f + 0.4f * static_cast<float>(t)));
+    for (int k = 0; k < c.columns; ++k) {
+      const float weighted = residual[k] * norm_weight[k];
+      in.plain.push_back(__float2half(c.normed ? weighted * inverse : residual[k]));
+      in.given.push_back(c.normed ? __float2half(weighted * in.scales.back() * kNormedInputFactor)
+                                  : in.plain.back());
+    }
+  }
+  return in;
+}
+
 // True when the kernel agrees with the reference.
 bool Check(const Case& c, int multiprocessors) {
   const Logical w = RandomLogical(c.rows, c.columns, c.group, 1234 + c.rows + c.tokens);
-  std::mt19937 random(99);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> residual(static_cast<size_t>(c.tokens) * c.columns);
-  for (auto& value : residual) value = normal(random);
-  std::vector<half> norm_weight(c.columns), x(residual.size());
-  for (auto& value : norm_weight) value = __float2half(0.5f + 0.1f * normal(random));
-  const int parts = 7;
-  std::vector<float> square_sums(static_cast<size_t>(c.tokens) * parts, 0.0f);
-  for (int t = 0; t < c.tokens; ++t) {
-    double sum = 0;
-    for (int k = 0; k < c.columns; ++k) {
-      const float value = residual[static_cast<size_t>(t) * c.columns + k];
-      square_sums[t * parts + k % parts] += value * value;
-      sum += static_cast<double>(value) * value;
-    }
-    const float inverse = static_cast<float>(1.0 / std::sqrt(sum / c.columns + 1e-5));
-    for (int k = 0; k < c.columns; ++k) {
-      const size_t at = static_cast<size_t>(t) * c.columns + k;
-      x[at] = __float2half(c.input == DecodeInput::kRmsNorm
-                               ? residual[at] * inverse * __half2float(norm_weight[k])
-                               : residual[at]);
-    }
-  }
+  const Inputs in = MakeInputs(c);
   DeviceArray<uint8_t> q(w.q.empty() ? std::vector<uint8_t>(1) : w.q);
   DeviceArray<uint8_t> zeros(w.zeros.empty() ? std::vector<uint8_t>(1) : w.zeros);
   DeviceArray<half> scales(w.scales.empty() ? std::vector<half>(1) : w.scales);
   DeviceArray<half> dense(w.dense.empty() ? std::vector<half>(1) : w.dense);
-  DeviceArray<half> dx(x), dnorm(norm_weight);
-  DeviceArray<float> dresidual(residual), dsquares(square_sums);
+  DeviceArray<half> dx(in.plain), dgiven(in.given);
+  DeviceArray<float> dsquares(in.squares), dscales(in.scales);
   DeviceArray<double> expected(static_cast<size_t>(c.tokens) * c.rows);
   ReferenceKernel<<<dim3((c.rows + 127) / 128, c.tokens), 128>>>(
       q.get(), zeros.get(), scales.get(), dense.get(), dx.get(), c.rows, c.columns, c.group,
@@ -138,26 +150,30 @@ bool Check(const Case& c, int multiprocessors) {
   std::vector<float> old(static_cast<size_t>(c.tokens) * c.rows, 0.25f);
   DeviceArray<half> y_half(static_cast<size_t>(c.tokens) * out_rows);
   DeviceArray<float> y_float(static_cast<size_t>(c.tokens) * out_rows), residual_out(old);
-  const int blocks = W4DecodeGrid(c.rows, c.columns, c.tokens, multiprocessors).blocks;
-  DeviceArray<float> squares_out(static_cast<size_t>(c.tokens) * blocks);
+  const int tiles = layout::GpuRowTiles(c.rows);
+  DeviceArray<float> squares_out(static_cast<size_t>(c.tokens) * tiles), inverse_out(c.tokens);
+  DeviceArray<half> next_x(old.size());
+  DeviceArray<half> next_weight(std::vector<half>(c.rows, __float2half(0.75f)));
+  DeviceArray<float4> split_sums(W4DecodeSplitBytes(c.rows, c.columns, c.tokens) / sizeof(float4) +
+                                 1);
+  DeviceArray<int32_t> arrivals(std::vector<int32_t>(tiles, 0));
   W4DecodeParams p;
   p.slabs = slabs.get();
   p.rows = c.rows;
   p.columns = c.columns;
   p.group = c.group;
   p.tokens = c.tokens;
-  p.input = c.input;
-  p.x_half = dx.get();
-  p.residual = dresidual.get();
-  p.norm_weight = dnorm.get();
-  p.square_sums = dsquares.get();
-  p.square_parts = parts;
-  p.epsilon = 1e-5f;
+  p.x = dgiven.get();
+  if (c.normed) {
+    p.normed = {dscales.get(), dsquares.get(), kParts, 1e-5f, inverse_out.get()};
+  }
   p.output = c.output;
   p.y_half = y_half.get();
   p.y_float = y_float.get();
   p.residual_out = residual_out.get();
-  p.square_sums_out = squares_out.get();
+  p.next = {next_x.get(), next_weight.get(), dscales.get(), squares_out.get()};
+  p.split_sums = split_sums.get();
+  p.split_arrivals = arrivals.get();
   CUDA_OK(W4Decode(p, multiprocessors, nullptr));
   CUDA_OK(cudaDeviceSynchronize());
 
@@ -167,6 +183,7 @@ bool Check(const Case& c, int multiprocessors) {
   if (c.output == DecodeOutput::kAddResidual) {
     const auto out = residual_out.Get();
     const auto sums = squares_out.Get();
+    const auto next = next_x.Get();
     for (int t = 0; t < c.tokens; ++t) {
       double total = 0, reported = 0;
       for (int r = 0; r < c.rows; ++r) {
@@ -174,8 +191,10 @@ bool Check(const Case& c, int multiprocessors) {
         want.push_back(plain[at] + 0.25);
         got.push_back(out[at]);
         total += want.back() * want.back();
+        want.push_back(want.back() * 0.75);
+        got.push_back(__half2float(next[at]) / (in.scales[t] * kNormedInputFactor));
       }
-      for (int b = 0; b < blocks; ++b) reported += sums[static_cast<size_t>(t) * blocks + b];
+      for (int b = 0; b < tiles; ++b) reported += sums[static_cast<size_t>(t) * tiles + b];
       square_error = std::max(square_error, std::abs(reported / total - 1));
     }
   } else if (silu) {
@@ -200,8 +219,9 @@ bool Check(const Case& c, int multiprocessors) {
   const double error = RelativeError(want, got);
   const bool ok = error < 1e-3 && square_error < 1e-3;
   std::printf(
-      "%-4s rows %6d columns %6d group %3d tokens %2d input %d output %d error %.2e squares %.1e\n",
-      ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.input),
+      "%-4s rows %6d columns %6d group %3d tokens %2d normed %d output %d error %.2e squares "
+      "%.1e\n",
+      ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.normed),
       static_cast<int>(c.output), error, square_error);
   return ok;
 }
@@ -213,7 +233,7 @@ struct Chain {
 
 struct Matrix {
   int rows, columns;
-  DecodeInput input;
+  bool normed;
   DecodeOutput output;
 };
 
@@ -253,20 +273,24 @@ void FillWeights(const Chain& chain, const Matrix (&layer)[4], int64_t layer_byt
 
 // Times one decode step's matrices, in order, as a graph with dependent launches.
 void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, FILE* json) {
-  const Matrix layer[4] = {
-      {chain.qkv_rows, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
-      {chain.hidden, chain.hidden, DecodeInput::kHalf, DecodeOutput::kAddResidual},
-      {2 * chain.ffn, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
-      {chain.hidden, chain.ffn, DecodeInput::kHalf, DecodeOutput::kAddResidual}};
+  const Matrix layer[4] = {{chain.qkv_rows, chain.hidden, true, DecodeOutput::kHalf},
+                           {chain.hidden, chain.hidden, false, DecodeOutput::kAddResidual},
+                           {2 * chain.ffn, chain.hidden, true, DecodeOutput::kSiluMul},
+                           {chain.hidden, chain.ffn, false, DecodeOutput::kAddResidual}};
   int64_t layer_bytes = 0;
   for (const auto& m : layer) layer_bytes += W4DecodeBytes(m.rows, m.columns, 128);
   const int64_t head_bytes = W4DecodeBytes(chain.vocab, chain.hidden, 0);
   DeviceArray<uint8_t> weights(layer_bytes * chain.layers + head_bytes);
   FillWeights(chain, layer, layer_bytes, weights.get());
   const size_t t = tokens;
+  const int parts = layout::GpuRowTiles(chain.hidden);
   DeviceArray<float> residual(std::vector<float>(t * chain.hidden, 0.01f));
-  DeviceArray<float> squares(std::vector<float>(t * kDecodeBlocksMax, 1.0f));
+  DeviceArray<float> squares(std::vector<float>(t * parts, 1.0f));
+  DeviceArray<float> scales(std::vector<float>(t, 1.0f)), scales_out(t);
   DeviceArray<half> norm(std::vector<half>(chain.hidden, __float2half(1.0f)));
+  DeviceArray<half> normed(std::vector<half>(t * chain.hidden, __float2half(0.01f)));
+  DeviceArray<float4> split_sums(size_t{8} << 20);
+  DeviceArray<int32_t> arrivals(std::vector<int32_t>(layout::GpuRowTiles(chain.vocab), 0));
   DeviceArray<half> y(
       std::vector<half>(t * std::max(chain.ffn, chain.qkv_rows), __float2half(0.01f)));
   DeviceArray<half> y2(
@@ -278,7 +302,6 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
   cudaGraphExec_t exec;
   CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   int64_t offset = 0;
-  int parts = 1;
   const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
     W4DecodeParams p;
     p.slabs = weights.get() + offset;
@@ -287,23 +310,17 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
     p.columns = m.columns;
     p.group = group;
     p.tokens = tokens;
-    p.input = m.input;
-    p.x_half = x;
-    p.residual = residual.get();
-    p.norm_weight = norm.get();
-    p.square_sums = squares.get();
-    p.square_parts = parts;
-    p.epsilon = 1e-5f;
+    p.x = m.normed ? normed.get() : x;
+    if (m.normed) p.normed = {scales.get(), squares.get(), parts, 1e-5f, scales_out.get()};
     p.output = m.output;
     p.y_half = out;
     p.y_float = out_float;
     p.residual_out = residual.get();
-    p.square_sums_out = squares.get();
+    p.next = {normed.get(), norm.get(), scales.get(), squares.get()};
+    p.split_sums = split_sums.get();
+    p.split_arrivals = arrivals.get();
     p.dependent_launch = dependent;
     CUDA_OK(W4Decode(p, multiprocessors, stream));
-    if (m.output == DecodeOutput::kAddResidual) {
-      parts = W4DecodeGrid(m.rows, m.columns, tokens, multiprocessors).blocks;
-    }
   };
   for (int l = 0; l < chain.layers; ++l) {
     run(layer[0], 128, nullptr, y.get(), nullptr);
@@ -311,8 +328,7 @@ void Time(const Chain& chain, int tokens, bool dependent, int multiprocessors, F
     run(layer[2], 128, nullptr, y2.get(), nullptr);
     run(layer[3], 128, y2.get(), nullptr, nullptr);
   }
-  run({chain.vocab, chain.hidden, DecodeInput::kRmsNorm, DecodeOutput::kFloat}, 0, nullptr, nullptr,
-      logits.get());
+  run({chain.vocab, chain.hidden, true, DecodeOutput::kFloat}, 0, nullptr, nullptr, logits.get());
   CUDA_OK(cudaStreamEndCapture(stream, &graph));
   CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
   std::vector<float> times;
@@ -359,14 +375,13 @@ int main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors\n", properties.name, sm);
   bool ok = true;
   for (const int tokens : {1, 2, 3, 8, 9, 13, 16}) {
-    for (const Case& c :
-         {Case{6144, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kHalf},
-          Case{4096, 14336, 128, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
-          Case{7168, 4096, 128, tokens, DecodeInput::kRmsNorm, DecodeOutput::kSiluMul},
-          Case{960, 576, 64, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
-          Case{576, 1536, 32, tokens, DecodeInput::kHalf, DecodeOutput::kAddResidual},
-          Case{3000, 4096, 0, tokens, DecodeInput::kRmsNorm, DecodeOutput::kFloat},
-          Case{37, 128, 128, tokens, DecodeInput::kHalf, DecodeOutput::kHalf}}) {
+    for (const Case& c : {Case{6144, 4096, 128, tokens, true, DecodeOutput::kHalf},
+                          Case{4096, 14336, 128, tokens, false, DecodeOutput::kAddResidual},
+                          Case{7168, 4096, 128, tokens, true, DecodeOutput::kSiluMul},
+                          Case{960, 576, 64, tokens, true, DecodeOutput::kFloat},
+                          Case{576, 1536, 32, tokens, false, DecodeOutput::kAddResidual},
+                          Case{3000, 4096, 0, tokens, true, DecodeOutput::kFloat},
+                          Case{37, 128, 128, tokens, false, DecodeOutput::kHalf}}) {
       ok = Check(c, sm) && ok;
     }
   }

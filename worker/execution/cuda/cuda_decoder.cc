@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_batch.h"
+#include "kernels/layout/gpu_w4.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::execution {
@@ -54,8 +55,11 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
                             sizeof(int32_t), cudaMemcpyHostToDevice),
                  "preparing block tables"));
   ASSIGN_OR_RETURN(residual_, arena_.Allocate<float>(tokens * spec.hidden_size));
-  ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(std::max<int64_t>(
-                                     tokens, int64_t{kFewTokens} * cuda::kDecodeBlocksMax)));
+  const int64_t parts = layout::GpuRowTiles(spec.hidden_size);
+  ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(kFewTokens * parts));
+  for (float*& scales : scales_) {
+    ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(kFewTokens));
+  }
   const int64_t normed_rows = std::max<int64_t>(tokens, options_.sample_rows);
   ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(normed_rows * spec.hidden_size));
   ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
@@ -71,6 +75,27 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
                                            kAttentionBlocks / share.kv_heads.count() + 1,
                                            share.kv_heads.count(), spec.head_dim)));
   ASSIGN_OR_RETURN(arrivals_, arena_.Allocate<int32_t>(kAttentionBlocks));
+  return AllocateSplits();
+}
+
+absl::Status CudaDecoder::AllocateSplits() {
+  int64_t bytes = 0;
+  int32_t tiles = 0;
+  const auto take = [&](const DeviceMatrix& matrix) {
+    for (const int32_t tokens : {kFewTokens / 2, kFewTokens}) {
+      bytes = std::max(bytes, cuda::W4DecodeSplitBytes(matrix.rows, matrix.columns, tokens));
+    }
+    tiles = std::max(tiles, layout::GpuRowTiles(matrix.rows));
+  };
+  for (const DeviceLayer& layer : model_.layers()) {
+    for (const DeviceMatrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+      take(*matrix);
+    }
+  }
+  take(model_.head());
+  ASSIGN_OR_RETURN(uint8_t * sums, arena_.Allocate<uint8_t>(bytes));
+  split_sums_ = reinterpret_cast<float4*>(sums);
+  ASSIGN_OR_RETURN(split_arrivals_, arena_.Allocate<int32_t>(tiles));
   return absl::OkStatus();
 }
 
@@ -80,20 +105,28 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
           .values = reinterpret_cast<half*>(keys + kv_part_bytes_)};
 }
 
-bool CudaDecoder::Few(int32_t tokens) const { return tokens <= kFewTokens; }
+bool CudaDecoder::NormsInProducts(int32_t tokens) const {
+  return options_.fusion && tokens <= kFewTokens;
+}
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
-  square_parts_ = 1;
+  cuda::EmbedParams embed{.table = model_.embedding(),
+                          .token_ids = step.token_ids,
+                          .last_tokens = last_tokens_,
+                          .tokens = step.tokens,
+                          .hidden = model_.spec().hidden_size,
+                          .residual = residual_};
+  if (NormsInProducts(step.tokens)) {
+    square_parts_ = 1;
+    scale_ = 0;
+    embed.next = {.x = normed_,
+                  .norm_weight = model_.layers()[0].attention_norm,
+                  .square_sums = square_sums_};
+    embed.epsilon = model_.spec().norm_epsilon;
+    embed.scale_out = scales_[scale_];
+  }
   // The first kernel reads what a copy brought, which no dependent launch waits for.
-  RETURN_IF_ERROR(CudaStatus(cuda::Embed({.table = model_.embedding(),
-                                          .token_ids = step.token_ids,
-                                          .last_tokens = last_tokens_,
-                                          .tokens = step.tokens,
-                                          .hidden = model_.spec().hidden_size,
-                                          .residual = residual_,
-                                          .square_sums = square_sums_},
-                                         {.stream = stream_}),
-                             "embedding"));
+  RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, {.stream = stream_}), "embedding"));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
     RETURN_IF_ERROR(Layer(step, layer));
   }
@@ -102,18 +135,17 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
 
 absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
   const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
-  Product qkv{.matrix = &layer.qkv,
-              .tokens = step.tokens,
-              .norm_weight = layer.attention_norm,
-              .y_half = qkv_};
-  if (!options_.fusion || !Few(step.tokens)) {
-    RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens));
-    qkv.x = normed_;
-  }
-  RETURN_IF_ERROR(Multiply(qkv));
+  const bool in_products = NormsInProducts(step.tokens);
+  if (!in_products) RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens));
+  RETURN_IF_ERROR(Multiply({.matrix = &layer.qkv,
+                            .tokens = step.tokens,
+                            .x = normed_,
+                            .normed_input = in_products,
+                            .y_half = qkv_}));
   RETURN_IF_ERROR(Attend(step, index));
-  RETURN_IF_ERROR(AddToResidual(layer.o, attention_, step.tokens));
-  return Mlp(step, layer);
+  RETURN_IF_ERROR(AddToResidual(
+      {.matrix = &layer.o, .tokens = step.tokens, .x = attention_, .next_norm = layer.mlp_norm}));
+  return Mlp(step, index);
 }
 
 absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
@@ -156,19 +188,20 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                     "attention");
 }
 
-absl::Status CudaDecoder::Mlp(const StepView& step, const DeviceLayer& layer) {
+absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
+  const std::vector<DeviceLayer>& layers = model_.layers();
+  const DeviceLayer& layer = layers[static_cast<size_t>(index)];
+  const bool in_products = NormsInProducts(step.tokens);
+  if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens));
   Product gate_up{.matrix = &layer.gate_up,
                   .tokens = step.tokens,
-                  .norm_weight = layer.mlp_norm,
+                  .x = normed_,
+                  .normed_input = in_products,
                   .output = cuda::DecodeOutput::kSiluMul,
                   .y_half = mlp_};
   if (!options_.fusion) {
     gate_up.output = cuda::DecodeOutput::kHalf;
     gate_up.y_half = gate_up_;
-  }
-  if (!options_.fusion || !Few(step.tokens)) {
-    RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens));
-    gate_up.x = normed_;
   }
   RETURN_IF_ERROR(Multiply(gate_up));
   if (!options_.fusion) {
@@ -178,24 +211,29 @@ absl::Status CudaDecoder::Mlp(const StepView& step, const DeviceLayer& layer) {
             Launch()),
         "SiLU"));
   }
-  return AddToResidual(layer.down, mlp_, step.tokens);
+  const auto next = static_cast<size_t>(index) + 1;
+  return AddToResidual(
+      {.matrix = &layer.down,
+       .tokens = step.tokens,
+       .x = mlp_,
+       .next_norm = next < layers.size() ? layers[next].attention_norm : model_.final_norm()});
 }
 
-absl::Status CudaDecoder::AddToResidual(const DeviceMatrix& matrix, const half* x, int32_t tokens) {
+absl::Status CudaDecoder::AddToResidual(const Product& product) {
+  Product sum = product;
   if (options_.fusion) {
-    return Multiply(
-        {.matrix = &matrix, .tokens = tokens, .x = x, .output = cuda::DecodeOutput::kAddResidual});
+    sum.output = cuda::DecodeOutput::kAddResidual;
+    return Multiply(sum);
   }
-  RETURN_IF_ERROR(Multiply({.matrix = &matrix,
-                            .tokens = tokens,
-                            .x = x,
-                            .output = cuda::DecodeOutput::kFloat,
-                            .y_float = projected_}));
-  return CudaStatus(cuda::AddResidual({.residual = residual_,
-                                       .projected = projected_,
-                                       .count = static_cast<int64_t>(tokens) * matrix.rows},
-                                      Launch()),
-                    "adding to the residual stream");
+  sum.output = cuda::DecodeOutput::kFloat;
+  sum.y_float = projected_;
+  RETURN_IF_ERROR(Multiply(sum));
+  return CudaStatus(
+      cuda::AddResidual({.residual = residual_,
+                         .projected = projected_,
+                         .count = static_cast<int64_t>(sum.tokens) * sum.matrix->rows},
+                        Launch()),
+      "adding to the residual stream");
 }
 
 absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count) {
@@ -211,7 +249,7 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 }
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
-  if (Few(product.tokens)) return MultiplyFew(product);
+  if (product.tokens <= kFewTokens) return MultiplyFew(product);
   const DeviceMatrix& matrix = *product.matrix;
   return CudaStatus(cuda::W4Batch({.slabs = matrix.slabs,
                                    .rows = matrix.rows,
@@ -236,39 +274,45 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
   params.columns = matrix.columns;
   params.group = matrix.group;
   params.tokens = product.tokens;
-  params.input = product.x == nullptr ? cuda::DecodeInput::kRmsNorm : cuda::DecodeInput::kHalf;
-  params.x_half = product.x;
-  params.residual = residual_;
-  params.norm_weight = product.norm_weight;
-  params.square_sums = square_sums_;
-  params.square_parts = square_parts_;
-  params.epsilon = model_.spec().norm_epsilon;
+  params.x = product.x;
+  if (product.normed_input) {
+    params.normed = {.scale = scales_[scale_],
+                     .square_sums = square_sums_,
+                     .parts = square_parts_,
+                     .epsilon = model_.spec().norm_epsilon,
+                     .inverse_rms_out = scales_[1 - scale_]};
+    scale_ = 1 - scale_;
+  }
   params.output = product.output;
   params.y_half = product.y_half;
   params.y_float = product.y_float;
-  params.residual_out = residual_;
-  params.square_sums_out = square_sums_;
-  params.bias = matrix.bias;
-  params.dependent_launch = options_.fusion;
   if (product.output == cuda::DecodeOutput::kAddResidual) {
-    square_parts_ =
-        cuda::W4DecodeGrid(matrix.rows, matrix.columns, product.tokens, multiprocessors_).blocks;
+    params.residual_out = residual_;
+    params.next = {.x = normed_,
+                   .norm_weight = product.next_norm,
+                   .scale = scales_[scale_],
+                   .square_sums = square_sums_};
+    square_parts_ = layout::GpuRowTiles(matrix.rows);
   }
+  params.bias = matrix.bias;
+  params.split_sums = split_sums_;
+  params.split_arrivals = split_arrivals_;
+  params.dependent_launch = options_.fusion;
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }
 
 absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_t end) {
   const int32_t count = end - begin;
-  Product head{.matrix = &model_.head(),
-               .tokens = count,
-               .norm_weight = model_.final_norm(),
-               .output = cuda::DecodeOutput::kFloat,
-               .y_float = logits_};
-  if (!options_.fusion || !step.every_token_sampled || !Few(step.tokens)) {
+  const bool in_products = step.every_token_sampled && NormsInProducts(step.tokens);
+  if (!in_products) {
     RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count));
-    head.x = normed_;
   }
-  RETURN_IF_ERROR(Multiply(head));
+  RETURN_IF_ERROR(Multiply({.matrix = &model_.head(),
+                            .tokens = count,
+                            .x = normed_,
+                            .normed_input = in_products,
+                            .output = cuda::DecodeOutput::kFloat,
+                            .y_float = logits_}));
   return CudaStatus(cuda::Sample({.logits = logits_,
                                   .rows = step.sample_rows + begin,
                                   .count = count,

@@ -71,25 +71,26 @@ class CudaDecoder {
   struct Product {
     const DeviceMatrix* matrix = nullptr;
     int32_t tokens = 0;
-    const half* x = nullptr;  // nullptr: the residual stream, normed with norm_weight
-    const half* norm_weight = nullptr;
+    const half* x = nullptr;
+    bool normed_input = false;  // x stands for a normed input (w4_decode.h)
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
     half* y_half = nullptr;
     float* y_float = nullptr;
+    const half* next_norm = nullptr;  // with kAddResidual and few tokens: of the norm that follows
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
+  [[nodiscard]] absl::Status AllocateSplits();
   [[nodiscard]] absl::Status Multiply(const Product& product);
   [[nodiscard]] absl::Status MultiplyFew(const Product& product);
   [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
-  [[nodiscard]] absl::Status Mlp(const StepView& step, const DeviceLayer& layer);
-  [[nodiscard]] absl::Status AddToResidual(const DeviceMatrix& matrix, const half* x,
-                                           int32_t tokens);
+  [[nodiscard]] absl::Status Mlp(const StepView& step, int32_t layer);
+  [[nodiscard]] absl::Status AddToResidual(const Product& product);
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
-  // Few enough tokens for the decode kernel, whose norm and sums are its own.
-  [[nodiscard]] bool Few(int32_t tokens) const;
+  // Few enough tokens for the decode kernel, between whose products norms take no kernel.
+  [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
     return {.stream = stream_, .dependent = options_.fusion};
   }
@@ -99,7 +100,9 @@ class CudaDecoder {
   const cudaStream_t stream_;
   int32_t multiprocessors_ = 0;
   int32_t table_size_ = 0;
-  int32_t square_parts_ = 1;  // of each token in square_sums_, as launched last
+  // Of the normed input that the product launched last has left.
+  int32_t square_parts_ = 1;
+  int32_t scale_ = 0;  // index into scales_
 
   DeviceArena kv_arena_;
   DeviceArena arena_;
@@ -109,6 +112,9 @@ class CudaDecoder {
   int32_t* last_tokens_ = nullptr;
   float* residual_ = nullptr;
   float* square_sums_ = nullptr;
+  float* scales_[2] = {};
+  float4* split_sums_ = nullptr;
+  int32_t* split_arrivals_ = nullptr;
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
   half* attention_ = nullptr;
