@@ -27,7 +27,7 @@ import boards  # noqa: E402  pylint: disable=wrong-import-position
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import rules  # noqa: E402  pylint: disable=wrong-import-position
 
-LOAD_SECONDS = 25
+LOAD_SECONDS = 20
 CLIENTS = 6
 PROMPT = "One, two, three, "
 READY_SECONDS = 30

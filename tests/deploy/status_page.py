@@ -22,7 +22,7 @@ import harness  # noqa: E402  pylint: disable=wrong-import-position
 import live_metrics  # noqa: E402  pylint: disable=wrong-import-position
 
 PAGE = ROOT / "services" / "gateway" / "status_page" / "index.html"
-WATCHED_SECONDS = 9
+WATCHED_SECONDS = 7
 BROWSER_SECONDS = 60
 # Quiet: a browser looks for updates and much else, which is not there.
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
