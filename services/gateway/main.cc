@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "base/announce.h"
 #include "base/config.h"
 #include "base/exit_codes.h"
@@ -82,6 +83,8 @@ void Drain(std::unique_ptr<GatewayServer> server, Duration timeout) {
 int Main(int argc, char** argv) {
   const sigset_t signals = StopSignals();
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread
+  // Abseil as packaged looks for cycles of locks at every one that is taken under another.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   std::signal(SIGPIPE, SIG_IGN);
 
   ProgramOptions options;
