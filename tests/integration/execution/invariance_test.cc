@@ -187,6 +187,29 @@ INSTANTIATE_TEST_SUITE_P(Models, InvarianceTest,
                            return name;
                          });
 
+// Several ranks, uneven shares: their sums are taken in rank order, so the law holds among them.
+TEST(RanksInvarianceTest, EveryWayGivesTheSameBits) {
+  auto checkpoint =
+      weights::Checkpoint::Open(testing::SourceDir() + "/tests/data/model-specs/llama-awq-gemm");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto prompt = RandomTokens(70, (*checkpoint)->spec().vocab_size, 1);
+  for (const Mode& mode : kModes) {
+    for (const int32_t ranks : {2, 3}) {
+      InProcessGroup::Options options = Options(mode, 100, 1, cpu::BestIsaLevel());
+      options.ranks = ranks;
+      Trace want;
+      {
+        InProcessGroup first(**checkpoint, options);
+        first.KeepLogits();
+        want = Generate(&first, prompt, 256, 0);
+      }
+      options.threads = 2;
+      ExpectInvariant(**checkpoint, options, prompt, want,
+                      std::to_string(ranks) + " ranks, " + mode.name);
+    }
+  }
+}
+
 // The real checkpoint, with the levels that are fast enough.
 TEST(RealModelInvarianceTest, EveryWayGivesTheSameBits) {
   const weights::Checkpoint* checkpoint = testing::SmolCheckpoint("RealModelInvarianceTest");
