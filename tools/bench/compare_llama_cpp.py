@@ -207,7 +207,8 @@ def records_of(contenders, values):
         facts = contenders[index].facts
         records.append({
             "metric": metric, "value": round(statistics.median(rounds), 2), "threads": threads,
-            "batch": 64 if metric == "engine_steps_per_second" else 1, "prompt": prompt, "isa": facts["isa"], "runs": len(rounds),
+            "batch": 64 if metric == "engine_steps_per_second" else 1,
+            "prompt": prompt, "isa": facts["isa"], "runs": len(rounds),
             "spread": round(max(rounds) - min(rounds), 2),
             "values": [round(value, 2) for value in rounds], "setting": setting,
             **{key: facts[key] for key in ("engine", "version", "weights", "head", "numerics")}})
