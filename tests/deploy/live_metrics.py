@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -27,7 +28,7 @@ import boards  # noqa: E402  pylint: disable=wrong-import-position
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import rules  # noqa: E402  pylint: disable=wrong-import-position
 
-LOAD_SECONDS = 20
+LOAD_SECONDS = 15
 CLIENTS = 6
 PROMPT = "One, two, three, "
 READY_SECONDS = 30
@@ -93,15 +94,15 @@ class Prometheus:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def client(address, number, until):
-    """One client's calls, of all kinds; how many were answered."""
+def client(address, number, enough):
+    """One client's calls, of all kinds, until it is enough; how many were answered."""
     import grpc  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2_grpc as rpc  # pylint: disable=C0415
     answered = 0
     with grpc.insecure_channel(address) as channel:
         stub = rpc.InferenceServiceStub(channel)
-        while time.monotonic() < until:
+        while not enough():
             request = pb.GenerateRequest(
                 text=PROMPT * (1 + 20 * (number % 3)),
                 stopping=pb.StoppingCriteria(max_tokens=16 + 8 * number, ignore_eos=True))
@@ -149,12 +150,18 @@ def find_faults(server):
     prometheus = Prometheus(server)
     try:
         harness.wait_until(prometheus.ready, READY_SECONDS, "Prometheus gets ready")
-        start = time.monotonic()
+        enough = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            clients = [pool.submit(client, server.address, number, start + LOAD_SECONDS)
+            clients = [pool.submit(client, server.address, number, enough.is_set)
                        for number in range(CLIENTS)]
-            time.sleep(LOAD_SECONDS - 5)
-            faults = [*board_faults(prometheus), *rule_faults(prometheus)]
+            try:
+                time.sleep(LOAD_SECONDS)
+                harness.wait_until(
+                    lambda: server.metric("nibble_gateway_requests_total", code="OK") >= CLIENTS,
+                    harness.CALL_SECONDS, "requests are answered")
+                faults = [*board_faults(prometheus), *rule_faults(prometheus)]
+            finally:
+                enough.set()
             print(f"{sum(each.result() for each in clients)} requests answered")
         return faults
     finally:

@@ -22,6 +22,7 @@ import harness  # noqa: E402  pylint: disable=wrong-import-position
 import live_metrics  # noqa: E402  pylint: disable=wrong-import-position
 
 PAGE = ROOT / "services" / "gateway" / "status_page" / "index.html"
+CLIENTS = 4
 WATCHED_SECONDS = 7
 BROWSER_SECONDS = 60
 # Quiet: a browser looks for updates and much else, which is not there.
@@ -110,19 +111,24 @@ def watch(server, browser, folder):
     wanted = {
         "metrics": [r"\bready\b", rf"{number}\s+tokens/s, last minute", model,
                     r"g0\s+ready\s+closed",
-                    rf"{number} (ms|s) / {number} (ms|s)\s+first token", r"OK\s+length\s+\d",
-                    r"refused invalid\s+\d"],
+                    r"(ms|s|–)\s+first token", r"OK\s+length\s+\d", r"refused invalid\s+\d"],
         "worker_metrics": [r"\bready\b", rf"{number}\s+tokens/s, last minute",
                            rf"{model}, gemm, 2 ranks", r"0\s+up\s+[\d.]+",
                            r"1\s+up\s+[\d.]+", r"MiB", r"of the KV cache"],
     }
-    end = time.monotonic() + 4 * WATCHED_SECONDS
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for number_of_client in range(4):
-            pool.submit(live_metrics.client, server.address, number_of_client, end)
-        for which, patterns in wanted.items():
-            text = look(browser, server.addresses[which], folder / f"status-{which}.png")
-            yield from faults(which, text, patterns)
+    enough = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        for client in range(CLIENTS):
+            pool.submit(live_metrics.client, server.address, client, enough.is_set)
+        try:
+            harness.wait_until(
+                lambda: server.metric("nibble_gateway_requests_total", code="OK") >= CLIENTS,
+                harness.CALL_SECONDS, "requests are answered")
+            for which, patterns in wanted.items():
+                text = look(browser, server.addresses[which], folder / f"status-{which}.png")
+                yield from faults(which, text, patterns)
+        finally:
+            enough.set()
 
 
 def main():
