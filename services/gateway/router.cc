@@ -121,10 +121,11 @@ std::optional<size_t> Router::Pick(const ServedModel& model, uint32_t sequences,
     const Group& group = groups_[i];
     if (excluded == i || !IsReady(group) || !SameModel(*group.model, model)) continue;
     const bool open = Breaker(group) == BreakerState::kOpen;
-    // Other gateways' requests show in the reported load, our own latest ones only here.
+    // Other gateways' requests show in the reported load alone, our own latest ones only here; one
+    // that was on its way while the leader looked is in neither sum, and in flight all the same.
+    const uint32_t told = group.load.running() + group.load.waiting() + group.sent_since_beat;
     const std::pair<double, double> load = {
-        LoadOf(group.load.running() + group.load.waiting() + group.sent_since_beat,
-               group.model->info),
+        LoadOf(std::max(told, group.in_flight), group.model->info),
         LoadOf(group.in_flight, group.model->info)};
     const bool better =
         !best.has_value() || (best_open && !open) || (best_open == open && load < best_load);

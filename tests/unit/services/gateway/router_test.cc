@@ -92,6 +92,17 @@ TEST_F(RouterTest, PicksTheLeastLoadedAndCountsWhatItSent) {
   EXPECT_EQ(router_.Snapshot()[1].in_flight, 0U);
 }
 
+// A beat that the leader sent before our requests reached it says nothing of them.
+TEST_F(RouterTest, WhatIsInFlightCountsThroughABeatThatMissedIt) {
+  BringUp(0, Model("m"));
+  BringUp(1, Model("m"), 2);
+  EXPECT_EQ(router_.Pick(*Model("m"), 3, std::nullopt), 0U);
+  router_.Beat(0, Load(0));
+  EXPECT_EQ(router_.Pick(*Model("m"), 1, std::nullopt), 1U);  // 3 against 2
+  router_.Release(0, 3);
+  EXPECT_EQ(router_.Pick(*Model("m"), 1, std::nullopt), 0U);
+}
+
 TEST_F(RouterTest, LoadIsPerPlace) {
   BringUp(0, Model("m", "h", 4), 2);   // half full
   BringUp(1, Model("m", "h", 64), 8);  // an eighth
