@@ -78,31 +78,51 @@ __device__ __forceinline__ void LoadQueries(const AttentionParams& p, const Work
   }
 }
 
-// Scores of the tile's rows against the 16 positions of a KV block. Column n of key tile t is
-// position 4 * (n / 2) + 2 * t + n % 2: then a lane's scores are of four positions side by side.
+// Keys and values of one KV block and head, as fragments.
 template <int32_t kD>
-__device__ __forceinline__ void Scores(const half* keys, int32_t lane,
-                                       const uint32_t (&q)[kD / 16][4], float (&s)[2][4]) {
-  const int32_t n = lane / 4;
+struct KvFragments {
+  // Column n of key tile t is position 4 * (n / 2) + 2 * t + n % 2: then a lane's scores are of
+  // four positions side by side, as its values are.
+  uint2 keys[2][kD / 16];
+  uint2 values[kD / 8];
+
+  static __device__ __forceinline__ int32_t KeyPosition(int32_t t, int32_t lane) {
+    return lane / 8 * 4 + 2 * t + lane / 4 % 2;
+  }
+  __device__ __forceinline__ void Load(const KvLayer& cache, int64_t at, int32_t lane) {
+#pragma unroll
+    for (int32_t t = 0; t < 2; ++t) {
+      const half* key = cache.keys + at + KeyPosition(t, lane) * kD;
+      if constexpr (kD == 16) {
+        keys[t][0] = *reinterpret_cast<const uint2*>(key + 4 * (lane % 4));
+      } else {
+#pragma unroll
+        for (int32_t pair = 0; pair < kD / 32; ++pair) {
+          const uint4 eight = *reinterpret_cast<const uint4*>(key + pair * 32 + 8 * (lane % 4));
+          keys[t][2 * pair] = make_uint2(eight.x, eight.y);
+          keys[t][2 * pair + 1] = make_uint2(eight.z, eight.w);
+        }
+      }
+    }
+#pragma unroll
+    for (int32_t column = 0; column < kD / 8; ++column) {
+      values[column] = *reinterpret_cast<const uint2*>(
+          cache.values + at + (column * 8 + lane / 4) * kBlockTokens + 4 * (lane % 4));
+    }
+  }
+};
+
+// Scores of the tile's rows against the 16 positions of a KV block.
+template <int32_t kD>
+__device__ __forceinline__ void Scores(const KvFragments<kD>& kv, const uint32_t (&q)[kD / 16][4],
+                                       float (&s)[2][4]) {
 #pragma unroll
   for (int32_t t = 0; t < 2; ++t) {
-    const half* key = keys + (4 * (n / 2) + 2 * t + n % 2) * kD;
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) s[t][i] = 0;
-    if constexpr (kD == 16) {
-      const uint2 four = *reinterpret_cast<const uint2*>(key + 4 * (lane % 4));
-      MmaF16(s[t], q[0], four.x, four.y);
-    } else {
-      uint4 eight[kD / 32];
 #pragma unroll
-      for (int32_t pair = 0; pair < kD / 32; ++pair) {
-        eight[pair] = *reinterpret_cast<const uint4*>(key + pair * 32 + 8 * (lane % 4));
-      }
-#pragma unroll
-      for (int32_t pair = 0; pair < kD / 32; ++pair) {
-        MmaF16(s[t], q[2 * pair], eight[pair].x, eight[pair].y);
-        MmaF16(s[t], q[2 * pair + 1], eight[pair].z, eight[pair].w);
-      }
+    for (int32_t step = 0; step < kD / 16; ++step) {
+      MmaF16(s[t], q[step], kv.keys[t][step].x, kv.keys[t][step].y);
     }
   }
 }
@@ -161,15 +181,14 @@ __device__ __forceinline__ uint2 KeepFirst(uint2 four, int32_t count) {
 }
 
 template <int32_t kD>
-__device__ __forceinline__ void AddValues(const half* values, int32_t lane, int32_t valid,
+__device__ __forceinline__ void AddValues(const KvFragments<kD>& kv, int32_t lane, int32_t valid,
                                           const float (&s)[2][4], RowState<kD>* state) {
   const uint32_t p[4] = {PackHalves(s[0][0], s[0][1]), PackHalves(s[0][2], s[0][3]),
                          PackHalves(s[1][0], s[1][1]), PackHalves(s[1][2], s[1][3])};
   const int32_t first = 4 * (lane % 4);
 #pragma unroll
   for (int32_t column = 0; column < kD / 8; ++column) {
-    uint2 four =
-        *reinterpret_cast<const uint2*>(values + (column * 8 + lane / 4) * kBlockTokens + first);
+    uint2 four = kv.values[column];
     if (valid < kBlockTokens) four = KeepFirst(four, max(0, valid - first));
     MmaF16(state->out[column], p, four.x, four.y);
   }
@@ -260,27 +279,175 @@ __device__ __forceinline__ void FinishSplit(const AttentionParams& p, const Work
   WriteOut<kD>(p, work, parts, work.splits);
 }
 
+// Cosines and sines of a position for a lane's elements of the first half of a head. The second
+// half's elements, which they are rotated with, are the same lane's too.
 template <int32_t kD>
+struct Angles {
+  static constexpr int32_t kSteps = kD / 32;
+  float2 cos[kSteps][2], sin[kSteps][2];
+
+  __device__ __forceinline__ void Load(const AttentionRotation& rotation, int32_t position,
+                                       int32_t lane) {
+#pragma unroll
+    for (int32_t step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int32_t pair = 0; pair < 2; ++pair) {
+        const int64_t at = static_cast<int64_t>(position) * (kD / 2) +
+                           Fragment<kD>::Element(step, lane % 4) + 2 * pair;
+        cos[step][pair] = *reinterpret_cast<const float2*>(rotation.cos + at);
+        sin[step][pair] = *reinterpret_cast<const float2*>(rotation.sin + at);
+      }
+    }
+  }
+};
+
+__device__ __forceinline__ float2 Widen(uint32_t bits) {
+  return __half22float2(*reinterpret_cast<const half2*>(&bits));
+}
+
+// One row of a head: x[step][pair], normed where there is a norm, and rotated.
+template <int32_t kD>
+__device__ __forceinline__ void Rotate(const Angles<kD>& angles, const half* norm, float epsilon,
+                                       int32_t lane, uint2 (&x)[kD / 16]) {
+  float inverse = 1;
+  if (norm != nullptr) {
+    float squares = 0;
+#pragma unroll
+    for (int32_t step = 0; step < kD / 16; ++step) {
+      const float2 a = Widen(x[step].x), b = Widen(x[step].y);
+      squares += a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y;
+    }
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+    inverse = rsqrtf(squares / static_cast<float>(kD) + epsilon);
+  }
+#pragma unroll
+  for (int32_t step = 0; step < kD / 32; ++step) {
+#pragma unroll
+    for (int32_t pair = 0; pair < 2; ++pair) {
+      float2 low = Widen(pair == 0 ? x[step].x : x[step].y);
+      float2 high = Widen(pair == 0 ? x[step + kD / 32].x : x[step + kD / 32].y);
+      if (norm != nullptr) {
+        const half* weight = norm + Fragment<kD>::Element(step, lane % 4) + 2 * pair;
+        const float2 a = __half22float2(*reinterpret_cast<const half2*>(weight));
+        const float2 b = __half22float2(*reinterpret_cast<const half2*>(weight + kD / 2));
+        low = make_float2(low.x * inverse * a.x, low.y * inverse * a.y);
+        high = make_float2(high.x * inverse * b.x, high.y * inverse * b.y);
+      }
+      const float2 c = angles.cos[step][pair], s = angles.sin[step][pair];
+      const uint32_t new_low = PackHalves(low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y);
+      const uint32_t new_high = PackHalves(high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y);
+      if (pair == 0) {
+        x[step].x = new_low;
+        x[step + kD / 32].x = new_high;
+      } else {
+        x[step].y = new_low;
+        x[step + kD / 32].y = new_high;
+      }
+    }
+  }
+}
+
+template <int32_t kD>
+__device__ __forceinline__ void RotateQueries(const AttentionParams& p, const Angles<kD>& angles,
+                                              int32_t lane, uint32_t (&q)[kD / 16][4]) {
+#pragma unroll
+  for (int32_t upper = 0; upper < 2; ++upper) {
+    uint2 row[kD / 16];
+#pragma unroll
+    for (int32_t step = 0; step < kD / 16; ++step) {
+      row[step] = make_uint2(q[step][upper], q[step][2 + upper]);
+    }
+    Rotate<kD>(angles, p.rotation.q_norm, p.rotation.epsilon, lane, row);
+#pragma unroll
+    for (int32_t step = 0; step < kD / 16; ++step) {
+      q[step][upper] = row[step].x;
+      q[step][2 + upper] = row[step].y;
+    }
+  }
+}
+
+// The step's own key and value: into the cache, and into the fragments of the block they belong to.
+template <int32_t kD>
+__device__ __forceinline__ void TakeNewest(const AttentionParams& p, const Work& work,
+                                           const Angles<kD>& angles, int64_t at, int32_t lane,
+                                           KvFragments<kD>* kv) {
+  const half* row = p.q + work.tile.first_row * p.q_stride;
+  const half* key = row + (p.heads + work.kv_head) * kD;
+  const half* value = row + (p.heads + p.kv_heads + work.kv_head) * kD;
+  const int32_t place = work.last % kBlockTokens;
+  uint2 newest[kD / 16];
+#pragma unroll
+  for (int32_t step = 0; step < kD / 16; ++step) {
+    newest[step] = *reinterpret_cast<const uint2*>(key + Fragment<kD>::Element(step, lane % 4));
+  }
+  Rotate<kD>(angles, p.rotation.k_norm, p.rotation.epsilon, lane, newest);
+#pragma unroll
+  for (int32_t step = 0; step < kD / 16; ++step) {
+    if (lane < 4) {
+      *reinterpret_cast<uint2*>(p.cache.keys + at + place * kD +
+                                Fragment<kD>::Element(step, lane)) = newest[step];
+    }
+#pragma unroll
+    for (int32_t t = 0; t < 2; ++t) {
+      if (KvFragments<kD>::KeyPosition(t, lane) == place) kv->keys[t][step] = newest[step];
+    }
+  }
+#pragma unroll
+  for (int32_t column = 0; column < kD / 8; ++column) {
+    const int32_t d = column * 8 + lane / 4;
+    const half element = value[d];
+    if (lane % 4 != place / 4) continue;
+    p.cache.values[at + d * kBlockTokens + place] = element;
+    const uint32_t bits = __half_as_ushort(element);
+    const uint2 old = kv->values[column];
+    const uint32_t pair = place % 4 < 2 ? old.x : old.y;
+    const uint32_t now =
+        place % 2 == 0 ? (pair & 0xffff0000u) | bits : (pair & 0xffffu) | bits << 16;
+    kv->values[column] = make_uint2(place % 4 < 2 ? now : old.x, place % 4 < 2 ? old.y : now);
+  }
+}
+
+template <int32_t kD, bool kRotates>
 __global__ void __launch_bounds__(kThreads)
     AttentionKernel(const __grid_constant__ AttentionParams p) {
   __shared__ __align__(16) float parts[kWarps * kPartFloats<kD>];
   LetNextKernelStart();
-  WaitForPreviousKernel();
+  if constexpr (!kRotates) WaitForPreviousKernel();
   const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Work work = MakeWork(p);
-  if (work.tile.tokens == 0 || static_cast<int32_t>(blockIdx.z) >= work.splits) return;
+  const bool idle = work.tile.tokens == 0 || static_cast<int32_t>(blockIdx.z) >= work.splits;
+  const int32_t* table = p.block_tables + static_cast<int64_t>(work.tile.slot) * p.table_size;
+  const auto place_of = [&](int32_t block) {
+    return (static_cast<int64_t>(table[block]) * p.kv_heads + work.kv_head) * kBlockTokens * kD;
+  };
+  int32_t block = work.begin_block + warp;
+  const int32_t end = idle ? block : work.end_block;
+  int64_t at = 0;
+  KvFragments<kD> kv;
+  Angles<kRotates ? kD : 32> angles;
+  // What earlier steps wrote needs no waiting for the kernel before.
+  if (block < end) kv.Load(p.cache, at = place_of(block), lane);
+  if constexpr (kRotates) {
+    angles.Load(p.rotation, work.last, lane);
+    WaitForPreviousKernel();
+  }
+  if (idle) return;
   uint32_t q[kD / 16][4];
   LoadQueries<kD>(p, work, lane, q);
+  if constexpr (kRotates) RotateQueries<kD>(p, angles, lane, q);
   RowState<kD> state = {};
   state.max[0] = state.max[1] = kNever;
-  const int32_t* table = p.block_tables + static_cast<int64_t>(work.tile.slot) * p.table_size;
-  for (int32_t block = work.begin_block + warp; block < work.end_block; block += kWarps) {
-    const int64_t at =
-        (static_cast<int64_t>(table[block]) * p.kv_heads + work.kv_head) * kBlockTokens * kD;
+  while (block < end) {
+    if constexpr (kRotates) {
+      if (block == work.last / kBlockTokens) TakeNewest<kD>(p, work, angles, at, lane, &kv);
+    }
     float s[2][4];
-    Scores<kD>(p.cache.keys + at, lane, q, s);
+    Scores<kD>(kv, q, s);
     Softmax<kD>(p, work, block * kBlockTokens, lane, s, &state);
-    AddValues<kD>(p.cache.values + at, lane, work.last + 1 - block * kBlockTokens, s, &state);
+    AddValues<kD>(kv, lane, work.last + 1 - block * kBlockTokens, s, &state);
+    block += kWarps;
+    if (block < end) kv.Load(p.cache, at = place_of(block), lane);
   }
 #pragma unroll
   for (int32_t upper = 0; upper < 2; ++upper) {
@@ -299,19 +466,26 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int32_t kD>
 cudaError_t LaunchAttention(const AttentionParams& params, const LaunchOptions& options) {
-  return LaunchKernel(
-      AttentionKernel<kD>,
-      {.grid = dim3(static_cast<uint32_t>(params.tile_count),
-                    static_cast<uint32_t>(params.kv_heads), static_cast<uint32_t>(params.splits)),
-       .block = dim3(kThreads),
-       .stream = options.stream,
-       .dependent = options.dependent},
-      params);
+  const LaunchShape shape{
+      .grid = dim3(static_cast<uint32_t>(params.tile_count), static_cast<uint32_t>(params.kv_heads),
+                   static_cast<uint32_t>(params.splits)),
+      .block = dim3(kThreads),
+      .stream = options.stream,
+      .dependent = options.dependent};
+  if constexpr (AttentionRotates(kD)) {
+    if (params.rotation.cos != nullptr) {
+      return LaunchKernel(AttentionKernel<kD, true>, shape, params);
+    }
+  }
+  return LaunchKernel(AttentionKernel<kD, false>, shape, params);
 }
 
 }  // namespace
 
 cudaError_t Attention(const AttentionParams& params, const LaunchOptions& options) {
+  if (params.rotation.cos != nullptr && !AttentionRotates(params.head_dim)) {
+    return cudaErrorInvalidValue;
+  }
   if (!AttentionSupports(params.heads, params.kv_heads, params.head_dim) || params.splits < 1 ||
       params.splits > kAttentionSplitsMax) {
     return cudaErrorInvalidValue;

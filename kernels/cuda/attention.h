@@ -34,9 +34,24 @@ struct AttentionTile {
          (head_dim == 16 || head_dim == 32 || head_dim == 64 || head_dim == 128);
 }
 
+// For steps of one token a sequence: attention norms and rotates queries and keys itself, and
+// writes the token's key and value into the cache. Then q is the product's output as it is.
+struct AttentionRotation {
+  const float* cos = nullptr;  // [max_context, head_dim / 2]; nullptr: RopeAndStore came before
+  const float* sin = nullptr;
+  const half* q_norm = nullptr;  // [head_dim] or nullptr
+  const half* k_norm = nullptr;
+  float epsilon = 0;
+};
+[[nodiscard]] constexpr bool AttentionRotates(int32_t head_dim) {
+  return head_dim == 64 || head_dim == 128;
+}
+
 struct AttentionParams {
-  const half* q = nullptr;  // [tokens, q_stride], rotated; the first heads * head_dim are queries
+  // [tokens, q_stride]: heads * head_dim queries, rotated; behind them keys and values.
+  const half* q = nullptr;
   int64_t q_stride = 0;
+  AttentionRotation rotation = {};
   half* out = nullptr;  // [tokens, heads * head_dim]
   KvLayer cache;
   const int32_t* block_tables = nullptr;  // [slots, table_size]

@@ -20,6 +20,11 @@ struct LaunchShape {
 template <typename Params>
 [[nodiscard]] cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape,
                                        const Params& params) {
+  // Kernels share a multiprocessor only where they divide its memory alike between cache and
+  // shared memory, so all ask for the same.
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;

@@ -25,9 +25,6 @@ __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) 
       "r"(bytes)
       : "memory");
 }
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
 __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
   asm volatile(
       "{\n.reg .pred done;\n"

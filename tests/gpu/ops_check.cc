@@ -326,6 +326,81 @@ bool CheckAttention(const AttentionCase& c) {
                 data.Expected(), data.OnDevice(), 2e-3);
 }
 
+// Attention that rotates its one token a sequence itself, against a kernel before it that does.
+bool CheckRotation(int32_t head_dim, int32_t splits, bool norms) {
+  constexpr int32_t kHeads = 6, kKvHeads = 2, kContext = 600, kTable = 38;
+  const std::vector<int32_t> positions = {0, 37, 300, 599, 15, 16};
+  const auto count = static_cast<int32_t>(positions.size());
+  const auto width = static_cast<size_t>((kHeads + 2 * kKvHeads) * head_dim);
+  const auto cache_size = static_cast<size_t>(count * kTable * kKvHeads * 16 * head_dim);
+  std::vector<int32_t> tables, blocks;
+  for (int32_t i = 0; i < count * kTable; ++i) tables.push_back(i);
+  std::shuffle(tables.begin(), tables.end(), g_random);
+  std::vector<AttentionTile> tiles;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t position = positions[static_cast<size_t>(i)];
+    blocks.push_back(tables[static_cast<size_t>(i * kTable + position / 16)]);
+    tiles.push_back({i, 1, position, i});
+  }
+  const std::vector<half> qkv = NormalHalves(width * static_cast<size_t>(count), 1);
+  const std::vector<half> keys = NormalHalves(cache_size, 1), values = NormalHalves(cache_size, 1);
+  const DeviceArray<float> cos(Normal(static_cast<size_t>(kContext * head_dim / 2), 0.7f));
+  const DeviceArray<float> sin(Normal(static_cast<size_t>(kContext * head_dim / 2), 0.7f));
+  const DeviceArray<half> norm(NormalHalves(static_cast<size_t>(head_dim), 1));
+  const DeviceArray<int32_t> dpositions(positions), dblocks(blocks), dtables(tables);
+  const DeviceArray<AttentionTile> dtiles(tiles);
+  const DeviceArray<float> scratch(
+      static_cast<size_t>(AttentionScratchFloats(int64_t{count} * splits, kKvHeads, head_dim)));
+  const DeviceArray<int32_t> arrivals(std::vector<int32_t>(static_cast<size_t>(count * kKvHeads)));
+  const half* weight = norms ? norm.get() : nullptr;
+  std::vector<double> results[2];
+  for (int32_t inside = 0; inside < 2; ++inside) {
+    const DeviceArray<half> q(qkv), k(keys), v(values);
+    const DeviceArray<half> out(static_cast<size_t>(count * kHeads * head_dim));
+    AttentionParams params{.q = q.get(),
+                           .q_stride = static_cast<int64_t>(width),
+                           .out = out.get(),
+                           .cache = {.keys = k.get(), .values = v.get()},
+                           .block_tables = dtables.get(),
+                           .table_size = kTable,
+                           .tiles = dtiles.get(),
+                           .tile_count = count,
+                           .heads = kHeads,
+                           .kv_heads = kKvHeads,
+                           .head_dim = head_dim,
+                           .scale = 0.1f,
+                           .splits = splits,
+                           .scratch = scratch.get(),
+                           .arrivals = arrivals.get()};
+    if (inside == 1) {
+      params.rotation = {cos.get(), sin.get(), weight, weight, 1e-6f};
+    } else {
+      CUDA_OK(RopeAndStore({.qkv = q.get(),
+                            .tokens = count,
+                            .heads = kHeads,
+                            .kv_heads = kKvHeads,
+                            .head_dim = head_dim,
+                            .positions = dpositions.get(),
+                            .blocks = dblocks.get(),
+                            .cos = cos.get(),
+                            .sin = sin.get(),
+                            .q_norm = weight,
+                            .k_norm = weight,
+                            .epsilon = 1e-6f,
+                            .cache = params.cache},
+                           {}));
+    }
+    CUDA_OK(Attention(params, {}));
+    CUDA_OK(cudaDeviceSynchronize());
+    for (const auto* array : {&out, &k, &v}) {
+      for (const half value : array->Get()) results[inside].push_back(Double(value));
+    }
+  }
+  return Report("attention that rotates, head_dim " + std::to_string(head_dim) + " splits " +
+                    std::to_string(splits) + (norms ? " with norms" : ""),
+                results[0], results[1], 1e-3);
+}
+
 // The device's token, and the host sampler's from the same logits.
 bool CheckSample(int32_t vocab, double temperature) {
   constexpr int32_t kRows = 5;
@@ -407,6 +482,11 @@ int main() {
   using namespace nibble::cuda;
   bool ok = CheckBatches();
   ok = CheckAttentions() && ok;
+  for (const int32_t head_dim : {64, 128}) {
+    for (const int32_t splits : {1, 6}) {
+      for (const bool norms : {false, true}) ok = CheckRotation(head_dim, splits, norms) && ok;
+    }
+  }
   for (const int32_t vocab : {5, 32000, 49153}) {
     for (const double temperature : {0.0, 0.7, 1.3}) ok = CheckSample(vocab, temperature) && ok;
   }

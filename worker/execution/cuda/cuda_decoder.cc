@@ -148,28 +148,45 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
   return Mlp(step, index);
 }
 
+absl::Status CudaDecoder::RotateAndStore(const StepView& step, int32_t index) {
+  const model::ModelSpec& spec = model_.spec();
+  const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
+  return CudaStatus(cuda::RopeAndStore({.qkv = qkv_,
+                                        .tokens = step.tokens,
+                                        .heads = model_.share().heads.count(),
+                                        .kv_heads = model_.share().kv_heads.count(),
+                                        .head_dim = spec.head_dim,
+                                        .positions = step.positions,
+                                        .blocks = step.blocks,
+                                        .cos = model_.rope_cos(),
+                                        .sin = model_.rope_sin(),
+                                        .q_norm = layer.q_norm,
+                                        .k_norm = layer.k_norm,
+                                        .epsilon = spec.norm_epsilon,
+                                        .cache = Cache(index)},
+                                       Launch()),
+                    "rotary positions");
+}
+
 absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   const model::ModelSpec& spec = model_.spec();
   const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
   const int32_t heads = model_.share().heads.count();
   const int32_t kv_heads = model_.share().kv_heads.count();
-  RETURN_IF_ERROR(CudaStatus(cuda::RopeAndStore({.qkv = qkv_,
-                                                 .tokens = step.tokens,
-                                                 .heads = heads,
-                                                 .kv_heads = kv_heads,
-                                                 .head_dim = spec.head_dim,
-                                                 .positions = step.positions,
-                                                 .blocks = step.blocks,
-                                                 .cos = model_.rope_cos(),
-                                                 .sin = model_.rope_sin(),
-                                                 .q_norm = layer.q_norm,
-                                                 .k_norm = layer.k_norm,
-                                                 .epsilon = spec.norm_epsilon,
-                                                 .cache = Cache(index)},
-                                                Launch()),
-                             "rotary positions"));
+  // A step of one token a sequence leaves rotation to attention.
+  cuda::AttentionRotation rotation;
+  if (options_.fusion && step.every_token_sampled && cuda::AttentionRotates(spec.head_dim)) {
+    rotation = {.cos = model_.rope_cos(),
+                .sin = model_.rope_sin(),
+                .q_norm = layer.q_norm,
+                .k_norm = layer.k_norm,
+                .epsilon = spec.norm_epsilon};
+  } else {
+    RETURN_IF_ERROR(RotateAndStore(step, index));
+  }
   return CudaStatus(cuda::Attention({.q = qkv_,
                                      .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
+                                     .rotation = rotation,
                                      .out = attention_,
                                      .cache = Cache(index),
                                      .block_tables = block_tables_,

@@ -85,6 +85,7 @@ class CudaDecoder {
   [[nodiscard]] absl::Status MultiplyFew(const Product& product);
   [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
+  [[nodiscard]] absl::Status RotateAndStore(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Mlp(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status AddToResidual(const Product& product);
