@@ -39,7 +39,9 @@ class Follower {
  private:
   absl::Status WaitDownTo(int in_flight) {
     while (in_flight_ > in_flight) {
-      RETURN_IF_ERROR(executor_->Wait(options_.clock->Now() + options_.step_deadline, &result_));
+      const Duration patience =
+          options_.serving() ? options_.step_deadline : options_.warm_up_deadline;
+      RETURN_IF_ERROR(executor_->Wait(options_.clock->Now() + patience, &result_));
       --in_flight_;
     }
     return absl::OkStatus();

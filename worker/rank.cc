@@ -33,6 +33,7 @@ constexpr int64_t kTokenizerBytesMax = int64_t{64} << 20;
 // The supervisor watches over the loading; this only keeps a lost process from waiting for ever.
 constexpr Duration kMeetingTime = std::chrono::hours(1);
 constexpr Duration kWarmUpTime = std::chrono::minutes(2);
+constexpr Duration kChunkTimeMax = std::chrono::seconds(1);
 
 int ServingExitCode(const absl::Status& status) {
   switch (status.code()) {
@@ -186,7 +187,11 @@ absl::Status Rank::RunAsFollower() {
                                             arguments_.ring_fd, arguments_.rank - 1, RingWait()));
   slot_->phase.store(group::RankPhase::kServing, std::memory_order_release);
   return RunFollower(receiver.get(), counted_executor_.get(),
-                     {.step_deadline = options_.step_deadline, .clock = &clock_, .stats = stats_});
+                     {.step_deadline = options_.step_deadline,
+                      .serving = [this] { return control_->address.Get().has_value(); },
+                      .warm_up_deadline = kWarmUpTime,
+                      .clock = &clock_,
+                      .stats = stats_});
 }
 
 absl::Status Rank::RunLeader() {
@@ -195,8 +200,11 @@ absl::Status Rank::RunLeader() {
     ASSIGN_OR_RETURN(publisher, step::PlanRingWriter::Attach(arguments_.ring_fd,
                                                              options_.step_deadline, RingWait()));
   }
-  ASSIGN_OR_RETURN(const WarmUpResult warm_up, WarmUp(counted_executor_.get(), publisher.get(),
-                                                      clock_, clock_.Now() + kWarmUpTime));
+  // A step with a prompt stays well below the deadline.
+  const Duration chunk_time = std::min(kChunkTimeMax, options_.step_deadline / 4);
+  ASSIGN_OR_RETURN(const WarmUpResult warm_up,
+                   WarmUp(counted_executor_.get(), publisher.get(), clock_,
+                          {.deadline = clock_.Now() + kWarmUpTime, .chunk_time = chunk_time}));
   spdlog::info("prefill runs at {:.0f} tokens/s; a step takes at most {} prompt tokens",
                warm_up.prefill_tokens_per_second, warm_up.prefill_chunk_tokens);
 
@@ -206,6 +214,7 @@ absl::Status Rank::RunLeader() {
   rpc::LeaderOptions options;
   options.engine = {.queue_size = options_.queue_size,
                     .prefill_chunk_tokens = warm_up.prefill_chunk_tokens,
+                    .prefill_chunk_time = chunk_time,
                     .step_deadline = options_.step_deadline};
   options.executor = counted_executor_.get();
   options.publisher = publisher.get();

@@ -9,7 +9,6 @@ namespace nibble::worker {
 namespace {
 
 constexpr int32_t kPromptTokens = 64;
-constexpr double kChunkSeconds = 1;
 
 // One sequence on slot 0.
 class Sequence {
@@ -77,11 +76,11 @@ class Sequence {
 }  // namespace
 
 absl::StatusOr<WarmUpResult> WarmUp(step::Executor* executor, step::PlanPublisher* publisher,
-                                    const Clock& clock, Deadline deadline) {
+                                    const Clock& clock, const WarmUpOptions& options) {
   const step::ExecutorLimits& limits = executor->limits();
   const int32_t room = std::min(limits.max_context, limits.kv_blocks * step::kBlockTokens);
   const int32_t tokens = std::clamp(std::min(room - 1, limits.max_step_tokens), 1, kPromptTokens);
-  Sequence sequence(executor, publisher, clock, deadline);
+  Sequence sequence(executor, publisher, clock, options.deadline);
   RETURN_IF_ERROR(sequence.Prefill(tokens).status());  // touches every page for the first time
   ASSIGN_OR_RETURN(const Duration taken, sequence.Prefill(tokens));
   if (tokens < room) RETURN_IF_ERROR(sequence.Decode(tokens).status());
@@ -90,8 +89,9 @@ absl::StatusOr<WarmUpResult> WarmUp(step::Executor* executor, step::PlanPublishe
   WarmUpResult result;
   const double seconds = std::max(1e-6, std::chrono::duration<double>(taken).count());
   result.prefill_tokens_per_second = tokens / seconds;
-  const double chunk =
-      std::min<double>(limits.max_step_tokens, result.prefill_tokens_per_second * kChunkSeconds);
+  const double chunk = std::min<double>(
+      limits.max_step_tokens,
+      result.prefill_tokens_per_second * std::chrono::duration<double>(options.chunk_time).count());
   const int32_t blocks = static_cast<int32_t>(chunk) / step::kBlockTokens;
   result.prefill_chunk_tokens =
       std::min(limits.max_step_tokens, std::max(1, blocks) * step::kBlockTokens);

@@ -13,9 +13,14 @@ namespace nibble::worker {
 
 struct WarmUpResult {
   double prefill_tokens_per_second = 0;
-  // Prompt tokens of one step that take about a second at that rate, so that every step stays well
-  // below the step deadline: a multiple of 16, at most the executor's limit.
+  // Prompt tokens of one step that take about WarmUpOptions::chunk_time at that rate: a multiple of
+  // 16, at most the executor's limit.
   int32_t prefill_chunk_tokens = 0;
+};
+
+struct WarmUpOptions {
+  Deadline deadline = Deadline::max();
+  Duration chunk_time = std::chrono::seconds(1);
 };
 
 // Runs a few steps on slot 0 and leaves it closed. They are counted from 1; the engine, which comes
@@ -24,6 +29,6 @@ struct WarmUpResult {
 // the executor's or the publisher's errors.
 [[nodiscard]] absl::StatusOr<WarmUpResult> WarmUp(step::Executor* executor,
                                                   step::PlanPublisher* publisher,
-                                                  const Clock& clock, Deadline deadline);
+                                                  const Clock& clock, const WarmUpOptions& options);
 
 }  // namespace nibble::worker

@@ -72,6 +72,17 @@ TEST_F(FollowerTest, RunsOneStepAheadAndLeavesNothingBehind) {
   EXPECT_EQ(script_.wait_deadline_, clock_.Now() + std::chrono::seconds(7));
 }
 
+TEST_F(FollowerTest, WaitsLongerForTheFirstStepsOfAGroupThatWarmsUp) {
+  script_.messages_ = {"step", "stop"};
+  const FollowerOptions options = {.step_deadline = std::chrono::seconds(7),
+                                   .serving = [] { return false; },
+                                   .warm_up_deadline = std::chrono::seconds(90),
+                                   .clock = &clock_,
+                                   .stats = &stats_};
+  EXPECT_TRUE(RunFollower(&script_, &script_, options).ok());
+  EXPECT_EQ(script_.wait_deadline_, clock_.Now() + std::chrono::seconds(90));
+}
+
 TEST_F(FollowerTest, LooksAtTheLastStepsResultWhenNothingFollows) {
   EXPECT_TRUE(Run({"step", "nothing", "step", "stop"}).ok());
   EXPECT_EQ(script_.log_, " L1 W1 L2 W2");

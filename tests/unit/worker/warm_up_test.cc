@@ -23,7 +23,7 @@ class WarmUpTest : public ::testing::Test {
 
 TEST_F(WarmUpTest, LeavesTheExecutorAsItFoundIt) {
   FakeExecutor executor(Options());
-  const auto result = WarmUp(&executor, nullptr, clock_, Deadline::max());
+  const auto result = WarmUp(&executor, nullptr, clock_, {});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(executor.violation().ok()) << executor.violation();
   EXPECT_EQ(executor.open_slots(), 0);
@@ -34,17 +34,21 @@ TEST_F(WarmUpTest, TheChunkTakesAboutASecondAtTheMeasuredRate) {
   FakeExecutorOptions options = Options();
   options.step_per_token = std::chrono::milliseconds(5);
   FakeExecutor executor(options);
-  const auto result = WarmUp(&executor, nullptr, clock_, Deadline::max());
+  const auto result = WarmUp(&executor, nullptr, clock_, {});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_DOUBLE_EQ(result->prefill_tokens_per_second, 200);
   EXPECT_EQ(result->prefill_chunk_tokens, 192);  // whole blocks
+  const auto half =
+      WarmUp(&executor, nullptr, clock_, {.chunk_time = std::chrono::milliseconds(500)});
+  ASSERT_TRUE(half.ok()) << half.status();
+  EXPECT_EQ(half->prefill_chunk_tokens, 96);
 }
 
 TEST_F(WarmUpTest, AMachineTooSlowForOneBlockASecondStillGetsOneBlock) {
   FakeExecutorOptions options = Options();
   options.step_per_token = std::chrono::seconds(1);
   FakeExecutor executor(options);
-  const auto result = WarmUp(&executor, nullptr, clock_, Deadline::max());
+  const auto result = WarmUp(&executor, nullptr, clock_, {});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->prefill_chunk_tokens, 16);
 }
@@ -58,7 +62,7 @@ TEST_F(WarmUpTest, FitsTheSmallestLimits) {
                       .max_step_tokens = 8,
                       .kv_blocks = (context + 15) / 16};
     FakeExecutor executor(options);
-    const auto result = WarmUp(&executor, nullptr, clock_, Deadline::max());
+    const auto result = WarmUp(&executor, nullptr, clock_, {});
     ASSERT_TRUE(result.ok()) << context << ": " << result.status();
     EXPECT_LE(result->prefill_chunk_tokens, 8);
   }
@@ -66,8 +70,7 @@ TEST_F(WarmUpTest, FitsTheSmallestLimits) {
 
 TEST_F(WarmUpTest, RefusesAModelWhoseLogitsAreNotFinite) {
   FakeExecutor executor(Options(), {.non_finite = [](uint64_t, int32_t) { return true; }});
-  EXPECT_EQ(WarmUp(&executor, nullptr, clock_, Deadline::max()).status().code(),
-            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(WarmUp(&executor, nullptr, clock_, {}).status().code(), absl::StatusCode::kDataLoss);
 }
 
 }  // namespace
