@@ -59,12 +59,13 @@ absl::Status Announce(const std::string& path, const GatewayServer& server) {
   return WriteAnnouncement(path, entries);
 }
 
-// Drains; a second signal ends it at once.
-void Drain(std::unique_ptr<GatewayServer> server, Duration timeout) {
+// Drains; a second signal ends it at once. The exit code.
+int Drain(std::unique_ptr<GatewayServer> server, Duration timeout) {
   std::atomic<bool> hurry{false};
   std::atomic<bool> done{false};
+  size_t cut = 0;  // written before `done`
   std::thread drainer([&] {
-    const size_t cut = server->Shutdown(timeout, [&] { return hurry.load(); });
+    cut = server->Shutdown(timeout, [&] { return hurry.load(); });
     spdlog::info("drained, {} calls cut short", cut);
     server.reset();
     done.store(true);
@@ -76,8 +77,9 @@ void Drain(std::unique_ptr<GatewayServer> server, Duration timeout) {
   while (!done.load() && std::chrono::steady_clock::now() < until) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  if (!done.load()) std::_Exit(kExitDrained);  // whoever sends a second signal wants it gone
+  if (!done.load()) std::_Exit(kExitFailure);  // whoever sends a second signal wants it gone
   drainer.join();
+  return hurry.load() && cut > 0 ? kExitFailure : kExitDrained;
 }
 
 int Main(int argc, char** argv) {
@@ -112,8 +114,7 @@ int Main(int argc, char** argv) {
   }
   while (!WaitForSignal(std::chrono::hours(1))) {
   }
-  Drain(*std::move(server), options.drain_timeout);
-  return kExitDrained;
+  return Drain(*std::move(server), options.drain_timeout);
 }
 
 }  // namespace

@@ -178,7 +178,7 @@ TEST_F(ProgramTest, SecondSigtermEndsItAtOnce) {
   gateway_->Signal(SIGTERM);
   EXPECT_TRUE(WaitFor(seconds(10), [this] { return Health(kInference) == "NOT_SERVING"; }));
   gateway_->Signal(SIGTERM);
-  EXPECT_EQ(gateway_->AwaitExit(seconds(10)), 0) << gateway_->Errors();
+  EXPECT_EQ(gateway_->AwaitExit(seconds(10)), 1) << gateway_->Errors();
   client.join();
   EXPECT_EQ(old.status.code(), StatusCode::kUnavailable) << old.status;
 }
