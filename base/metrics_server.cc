@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
 #include "base/status.h"
+#include "base/status_page.h"
 
 namespace nibble {
 namespace {
@@ -65,6 +66,10 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(Options opti
   server.set_read_timeout(kStallSeconds);
   server.set_write_timeout(kStallSeconds);
   server.set_payload_max_length(kRequestBytesMax);
+  server.Get("/", [](const httplib::Request&, httplib::Response& response) {
+    const std::string_view page = StatusPage();
+    response.set_content(page.data(), page.size(), "text/html; charset=utf-8");
+  });
   server.Get("/metrics", [raw = state.get()](const httplib::Request&, httplib::Response& response) {
     response.set_content(Exposition(raw->options.collectables),
                          "text/plain; version=0.0.4; charset=utf-8");

@@ -1,4 +1,5 @@
-// The plain HTTP port of a process: /metrics for Prometheus, /healthz and /readyz for probes.
+// The plain HTTP port of a process: /metrics for Prometheus, /healthz and /readyz for probes, and /
+// for people (base/status_page.h).
 #pragma once
 
 #include <functional>

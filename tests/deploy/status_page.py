@@ -21,7 +21,6 @@ sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import live_metrics  # noqa: E402  pylint: disable=wrong-import-position
 
-PAGE = ROOT / "services" / "gateway" / "status_page" / "index.html"
 CLIENTS = 4
 WATCHED_SECONDS = 7
 BROWSER_SECONDS = 60
@@ -46,7 +45,7 @@ slow.style.display = "none";
 
 
 class Stage(http.server.BaseHTTPRequestHandler):
-    """The page beside the metrics of the process at `address`, as that process would serve it."""
+    """Passes on the page and the metrics of the process at `address`, and frames them."""
 
     address, seen = "", ""
 
@@ -59,7 +58,8 @@ class Stage(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):  # pylint: disable=invalid-name
         if self.path == "/":
-            self.answer("text/html; charset=utf-8", PAGE.read_bytes())
+            self.answer("text/html; charset=utf-8",
+                        harness.http_get(self.address, "/")[1].encode())
         elif self.path == "/metrics":
             self.answer("text/plain", harness.http_get(self.address, "/metrics")[1].encode())
         elif self.path == "/slow":

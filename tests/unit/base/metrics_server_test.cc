@@ -58,6 +58,18 @@ TEST(MetricsServer, ProbesSayWhyNot) {
   EXPECT_EQ(Get(**server, "/else")->status, 404);
 }
 
+TEST(MetricsServer, ShowsPeopleAPageThatNeedsNothingElse) {
+  const auto server = MetricsServer::Start({.address = "127.0.0.1:0"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto page = Get(**server, "/");
+  ASSERT_TRUE(page);
+  EXPECT_EQ(page->status, 200);
+  EXPECT_EQ(page->get_header_value("Content-Type"), "text/html; charset=utf-8");
+  EXPECT_THAT(page->body, testing::StartsWith("<!doctype html>"));
+  EXPECT_THAT(page->body, testing::EndsWith("</html>\n"));
+  EXPECT_THAT(page->body, testing::HasSubstr("default-src 'none'"));
+}
+
 TEST(MetricsServer, RefusesAPortThatIsTaken) {
   const auto first = MetricsServer::Start({.address = "127.0.0.1:0"});
   ASSERT_TRUE(first.ok());
