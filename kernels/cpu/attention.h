@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/prefetch.h"
 
 namespace nibble::cpu {
 namespace {
@@ -37,9 +38,19 @@ template <class T>
 struct CacheTile {
   const T* keys[kTileBlocks] = {};    // [head_dim][16]
   const T* values[kTileBlocks] = {};  // [16][head_dim]
+  // The same of the tile after it, which is asked for while this one is read: with few rows the
+  // cache comes from memory, in pieces too short for the hardware prefetcher.
+  const T* next_keys[kTileBlocks] = {};
+  const T* next_values[kTileBlocks] = {};
   int64_t head_dim = 0;
   int32_t first = 0;  // position of the tile's first lane
 
+  NIBBLE_INLINE void AskForKey(int block, int64_t d) const {
+    Prefetch(next_keys[block] + d * kKvBlock, 0);
+  }
+  NIBBLE_INLINE void AskForValue(int64_t position, int64_t d) const {
+    Prefetch(next_values[position / kKvBlock] + position % kKvBlock * head_dim + d, 0);
+  }
   NIBBLE_INLINE const T* Key(int block, int64_t d) const { return keys[block] + d * kKvBlock; }
   NIBBLE_INLINE const T* Value(int position) const {
     return values[position / kKvBlock] + (position % kKvBlock) * head_dim;
@@ -55,6 +66,8 @@ struct PanelTile {
   int64_t head_dim = 0;
   int32_t first = 0;
 
+  NIBBLE_INLINE void AskForKey(int /*block*/, int64_t /*d*/) const {}
+  NIBBLE_INLINE void AskForValue(int64_t /*position*/, int64_t /*d*/) const {}
   NIBBLE_INLINE const float* Key(int block, int64_t d) const {
     return keys + d * kAttentionTile + block * kKvBlock;
   }
@@ -74,7 +87,10 @@ NIBBLE_INLINE inline void ScoresAt(const AttentionRow* rows, const Tile& tile, i
   });
   for (int64_t d = 0; d < tile.head_dim; ++d) {
     Vec keys[kVecs];
-    Unroll<kVecs>([&](auto b) NIBBLE_INLINE { keys[b] = LoadKv(tile.Key(block + b, d)); });
+    Unroll<kVecs>([&](auto b) NIBBLE_INLINE {
+      keys[b] = LoadKv(tile.Key(block + b, d));
+      tile.AskForKey(block + b, d);
+    });
     Unroll<kRows>([&](auto r) NIBBLE_INLINE {
       const Vec q_value = Set(q[r][d]);
       Unroll<kVecs>([&](auto b) NIBBLE_INLINE { acc[r][b] = Fma(q_value, keys[b], acc[r][b]); });
@@ -166,7 +182,10 @@ NIBBLE_INLINE inline void AddValuesAt(const AttentionRow* rows, const Tile& tile
     const int64_t end = run_end < lanes.to ? run_end : lanes.to;
     for (; position < end; ++position, value += tile.head_dim) {
       Vec values[kVecs];
-      Unroll<kVecs>([&](auto i) NIBBLE_INLINE { values[i] = LoadKv(value + i * kLanes); });
+      Unroll<kVecs>([&](auto i) NIBBLE_INLINE {
+        values[i] = LoadKv(value + i * kLanes);
+        tile.AskForValue(position, d + i * kLanes);
+      });
       Unroll<kRows>([&](auto r) NIBBLE_INLINE {
         const Vec weight = Set(p[r][position]);
         Unroll<kVecs>([&](auto i) NIBBLE_INLINE { acc[r][i] = Fma(weight, values[i], acc[r][i]); });
@@ -293,6 +312,8 @@ void AttendRows(const AttentionArgs& args, int32_t kv_head, AttentionRow* rows, 
   const int64_t block_size = static_cast<int64_t>(args.cache.head_dim) * kKvBlock;
   const int32_t begin = rows[0].begin;
   const int32_t end = rows[count - 1].end;
+  const T* keys = static_cast<const T*>(args.cache.keys);
+  const T* values = static_cast<const T*>(args.cache.values);
   for (int32_t first = begin / kAttentionTile * kAttentionTile; first < end;
        first += kAttentionTile) {
     const int32_t from = begin > first ? begin : first;
@@ -300,15 +321,20 @@ void AttendRows(const AttentionArgs& args, int32_t kv_head, AttentionRow* rows, 
     CacheTile<T> tile;
     tile.head_dim = args.cache.head_dim;
     tile.first = first;
+    const auto block_at = [&](int32_t index) NIBBLE_INLINE {
+      const int64_t block = args.block_table[index];
+      return (block * args.cache.kv_heads + kv_head) * block_size;
+    };
     for (int b = 0; b < kTileBlocks; ++b) {
       int32_t index = first / kKvBlock + b;
       if (index < from / kKvBlock) index = from / kKvBlock;
       if (index > (to - 1) / kKvBlock) index = (to - 1) / kKvBlock;
-      const int64_t at =
-          (static_cast<int64_t>(args.block_table[index]) * args.cache.kv_heads + kv_head) *
-          block_size;
-      tile.keys[b] = static_cast<const T*>(args.cache.keys) + at;
-      tile.values[b] = static_cast<const T*>(args.cache.values) + at;
+      tile.keys[b] = keys + block_at(index);
+      tile.values[b] = values + block_at(index);
+      const int32_t next = index + kTileBlocks;
+      const int64_t next_at = block_at(next * kKvBlock < end ? next : index);
+      tile.next_keys[b] = keys + next_at;
+      tile.next_values[b] = values + next_at;
     }
     if constexpr (sizeof(T) == sizeof(uint16_t)) {
       if (count >= kPanelRows && args.cache.head_dim <= kPanelHeadDim) {

@@ -35,23 +35,20 @@ class PlanMaker {
   PlanMaker(int32_t vocab_size, int32_t positions)
       : vocab_size_(vocab_size), slot_blocks_(Blocks(positions)) {}
 
-  // Opens the slots anew and feeds each `tokens` tokens of no meaning; the last row is sampled.
-  const step::StepPlan& Prompt(int32_t first_slot, int32_t slots, int32_t first_position,
-                               int32_t tokens, bool sample) {
+  // Feeds a slot, opened anew at position 0, tokens of no meaning; the last row may be sampled.
+  const step::StepPlan& Prompt(int32_t slot, int32_t first_position, int32_t tokens, bool sample) {
     plan_.Clear();
     plan_.step_id = ++step_id_;
-    for (int32_t slot = first_slot; slot < first_slot + slots; ++slot) {
-      if (first_position == 0) {
-        plan_.opened.emplace_back();
-        plan_.opened.back().slot = slot;
-        plan_.opened.back().sampling.temperature = 0;
-      }
-      step::SequenceStep& sequence = Add(slot, first_position, tokens);
-      sequence.sample_count = sample ? 1 : 0;
-      for (int32_t i = 0; i < tokens; ++i) {
-        const int64_t mixed = (int64_t{slot} * 7919 + first_position + i) * 2654435761 >> 7;
-        plan_.token_ids.push_back(static_cast<int32_t>(mixed % vocab_size_));
-      }
+    if (first_position == 0) {
+      plan_.opened.emplace_back();
+      plan_.opened.back().slot = slot;
+      plan_.opened.back().sampling.temperature = 0;
+    }
+    step::SequenceStep& sequence = Add(slot, first_position, tokens);
+    sequence.sample_count = sample ? 1 : 0;
+    for (int32_t i = 0; i < tokens; ++i) {
+      const int64_t mixed = (int64_t{slot} * 7919 + first_position + i) * 2654435761 >> 7;
+      plan_.token_ids.push_back(static_cast<int32_t>(mixed % vocab_size_));
     }
     return plan_;
   }
@@ -106,6 +103,14 @@ class Bench {
     RETURN_IF_ERROR(group_->Launch(plan));
     return group_->Wait(Deadline::max(), &result_);
   }
+  absl::Status RunPrompt(int32_t slot, int32_t length) {
+    for (int32_t position = 0; position < length; position += chunk_) {
+      const int32_t tokens = std::min(chunk_, length - position);
+      const bool last = position + tokens == length;
+      RETURN_IF_ERROR(RunPlan(plans_.Prompt(slot, position, tokens, last)));
+    }
+    return absl::OkStatus();
+  }
 
   LocalGroup* const group_;
   const BenchOptions& options_;
@@ -120,7 +125,7 @@ absl::StatusOr<DecodeFigures> Bench::Decode(int32_t batch) {
   std::vector<double> rates;
   for (int32_t run = 0; run < options_.runs; ++run) {
     for (int32_t slot = 0; slot < batch; ++slot) {
-      RETURN_IF_ERROR(RunPlan(plans_.Prompt(slot, 1, 0, options_.decode_context, true)));
+      RETURN_IF_ERROR(RunPrompt(slot, options_.decode_context));
     }
     int64_t sample_ns = 0, collective_ns = 0;
     int32_t position = options_.decode_context;
@@ -147,10 +152,7 @@ absl::StatusOr<PrefillFigures> Bench::Prefill(int32_t length) {
   std::vector<double> rates, first_token;
   for (int32_t run = 0; run < options_.runs; ++run) {
     const SteadyTime begin = std::chrono::steady_clock::now();
-    for (int32_t position = 0; position < length; position += chunk_) {
-      const int32_t tokens = std::min(chunk_, length - position);
-      RETURN_IF_ERROR(RunPlan(plans_.Prompt(0, 1, position, tokens, position + tokens == length)));
-    }
+    RETURN_IF_ERROR(RunPrompt(0, length));
     const double seconds = Seconds(begin, std::chrono::steady_clock::now());
     rates.push_back(length / seconds);
     first_token.push_back(seconds * 1e3);
@@ -181,7 +183,7 @@ absl::Status CheckOptions(const weights::Checkpoint& checkpoint, const BenchOpti
   };
   const int32_t context = checkpoint.spec().max_context;
   RETURN_IF_ERROR(check("runs", options.runs, 1000));
-  RETURN_IF_ERROR(check("decode context", options.decode_context, 512));
+  RETURN_IF_ERROR(check("decode context", options.decode_context, context));
   RETURN_IF_ERROR(check("decode tokens", options.decode_tokens, context));
   for (const int32_t batch : options.decode_batches) {
     RETURN_IF_ERROR(check("a decode batch", batch, 512));
