@@ -1,0 +1,302 @@
+"""Processes of a real server are killed or stopped under load.
+
+What users are promised: every stream ends exactly once, with a status that says what happened and
+tokens in order; a lost process fails its own group's streams alone, in time; nothing is held or
+left behind afterwards. Each bound is the promise times LOADED, for a machine that does other work.
+A fault counts only when at least COUNTED streams were in the middle of their answer.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import harness  # pylint: disable=wrong-import-position
+
+STREAMS = 24
+COUNTED = 20
+TOKENS = 300
+LOADED = 3
+KILLED_SECONDS = 2 * LOADED
+STEP_DEADLINE_SECONDS = 5
+HUNG_SECONDS = 2 * STEP_DEADLINE_SECONDS + LOADED
+GONE_SECONDS = 5 * LOADED
+RESTART_SECONDS = 60
+FINISH_SECONDS = 240
+
+
+class Stream:
+    """One client's stream, checked as it is read."""
+
+    def __init__(self, stub, request):
+        self.text = ""
+        self.tokens = 0
+        self.finished = 0
+        self.code = None  # of the call's end
+        self.ended_at = None
+        self.faults = []  # of the contract
+        self.sent = None  # the trailer x-tokens-sent
+        self.call = stub.GenerateStream(request, timeout=FINISH_SECONDS)
+        self.thread = threading.Thread(target=self.read, daemon=True)
+        self.thread.start()
+
+    def read(self):
+        import grpc  # pylint: disable=import-outside-toplevel
+        try:
+            for event in self.call:
+                if self.finished:
+                    self.faults.append("an event after the end")
+                which = event.WhichOneof("event")
+                if which == "delta":
+                    delta = event.delta
+                    self.tokens += len(delta.token_ids)
+                    if delta.completion_tokens != self.tokens:
+                        self.faults.append(
+                            f"{self.tokens} tokens came, {delta.completion_tokens} were counted")
+                    self.text += delta.text
+                elif which == "finished":
+                    self.finished += 1
+                    if event.finished.usage.completion_tokens != self.tokens:
+                        self.faults.append("the usage is not what was delivered")
+            self.code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            self.code = error.code()
+            trailers = dict(error.trailing_metadata() or ())
+            self.sent = trailers.get("x-tokens-sent")
+        self.ended_at = time.monotonic()
+
+    @property
+    def streaming(self):
+        return self.tokens > 0 and self.code is None
+
+
+class FaultTest(harness.ModelTestCase):
+    """One server per test: two ranks of the real model."""
+
+    flags = ("--tp", "2", "--context", "1024", "--max-sequences", "32",
+             "--step-deadline", f"{STEP_DEADLINE_SECONDS}s", "--log-level", "info")
+
+    def setUp(self):
+        harness.make_stubs()
+        self.server = harness.Server(self.model, *self.flags)
+        self.addCleanup(self.server.close)
+        self.stopped = set()
+        self.addCleanup(self.resume_all)
+
+    def tearDown(self):
+        outcome = self._outcome.result
+        if outcome is not None and (outcome.failures or outcome.errors):
+            print(self.server.log()[-3000:], file=sys.stderr)
+
+    def pid_of(self, program):
+        """Of nibble-gateway, or of the supervisor of the ranks."""
+        pids = [pid for pid, line in self.server.descendants().items()
+                if program in line.split()[0] and "--rank" not in line]
+        self.assertEqual(len(pids), 1, pids)
+        return pids[0]
+
+    def stop(self, pid):
+        os.kill(pid, signal.SIGSTOP)
+        self.stopped.add(pid)
+
+    def resume(self, pid):
+        self.stopped.discard(pid)
+        os.kill(pid, signal.SIGCONT)
+
+    def resume_all(self):
+        for pid in list(self.stopped):
+            try:
+                self.resume(pid)
+            except ProcessLookupError:
+                pass
+
+    def start_streams(self):
+        """STREAMS streams, at least COUNTED of them in the middle of their answer."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
+        from nibble.inference.v1 import inference_pb2_grpc  # pylint: disable=C0415
+        channel = grpc.insecure_channel(self.server.address)
+        self.addCleanup(channel.close)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        request = pb.GenerateStreamRequest(request=pb.GenerateRequest(
+            text="Tell me a long story.", sampling=pb.SamplingParams(temperature=0),
+            stopping=pb.StoppingCriteria(max_tokens=TOKENS, ignore_eos=True),
+            output=pb.OutputOptions(token_ids=True)))
+        streams = [Stream(stub, request) for _ in range(STREAMS)]
+        harness.wait_until(lambda: sum(stream.streaming for stream in streams) >= COUNTED, 60,
+                           f"{COUNTED} streams are in the middle of their answer")
+        return streams
+
+    def join(self, streams, seconds):
+        """Waits for every end; the time of the last."""
+        deadline = time.monotonic() + seconds
+        for stream in streams:
+            stream.thread.join(max(0, deadline - time.monotonic()))
+        self.assertFalse([stream for stream in streams if stream.code is None],
+                         f"streams that have not ended after {seconds} s")
+        return max(stream.ended_at for stream in streams)
+
+    def check(self, streams):
+        """What holds for every stream, however it ended."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        for stream in streams:
+            self.assertEqual(stream.faults, [])
+            self.assertEqual(stream.finished, 1 if stream.code == grpc.StatusCode.OK else 0)
+            if stream.sent is not None:
+                self.assertEqual(int(stream.sent), stream.tokens)
+        # The same prompt, greedily: every text is the beginning of the longest one.
+        longest = max((stream.text for stream in streams), key=len)
+        for stream in streams:
+            self.assertTrue(longest.startswith(stream.text), (longest, stream.text))
+
+    def check_cut_short(self, streams, fault_at, seconds):
+        """All of them ended UNAVAILABLE, in time."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        last = self.join(streams, seconds + FINISH_SECONDS)
+        self.check(streams)
+        cut = [stream for stream in streams if stream.code == grpc.StatusCode.UNAVAILABLE]
+        others = [stream.code for stream in streams if stream not in cut]
+        # What was finished already, or never begun and sent again, may have ended well.
+        self.assertEqual([code for code in others if code != grpc.StatusCode.OK], [])
+        self.assertGreaterEqual(len(cut), COUNTED)
+        ended = max(stream.ended_at for stream in cut)
+        print(f"{self.id()}: {len(cut)} streams cut short after {ended - fault_at:.2f} s, the last "
+              f"of all ended after {last - fault_at:.2f} s")
+        self.assertLess(ended - fault_at, seconds)
+
+    def check_serves_again(self):
+        """The same addresses answer, and nothing is held."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
+        from nibble.inference.v1 import inference_pb2_grpc  # pylint: disable=C0415
+
+        def answers():
+            with grpc.insecure_channel(self.server.address) as channel:
+                stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                try:
+                    answer = stub.Generate(pb.GenerateRequest(
+                        text="Hello", stopping=pb.StoppingCriteria(max_tokens=2)), timeout=10)
+                    return len(answer.choices) == 1
+                except grpc.RpcError:
+                    return False
+        harness.wait_until(answers, RESTART_SECONDS, "the server answers again")
+        self.check_idle()
+
+    def check_idle(self):
+        for which, name, labels in (
+                ("metrics", "nibble_gateway_requests_inflight", {}),
+                ("metrics", "nibble_gateway_upstream_streams", {}),
+                ("metrics", "nibble_gateway_stream_buffered_bytes", {}),
+                ("worker_metrics", "nibble_requests_running", {}),
+                ("worker_metrics", "nibble_requests_waiting", {}),
+                ("worker_metrics", "nibble_slots_used", {}),
+                ("worker_metrics", "nibble_steps_in_flight", {}),
+                ("worker_metrics", "nibble_kv_cache_blocks", {"state": "used"}),
+                ("worker_metrics", "nibble_kv_cache_blocks", {"state": "quarantined"})):
+            harness.wait_until(lambda n=name, w=which, l=labels: self.server.metric(n, w, **l) == 0,
+                               10, f"{name} {labels} is zero")
+
+    def kill(self, pid, gone=()):
+        """SIGKILL under load; streams end, `gone` with them, and the server serves again."""
+        streams = self.start_streams()
+        fault_at = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        self.check_cut_short(streams, fault_at, KILLED_SECONDS)
+        harness.wait_until(lambda: not set(gone) & set(self.server.descendants()), GONE_SECONDS,
+                           "every process of the group has ended")
+        self.check_serves_again()
+
+    # ---- killed ----
+
+    def test_killed_follower(self):
+        ranks = self.server.ranks()
+        self.kill(ranks[1], gone=ranks.values())
+
+    def test_killed_leader(self):
+        ranks = self.server.ranks()
+        self.kill(ranks[0], gone=ranks.values())
+
+    def test_killed_supervisor_of_the_ranks(self):
+        ranks = self.server.ranks()
+        self.kill(self.pid_of("nibble-worker"), gone=ranks.values())
+
+    def test_killed_gateway(self):
+        ranks = self.server.ranks()
+        self.kill(self.pid_of("nibble-gateway"))
+        self.assertEqual(self.server.ranks(), ranks)  # the group has not noticed
+
+    def test_killed_serve(self):
+        streams = self.start_streams()
+        pids = set(self.server.descendants())
+        fault_at = time.monotonic()
+        self.server.process.kill()
+        self.check_cut_short(streams, fault_at, KILLED_SECONDS)
+        self.server.process.wait(timeout=GONE_SECONDS)
+        harness.wait_until(lambda: not [pid for pid in pids if os.path.exists(f"/proc/{pid}/exe")
+                                        and os.access(f"/proc/{pid}/exe", os.R_OK)],
+                           GONE_SECONDS, "every process has ended")
+
+    # ---- stopped: a rank that hangs ends its group, nobody else's standstill does ----
+
+    def hang(self, rank):
+        ranks = self.server.ranks()
+        streams = self.start_streams()
+        fault_at = time.monotonic()
+        self.stop(ranks[rank])
+        self.check_cut_short(streams, fault_at, HUNG_SECONDS)
+        harness.wait_until(lambda: not set(ranks.values()) & set(self.server.descendants()),
+                           GONE_SECONDS, "every process of the group has ended")
+        self.assertIn("exit code 6", self.server.log())
+        self.check_serves_again()
+
+    def test_stopped_follower(self):
+        self.hang(1)
+
+    def test_stopped_leader(self):
+        self.hang(0)
+
+    def pause(self, pid):
+        """Stopped for longer than a step deadline, then continued: no stream is lost."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        ranks = self.server.ranks()
+        streams = self.start_streams()
+        self.stop(pid)
+        time.sleep(STEP_DEADLINE_SECONDS * 1.5)
+        self.resume(pid)
+        self.join(streams, FINISH_SECONDS)
+        self.check(streams)
+        self.assertEqual({stream.code for stream in streams}, {grpc.StatusCode.OK})
+        self.assertEqual({stream.tokens for stream in streams}, {TOKENS})
+        self.assertEqual(self.server.ranks(), ranks)
+        self.check_idle()
+
+    def test_stopped_gateway(self):
+        self.pause(self.pid_of("nibble-gateway"))
+
+    def test_stopped_supervisor_of_the_ranks(self):
+        self.pause(self.pid_of("nibble-worker"))
+
+    def test_stopped_serve(self):
+        self.pause(self.server.process.pid)
+
+    # ---- clients ----
+
+    def test_cancelled_streams_give_back_what_they_hold(self):
+        import grpc  # pylint: disable=import-outside-toplevel
+        streams = self.start_streams()
+        for stream in streams[::2]:
+            stream.call.cancel()
+        self.join(streams, FINISH_SECONDS)
+        for stream in streams[::2]:
+            self.assertEqual(stream.code, grpc.StatusCode.CANCELLED)
+        self.check(streams)
+        self.assertEqual({stream.tokens for stream in streams[1::2]}, {TOKENS})
+        self.check_idle()
+
+
+if __name__ == "__main__":
+    unittest.main()
