@@ -93,7 +93,7 @@ struct Usage {
 
 class UsageMeter final : public LoadObserver {
  public:
-  explicit UsageMeter(std::vector<pid_t> pids) {
+  explicit UsageMeter(const std::vector<pid_t>& pids) {
     for (const pid_t pid : pids) usages.push_back({.pid = pid, .rss_before = RssBytes(pid)});
   }
   void OnMeasuring() override {
@@ -130,8 +130,8 @@ float Quantile(const std::vector<float>& sorted, double q) {
 }
 
 Result Measure(const Options& options, const std::string& address, bool gateway, int32_t seconds,
-               std::vector<pid_t> pids) {
-  UsageMeter meter(std::move(pids));
+               const std::vector<pid_t>& pids) {
+  UsageMeter meter(pids);
   const auto whole = std::chrono::duration_cast<std::chrono::seconds>(kRamp).count() + seconds;
   LoadPlan plan = {.address = address,
                    .gateway = gateway,

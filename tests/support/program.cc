@@ -46,6 +46,7 @@ Program::Program(const std::string& name, const std::vector<std::string>& flags)
   std::vector<std::string> words = {BinaryPath(name), "--announce=" + announcement()};
   words.insert(words.end(), flags.begin(), flags.end());
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   std::vector<char*> environment;
