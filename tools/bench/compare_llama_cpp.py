@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 COMMAND_SECONDS_MAX = 600
@@ -130,7 +131,8 @@ class LlamaBench:
         options = self._options
         results = json.loads(run([
             options.llama_bench, "-m", self._gguf, "-t", threads, "-p", options.prompt,
-            "-n", options.generate, "-fa", "0,1", "-r", options.repeats, "-o", "json"]))
+            "-n", options.generate, "-fa", options.flash_attention, "-r", options.repeats,
+            "-o", "json"]))
         samples = []
         for result in results:
             value = statistics.median(result["samples_ts"])
@@ -185,7 +187,7 @@ class EngineBench:
                 for one in benchmarks]
 
 
-def measure(contenders, threads, rounds):
+def measure(contenders, threads, rounds, pause):
     """{(contender, metric, prompt, setting, threads): [value of each round]}, and the load."""
     values, loads = {}, []
     for number in range(rounds):
@@ -195,6 +197,7 @@ def measure(contenders, threads, rounds):
                       f"{contender.facts['weights']}, head {contender.facts['head']}, "
                       f"{count} threads", file=sys.stderr)
                 loads.append(os.getloadavg()[0])
+                time.sleep(pause)
                 for sample in contender.round(count):
                     key = (index, sample.metric, sample.prompt, sample.setting, count)
                     values.setdefault(key, []).append(sample.value)
@@ -275,6 +278,7 @@ def parse_arguments():
     parser.add_argument("--llama-bench", required=True, help="llama.cpp's benchmark program")
     parser.add_argument("--llama-version", default="unnamed")
     parser.add_argument("--llama-isa", default="-march=native")
+    parser.add_argument("--flash-attention", default="0,1", help="llama.cpp's: off, on")
     parser.add_argument("--node-package", help="folder with node_modules/node-llama-cpp")
     parser.add_argument("--engine-bench", help="nibble's engine_bench, to be recorded too")
     parser.add_argument("--nibble", default=str(ROOT / "build/release/bin/nibble"))
@@ -283,6 +287,8 @@ def parse_arguments():
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3, help="of each test in a round")
+    parser.add_argument("--pause", type=float, default=0,
+                        help="seconds before each timing, for what else a shared machine does")
     parser.add_argument("--json", help="file that gets the records")
     return parser.parse_args()
 
@@ -295,11 +301,11 @@ def main():
     if options.node_package:
         contenders.append(NodeLlama(options))
     threads = [int(count) for count in options.threads.split(",")]
-    values, loads = measure(contenders, threads, options.rounds)
+    values, loads = measure(contenders, threads, options.rounds, options.pause)
     records = records_of(contenders, values)
     if options.engine_bench:
         bench = EngineBench(options)
-        engine = records_of([bench], measure([bench], [1], options.rounds)[0])
+        engine = records_of([bench], measure([bench], [1], options.rounds, 0)[0])
         records += engine
         for record in engine:
             print(f"engine steps/s, {record['setting']}: {record['value']:.0f} "
