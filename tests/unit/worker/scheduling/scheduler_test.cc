@@ -118,6 +118,17 @@ TEST(SchedulerTest, PromptsGoInChunksAndOnlyTheLastOneSamples) {
   EXPECT_THAT(samples, ElementsAre(0, 0, 1, 1));
 }
 
+TEST(SchedulerTest, PromptsShareOneChunkPerStep) {
+  SchedulerBench bench(Options());  // chunks of 32 in steps of 64
+  for (uint64_t id = 1; id <= 3; ++id) bench.scheduler().Add(Spec(id, 20, 2));
+  ASSERT_TRUE(bench.Launch());
+  ASSERT_THAT(bench.plan().sequences, SizeIs(2));
+  EXPECT_EQ(bench.plan().sequences[0].token_count, 20);
+  EXPECT_EQ(bench.plan().sequences[1].token_count, 12);
+  ASSERT_TRUE(bench.Launch());
+  EXPECT_EQ(bench.planned()->tokens, 1 + 8 + 20);  // a decode, the rest, the third
+}
+
 TEST(SchedulerTest, DecodesGoFirstAndPromptsShareWhatIsLeft) {
   SchedulerOptions options = Options();
   options.limits.max_step_tokens = 20;

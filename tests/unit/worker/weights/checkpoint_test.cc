@@ -262,6 +262,9 @@ TEST_F(CheckpointTest, DamagedConfigsAreNamed) {
   EXPECT_THAT(Refusal(), HasSubstr("not valid JSON"));
   fs::remove(Path("config.json"));
   EXPECT_THAT(Refusal(), AllOf(HasSubstr("NOT_FOUND"), HasSubstr("config.json")));
+  ASSERT_EQ(mkfifo(Path("config.json").c_str(), 0600), 0);
+  EXPECT_THAT(Refusal(), AllOf(HasSubstr("config.json"), HasSubstr("not a regular file")));
+  fs::remove(Path("config.json"));
   WriteAll(Path("config.json"), config);
   WriteAll(Path("generation_config.json"), "[]");
   EXPECT_THAT(Refusal(), HasSubstr("generation_config.json is not a JSON object"));

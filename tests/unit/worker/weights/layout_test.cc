@@ -400,6 +400,8 @@ TEST_F(LayoutTest, ConfigAndTensorsMustAgree) {
               AllOf(HasSubstr("stored as gemm"), HasSubstr("says gemv")));
   EXPECT_THAT(Refusal(Awq("gemm", 128), Gemm(v)),
               AllOf(HasSubstr("groups of 64"), HasSubstr("says 128")));
+  EXPECT_THAT(Refusal(Awq("gemm", 32), Gemm(v)),
+              AllOf(HasSubstr("groups of 64"), HasSubstr("says 32")));
   EXPECT_THAT(Refusal(CompressedConfig(64, false), Gemm(v)), HasSubstr("compressed-tensors"));
   json listed = Awq("gemm", 64);
   listed["modules_to_not_convert"] = {"down_proj"};
