@@ -123,6 +123,7 @@ absl::StatusOr<DecodeFigures> Bench::Decode(int32_t batch) {
   if (options_.progress) options_.progress(absl::StrCat("decode, batch ", batch));
   DecodeFigures figures{.batch = batch};
   std::vector<double> rates;
+  RETURN_IF_ERROR(RunPrompt(0, options_.decode_context));
   for (int32_t run = 0; run < options_.runs; ++run) {
     for (int32_t slot = 0; slot < batch; ++slot) {
       RETURN_IF_ERROR(RunPrompt(slot, options_.decode_context));
@@ -150,6 +151,7 @@ absl::StatusOr<DecodeFigures> Bench::Decode(int32_t batch) {
 absl::StatusOr<PrefillFigures> Bench::Prefill(int32_t length) {
   if (options_.progress) options_.progress(absl::StrCat("prefill of ", length));
   std::vector<double> rates, first_token;
+  RETURN_IF_ERROR(RunPrompt(0, length));  // touches the memory and warms the caches
   for (int32_t run = 0; run < options_.runs; ++run) {
     const SteadyTime begin = std::chrono::steady_clock::now();
     RETURN_IF_ERROR(RunPrompt(0, length));

@@ -60,7 +60,8 @@ struct BenchResult {
   std::vector<PrefillFigures> prefill = {};
 };
 
-// INVALID_ARGUMENT for lengths beyond the model's context. Uses two steps in flight, as a server.
+// INVALID_ARGUMENT for lengths beyond the model's context. Uses two steps in flight, as a server;
+// before each figure a prompt runs untimed.
 [[nodiscard]] absl::StatusOr<BenchResult> RunBench(const weights::Checkpoint& checkpoint,
                                                    const BenchOptions& options);
 
