@@ -85,6 +85,29 @@ TEST(SchedulerTest, NothingStopsBeforeMinTokens) {
   EXPECT_EQ(bench[1].tokens, ExpectedTokens(spec, 10, kVocab));
 }
 
+// An executor does not sample a stop id that early; if it came all the same, nothing would end.
+TEST(SchedulerTest, MinTokensHoldsWhateverWasSampled) {
+  constexpr int32_t kStopId = 7;
+  Scheduler scheduler(Options());
+  SequenceSpec spec = Spec(1, 3, 20);
+  spec.stop_ids = {kStopId};
+  spec.min_tokens = 2;
+  scheduler.Add(spec);
+  step::StepPlan plan;
+  for (const int32_t outputs : {1, 2, 3}) {
+    const auto planned = scheduler.Schedule(&plan);
+    ASSERT_TRUE(planned.has_value());
+    step::StepResult result;
+    result.step_id = planned->step_id;
+    result.sequences.push_back({.slot = plan.sequences.at(0).slot, .token_count = 1});
+    result.tokens.push_back({.token_id = kStopId});
+    scheduler.ClearEvents();
+    ASSERT_TRUE(scheduler.Commit(result).ok());
+    EXPECT_EQ(scheduler.events().back().kind,
+              outputs <= spec.min_tokens ? EventKind::kToken : EventKind::kEnded);
+  }
+}
+
 TEST(SchedulerTest, OutputEndsWithTheContext) {
   SchedulerBench bench(Options());
   bench.scheduler().Add(Spec(1, 250, 100));
