@@ -54,10 +54,13 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
       "numerics", &options->memory.numerics,
       {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
       "int8 or fp32 activations");
-  parser->Choice<weights::HeadFormat>(
-      "head", &options->memory.head,
-      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
-      "How a 16-bit output head is held in fast mode; stored: with 16-bit activations");
+  parser->Choice<weights::HeadFormat>("head", &options->memory.head,
+                                      {{"int8", weights::HeadFormat::kInt8},
+                                       {"stored", weights::HeadFormat::kStored},
+                                       {"fp16", weights::HeadFormat::kStored}},
+                                      "How a 16-bit output head is held in fast mode; stored (or "
+                                      "fp16): as in the file, with 16-bit "
+                                      "activations");
   parser->Int("max_sequences", &options->memory.max_slots, {1, 4096}, "Sequences that run at once");
   parser->Int("max_step_tokens", &options->memory.max_step_tokens, {16, 1 << 16},
               "Tokens of one step, all sequences together");
@@ -76,7 +79,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
                  "File that gets the addresses once the group serves");
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
-  parser->Time("step_deadline", &options->step_deadline, {milliseconds(100), hours(1)},
+  parser->Time("step_deadline", &options->step_deadline, {milliseconds(500), hours(1)},
                "A group without progress for this long ends; half of it is logged");
   parser->Time("drain_timeout", &options->drain_timeout, {Duration::zero(), hours(24)},
                "After SIGTERM, what runs may take this long");

@@ -4,6 +4,7 @@
 
 #include "base/version.h"
 #include "worker/fnv.h"
+#include "worker/weights/machine_memory.h"
 
 namespace nibble::worker {
 namespace {
@@ -24,7 +25,9 @@ Failure OpenAndPlan(const WorkerOptions& options, PlannedModel* model) {
   auto plan = weights::PlanMemory(*model->checkpoint, options.tp, options.memory);
   if (plan.ok()) {
     model->plan = *std::move(plan);
-    return {};
+    absl::Status fits = weights::CheckFits(model->plan, weights::MachineMemory());
+    if (fits.ok()) return {};
+    return {.exit_code = kExitNoMemory, .status = std::move(fits)};
   }
   Failure failure{.exit_code = kExitModel, .status = plan.status()};
   if (absl::IsResourceExhausted(plan.status())) {

@@ -34,6 +34,7 @@ constexpr int64_t kTokenizerBytesMax = int64_t{64} << 20;
 constexpr Duration kMeetingTime = std::chrono::hours(1);
 constexpr Duration kWarmUpTime = std::chrono::minutes(2);
 constexpr Duration kChunkTimeMax = std::chrono::seconds(1);
+constexpr Duration kIdleStampMax = std::chrono::milliseconds(500);
 
 int ServingExitCode(const absl::Status& status) {
   switch (status.code()) {
@@ -85,6 +86,11 @@ class Rank {
   [[nodiscard]] rpc::TokenizerFiles ReadTokenizerFiles() const;
   [[nodiscard]] v1::GetModelInfoResponse ModelInfo(int32_t context) const;
   [[nodiscard]] bool AllUp() const;
+  // Of collectives and the ring. The first steps may take as long as the warm-up; once the group
+  // serves, the engine, the followers and the supervisor hold every step to its own deadline.
+  [[nodiscard]] Duration PeerPatience() const {
+    return std::max(options_.step_deadline, kWarmUpTime);
+  }
   [[nodiscard]] step::PlanRingWait RingWait() const {
     const bool a_core_each =
         collectives::SpinBudget(options_.tp * options_.threads) > Duration::zero();
@@ -135,7 +141,7 @@ absl::Status Rank::Connect() {
     region_ = std::make_unique<collectives::ShmRegion>(std::move(region));
     ASSIGN_OR_RETURN(communicator_, collectives::MakeShmCommunicator(
                                         region_.get(), arguments_.rank,
-                                        {.timeout = options_.step_deadline,
+                                        {.timeout = PeerPatience(),
                                          .waiting_threads = options_.tp * options_.threads}));
   }
   counted_communicator_ = std::make_unique<CountedCommunicator>(communicator_.get(), stats_);
@@ -188,8 +194,9 @@ absl::Status Rank::RunAsFollower() {
   slot_->phase.store(group::RankPhase::kServing, std::memory_order_release);
   return RunFollower(receiver.get(), counted_executor_.get(),
                      {.step_deadline = options_.step_deadline,
-                      .serving = [this] { return control_->address.Get().has_value(); },
+                      .serving = [this] { return control_->address.written(); },
                       .warm_up_deadline = kWarmUpTime,
+                      .idle_stamp = std::min(kIdleStampMax, options_.step_deadline / 8),
                       .clock = &clock_,
                       .stats = stats_});
 }
@@ -197,8 +204,8 @@ absl::Status Rank::RunAsFollower() {
 absl::Status Rank::RunLeader() {
   std::unique_ptr<step::PlanRingWriter> publisher;
   if (options_.tp > 1) {
-    ASSIGN_OR_RETURN(publisher, step::PlanRingWriter::Attach(arguments_.ring_fd,
-                                                             options_.step_deadline, RingWait()));
+    ASSIGN_OR_RETURN(publisher,
+                     step::PlanRingWriter::Attach(arguments_.ring_fd, PeerPatience(), RingWait()));
   }
   // A step with a prompt stays well below the deadline.
   const Duration chunk_time = std::min(kChunkTimeMax, options_.step_deadline / 4);

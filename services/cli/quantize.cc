@@ -25,8 +25,8 @@ int RunQuantize(int argc, const char* const* argv) {
   Method method = Method::kRtn;
   ConfigParser parser(CommandProgram(
       "quantize", "Writes a 4-bit AutoAWQ gemm checkpoint of an unquantized model folder.",
-      "nibble quantize --method rtn --group-size 64 \\\n"
-      "  .cache/models/smollm2-135m .cache/models/smollm2-135m-awq"));
+      "nibble quantize --method rtn --group-size 32 \\\n"
+      "  .cache/models/smollm2-135m .cache/models/smollm2-135m-awq-g32"));
   parser.Group("Folders");
   parser.Folder("input", &options.input_folder, "The model").Positional().Required();
   parser.String("output", &options.output_folder, "The checkpoint; must not exist, or be empty")

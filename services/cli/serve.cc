@@ -9,16 +9,21 @@
 #include "absl/strings/str_cat.h"
 #include "base/exit_codes.h"
 #include "base/logging.h"
+#include "base/status.h"
 #include "services/cli/commands.h"
 #include "services/cli/planned_model.h"
 #include "services/cli/serve_options.h"
 #include "services/cli/supervision.h"
+#include "services/text/tokenizer.h"
+#include "worker/weights/machine_memory.h"
 
 namespace nibble::cli {
 namespace {
 
 // Longest path of a unix socket.
 constexpr size_t kSocketPathMax = 107;
+// As the leader reads them.
+constexpr int64_t kTokenizerFileBytesMax = int64_t{64} << 20;
 
 // A private folder that goes with its owner.
 class ScratchFolder {
@@ -54,6 +59,22 @@ std::string FolderOfThisProgram() {
   return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
 }
 
+// The gateway would find out only once the workers have loaded.
+absl::Status CheckTokenizer(const weights::Checkpoint& checkpoint) {
+  text::TokenizerFiles files;
+  ASSIGN_OR_RETURN(files.tokenizer_json,
+                   checkpoint.ReadFile("tokenizer.json", kTokenizerFileBytesMax));
+  for (const auto& [name, contents] :
+       {std::pair{"tokenizer_config.json", &files.tokenizer_config_json},
+        std::pair{"chat_template.jinja", &files.chat_template}}) {
+    auto read = checkpoint.ReadFile(name, kTokenizerFileBytesMax);
+    if (!read.ok() && absl::IsNotFound(read.status())) continue;
+    RETURN_IF_ERROR(read.status());
+    *contents = *std::move(read);
+  }
+  return text::Tokenizer::Create(files).status();
+}
+
 int Fail(const absl::Status& status, int code) {
   std::fprintf(stderr, "nibble serve: %s\n", std::string(status.message()).c_str());
   return code;
@@ -82,6 +103,14 @@ int RunServe(int argc, const char* const* argv) {
   int exit_code = kExitDrained;
   const auto planned = OpenAndPlan(options.model, options.tp, options.memory, &exit_code);
   if (!planned.ok()) return Fail(planned.status(), exit_code);
+  if (const auto status = weights::CheckFits(planned->plan, weights::MachineMemory());
+      !status.ok()) {
+    return Fail(status, kExitNoMemory);
+  }
+  if (const auto status = CheckTokenizer(*planned->checkpoint); !status.ok()) {
+    return Fail(absl::Status(status.code(), absl::StrCat(options.model, ": ", status.message())),
+                kExitModel);
+  }
   const auto scratch = ScratchFolder::Create();
   if (!scratch.ok()) return Fail(scratch.status(), kExitFailure);
   Supervision supervision(options, {.programs = FolderOfThisProgram(), .scratch = scratch->path()});

@@ -37,10 +37,13 @@ void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights:
       "numerics", numerics,
       {{"fast", weights::Numerics::kFast}, {"exact", weights::Numerics::kExact}},
       "int8 or fp32 activations");
-  parser->Choice<weights::HeadFormat>(
-      "head", head,
-      {{"int8", weights::HeadFormat::kInt8}, {"stored", weights::HeadFormat::kStored}},
-      "How a 16-bit output head is held in fast mode; stored: with 16-bit activations");
+  parser->Choice<weights::HeadFormat>("head", head,
+                                      {{"int8", weights::HeadFormat::kInt8},
+                                       {"stored", weights::HeadFormat::kStored},
+                                       {"fp16", weights::HeadFormat::kStored}},
+                                      "How a 16-bit output head is held in fast mode; stored (or "
+                                      "fp16): as in the file, with 16-bit "
+                                      "activations");
 }
 
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options) {

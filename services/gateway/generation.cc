@@ -84,6 +84,7 @@ void Generation::Begin(OwnedInput input) {
   input_ = std::move(input);
   const auto model = CheckRequest();
   absl::MutexLock lock(&mutex_);
+  if (ended_) return;  // cut by the end of a drain since it entered
   if (!model.ok()) return End(model.status());
   request_id_ = input_.input.request_id->empty() ? core_.random.NextId() : *input_.input.request_id;
   model_metrics_ = &core_.metrics.ForModel((*model)->name());

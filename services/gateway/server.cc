@@ -77,10 +77,10 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std:
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(GatewayOptions options) {
-  static const SteadyClock steady;
+  static const SteadyClock kSteady;
   // Parse errors become statuses; protobuf's own lines on stderr would add nothing to them.
   google::protobuf::SetLogHandler(nullptr);
-  const Clock* clock = options.clock == nullptr ? &steady : options.clock;
+  const Clock* clock = options.clock == nullptr ? &kSteady : options.clock;
   std::unique_ptr<GatewayServer> server(new GatewayServer(WithDefaults(std::move(options)), clock));
   RETURN_IF_ERROR(server->StartPublic());
   RETURN_IF_ERROR(server->StartAdmin());

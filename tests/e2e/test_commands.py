@@ -71,6 +71,20 @@ class ConfigTest(harness.ModelTestCase):
         with tempfile.TemporaryDirectory() as empty:
             answer = harness.run_nibble("serve", empty)
             self.assertEqual(answer.returncode, 3, answer.stderr)
+        for contents in (None, "{"):
+            with self.subTest(tokenizer=contents), tempfile.TemporaryDirectory() as folder:
+                copy = pathlib.Path(folder) / "model"
+                shutil.copytree(self.model, copy, copy_function=shutil.copyfile,
+                                ignore=shutil.ignore_patterns("tokenizer.json"))
+                if contents is not None:
+                    copy.chmod(0o755)
+                    (copy / "tokenizer.json").write_text(contents, encoding="utf-8")
+                answer = harness.run_nibble("serve", copy)
+                self.assertEqual(answer.returncode, 3, answer.stderr)
+                self.assertIn("tokenizer.json", answer.stderr)
+        answer = harness.run_nibble("serve", self.model, "--kv-blocks", 1 << 28)
+        self.assertEqual(answer.returncode, 4, answer.stderr)
+        self.assertIn("this machine has", answer.stderr)
         answer = harness.run_nibble("serve", self.model, "--memory", "20MiB")
         self.assertEqual(answer.returncode, 4, answer.stderr)
         self.assertRegex(answer.stderr, r"needs \S+MiB: weights \S+MiB.*the budget is 20MiB")
@@ -178,10 +192,8 @@ class ClientCommandTest(harness.ServedTestCase):
 
     def test_examples_of_help_work_as_pasted(self):
         demo = harness.SOURCE / ".cache" / "models" / "smollm2-135m-awq"
-        for command in ("chat", "generate", "inspect", "plan"):
-            text = harness.run_nibble(command, "--help").stdout
-            example = re.search(r"Example:\n((?:  .+\n)+)", text)[1].replace("\\\n", " ")
-            words = shlex.split(example)[1:]
+        for command in ("chat", "generate", "inspect", "plan", "bench"):
+            words = self.example_of(command)
             if command in ("chat", "generate"):
                 if "--server" in words:
                     words[words.index("--server") + 1] = self.server.address
@@ -190,9 +202,36 @@ class ClientCommandTest(harness.ServedTestCase):
             elif not demo.exists():
                 words = [word if not word.startswith(".cache/") else str(self.model)
                          for word in words]
-            with self.subTest(words=words):
-                answer = harness.run_nibble(*words, cwd=harness.SOURCE)
+            with self.subTest(words=words), tempfile.TemporaryDirectory() as here:
+                words = [word if not word.startswith(".cache/") else str(harness.SOURCE / word)
+                         for word in words]
+                answer = harness.run_nibble(*words, cwd=here, seconds=240)
                 self.assertEqual(answer.returncode, 0, answer.stderr)
+
+    @staticmethod
+    def example_of(command):
+        text = harness.run_nibble(command, "--help").stdout
+        example = re.search(r"Example:\n((?:  .+\n)+)", text)[1].replace("\\\n", " ")
+        return shlex.split(example)[1:]
+
+    def test_the_examples_of_quantize_and_serve_work_as_pasted(self):
+        fp16 = harness.SOURCE / ".cache" / "models" / "smollm2-135m"
+        if not (fp16 / ".complete").exists():
+            print(f"NOT RUN: {self.id()} (no {fp16}; make demo fetches it)")
+            return
+        with tempfile.TemporaryDirectory() as here:
+            models = pathlib.Path(here) / ".cache" / "models"
+            models.mkdir(parents=True)
+            (models / fp16.name).symlink_to(fp16)
+            answer = harness.run_nibble(*self.example_of("quantize"), cwd=here, seconds=240)
+            self.assertEqual(answer.returncode, 0, answer.stderr)
+            # As make demo leaves it, which the example of serve names.
+            words = self.example_of("serve")
+            (models / pathlib.Path(words[1]).name).symlink_to(self.model)
+            server = harness.Server(models.parent.parent / words[1],
+                                    *[word for word in words[2:] if word != "50051"][:-1])
+            self.addCleanup(server.close)
+            self.assertEqual(server.end(), 0)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ struct SharedText {
     for (size_t i = 0; i < size; ++i) bytes[i] = text[i];
     size_plus_one.store(static_cast<uint32_t>(size) + 1, std::memory_order_release);
   }
+  // Allocates nothing, unlike Get().
+  [[nodiscard]] bool written() const { return size_plus_one.load(std::memory_order_acquire) != 0; }
   [[nodiscard]] std::optional<std::string> Get() const {
     const uint32_t size = size_plus_one.load(std::memory_order_acquire);
     if (size == 0 || size > kBytes + 1) return std::nullopt;  // nothing, or nonsense

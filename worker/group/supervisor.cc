@@ -19,7 +19,7 @@
 namespace nibble::group {
 namespace {
 
-constexpr Duration kTick = std::chrono::milliseconds(100);
+constexpr Duration kTickMax = std::chrono::milliseconds(100);
 // A rank that noticed the loss of another may be seen to leave before the one that caused it.
 constexpr Duration kMoreTellingEndMax = std::chrono::milliseconds(300);
 // The leader counts the drain's time itself; it gets this much more to leave.
@@ -91,8 +91,10 @@ absl::Status Supervisor::StartRanks() {
 }
 
 std::optional<GroupEnd> Supervisor::Watch(int signal_fd) {
+  // Far below what counts as having stood still.
+  const Duration tick = std::min(kTickMax, options_.hang.hard / 16);
   for (;;) {
-    WaitForEvents(signal_fd, kTick);
+    WaitForEvents(signal_fd, tick);
     if (auto end = HandleSignals(signal_fd)) return end;
     if (RankLost()) return std::nullopt;
     if (state_ == State::kDraining && AllGone()) return GroupEnd{.reason = "drained"};
