@@ -1,6 +1,6 @@
 # Thin fronts for the CMake presets and tools/. `make help` lists them.
 .DEFAULT_GOAL := build
-.PHONY: help build debug test test-deploy test-tsan test-faults test-fuzz demo bench format check clean
+.PHONY: help build debug test test-deploy test-tsan test-faults test-fuzz demo bench format check tidy clean
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 30
@@ -53,6 +53,12 @@ format: ## rewrite C++ and Rust files in the project's format
 	tools/setup
 	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
 	cargo fmt --manifest-path services/text/Cargo.toml
+
+tidy: ## clang-tidy over what has changed since it was last found clean; minutes from nothing
+	tools/setup
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS)
+	python3 tools/tidy.py build/release
 
 check: ## linters alone, without clang-tidy: seconds
 	tools/setup

@@ -73,7 +73,8 @@ endfunction()
 
 # nibble_test(step_plan_test SRCS step_plan_test.cc DEPS ... [LABELS unit] [TIMEOUT 60])
 # declares one GoogleTest binary, registered with ctest under its name. Labels: unit (host only,
-# no network), sim, integration, e2e; slow (not in `make test`); no_tsan (goes through libraries
+# no network), sim, integration, e2e; slow (not in `make test`); sanitized (under
+# ASan and UBSan too, as unit tests are); no_tsan (goes through libraries
 # that are not built for the thread sanitizer).
 function(nibble_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})

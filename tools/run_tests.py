@@ -57,7 +57,7 @@ def count_lint(output, _ok):
 def phases():
     host, host_report = ctest("release", "-LE", "slow|e2e", "-j", JOBS)
     e2e, e2e_report = ctest("release", "-L", "e2e", "-LE", "slow")
-    asan, asan_report = ctest("asan", "-L", "unit|fuzz", "-LE", "slow", "-j", JOBS)
+    asan, asan_report = ctest("asan", "-L", "unit|fuzz|sanitized", "-LE", "slow", "-j", JOBS)
     return [
         Phase("setup", [["bash", "tools/setup"]]),
         Phase("build", [["cmake", "--preset", "release"],
