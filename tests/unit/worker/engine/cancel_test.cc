@@ -75,6 +75,19 @@ TEST(EngineCancelTest, AnIdOfThePastNeverNamesALaterRequest) {
   }
 }
 
+TEST(EngineCancelTest, AnIdOfThePastTakesNoCancelFromALaterRequest) {
+  EngineBench bench;
+  const auto past = bench.Submit(MakeRequest(1, 4, 3));
+  bench.RunToEnd();
+  const auto request = bench.Submit(MakeRequest(2, 4, 30));  // in the same place
+  bench.Turns(2);
+  bench.engine().Cancel(past.id);
+  bench.engine().Cancel(request.id);
+  bench.RunToEnd();
+  EXPECT_EQ(past.sink->code(), absl::StatusCode::kOk);
+  EXPECT_EQ(request.sink->code(), absl::StatusCode::kCancelled);
+}
+
 TEST(EngineCancelTest, UnknownIdsAreNoError) {
   EngineBench bench;
   const auto request = bench.Submit(MakeRequest(1, 4, 3));
