@@ -30,6 +30,13 @@ add_library(nibble_cudart INTERFACE)
 target_include_directories(nibble_cudart SYSTEM INTERFACE "${cuda_root}/include")
 target_link_libraries(nibble_cudart INTERFACE "${NIBBLE_CUDART}" Threads::Threads dl rt)
 
+find_library(NIBBLE_CUBLAS cublas PATHS "${cuda_root}/lib64" "${cuda_root}/lib"
+  NO_DEFAULT_PATH REQUIRED)
+find_library(NIBBLE_CUBLASLT cublasLt PATHS "${cuda_root}/lib64" "${cuda_root}/lib"
+  NO_DEFAULT_PATH REQUIRED)
+add_library(nibble_cublas INTERFACE)
+target_link_libraries(nibble_cublas INTERFACE "${NIBBLE_CUBLAS}" "${NIBBLE_CUBLASLT}")
+
 set(nibble_nvcc_flags -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr
   -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler -fPIC -I${CMAKE_SOURCE_DIR})
 foreach(architecture IN LISTS NIBBLE_CUDA_ARCHITECTURES)

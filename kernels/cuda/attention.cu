@@ -412,7 +412,6 @@ template <int32_t kD, bool kRotates>
 __global__ void __launch_bounds__(kThreads)
     AttentionKernel(const __grid_constant__ AttentionParams p) {
   __shared__ __align__(16) float parts[kWarps * kPartFloats<kD>];
-  LetNextKernelStart();
   if constexpr (!kRotates) WaitForPreviousKernel();
   const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Work work = MakeWork(p);
@@ -422,17 +421,19 @@ __global__ void __launch_bounds__(kThreads)
     return (static_cast<int64_t>(table[block]) * p.kv_heads + work.kv_head) * kBlockTokens * kD;
   };
   int32_t block = work.begin_block + warp;
-  const int32_t end = idle ? block : work.end_block;
+  const int32_t end = work.end_block;
   int64_t at = 0;
   KvFragments<kD> kv;
   Angles<kRotates ? kD : 32> angles;
+  // Blocks without work leave at once: the next kernel wants their place.
+  if (idle) return;
   // What earlier steps wrote needs no waiting for the kernel before.
   if (block < end) kv.Load(p.cache, at = place_of(block), lane);
   if constexpr (kRotates) {
     angles.Load(p.rotation, work.last, lane);
     WaitForPreviousKernel();
   }
-  if (idle) return;
+  LetNextKernelStart();
   uint32_t q[kD / 16][4];
   LoadQueries<kD>(p, work, lane, q);
   if constexpr (kRotates) RotateQueries<kD>(p, angles, lane, q);

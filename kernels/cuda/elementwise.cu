@@ -31,8 +31,8 @@ __device__ __forceinline__ float BlockSum(float value) {
 }
 
 __global__ void __launch_bounds__(kThreads) EmbedKernel(const __grid_constant__ EmbedParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int64_t token = blockIdx.x;
   int32_t id = p.token_ids[token];
   if (id < 0) id = p.last_tokens[-1 - id];
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const __grid_constant__ 
 }
 
 __global__ void __launch_bounds__(kThreads) RmsNormKernel(const __grid_constant__ RmsNormParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int64_t token = blockIdx.x;
   const int64_t from = p.rows == nullptr ? token : p.rows[token];
   const float* row = p.residual + from * p.hidden;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) RmsNormKernel(const __grid_constant_
 }
 
 __global__ void __launch_bounds__(kThreads) AddKernel(const __grid_constant__ AddParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4;
   if (at >= p.count) return;
   float4 sum = *reinterpret_cast<const float4*>(p.residual + at);
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(kThreads) AddKernel(const __grid_constant__ Ad
 
 // One thread per eight columns: a tile's gates lie before its ups.
 __global__ void __launch_bounds__(kThreads) SiluMulKernel(const __grid_constant__ SiluMulParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= static_cast<int64_t>(p.tokens) * (p.ffn / 8)) return;
   const uint4* tile = reinterpret_cast<const uint4*>(p.gate_up) + index * 2;
@@ -101,7 +101,9 @@ __global__ void __launch_bounds__(kThreads) SiluMulKernel(const __grid_constant_
     const float g = __half2float(gate[i]);
     out[i] = __float2half(g / (1.0f + __expf(-g)) * __half2float(up[i]));
   }
-  reinterpret_cast<uint4*>(p.out)[index] = result;
+  const int32_t eights = p.ffn / 8;
+  const int64_t stride = p.out_stride == 0 ? p.ffn : p.out_stride;
+  *reinterpret_cast<uint4*>(p.out + index / eights * stride + index % eights * 8) = result;
 }
 
 // A warp's head: lane l holds elements l, l + 32, … of both halves.
@@ -161,8 +163,8 @@ __device__ __forceinline__ void RotateHead(const RopeParams& p, int32_t token, i
 }
 
 __global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ RopeParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int32_t warp = static_cast<int32_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int32_t lane = threadIdx.x % 32;
   const int32_t all_heads = p.heads + 2 * p.kv_heads;
@@ -178,8 +180,8 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ R
 
 __global__ void __launch_bounds__(kThreads)
     CopyBlocksKernel(const __grid_constant__ CopyBlocksParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   uint8_t* part = p.cache + blockIdx.x * p.part_bytes;
   const int64_t from = p.from_to[2 * blockIdx.y], to = p.from_to[2 * blockIdx.y + 1];
   const uint4* source = reinterpret_cast<const uint4*>(part + from * p.block_bytes);
@@ -188,8 +190,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) ScatterKernel(const __grid_constant__ ScatterParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int32_t i = static_cast<int32_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < p.count && p.pairs[2 * i] >= 0) p.target[p.pairs[2 * i]] = p.pairs[2 * i + 1];
 }

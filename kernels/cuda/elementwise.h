@@ -56,8 +56,9 @@ struct AddParams {
 struct SiluMulParams {
   const half* gate_up = nullptr;  // [tokens, 2 * ffn]
   int32_t tokens = 0;
-  int32_t ffn = 0;      // a multiple of 8
-  half* out = nullptr;  // [tokens, ffn]
+  int32_t ffn = 0;         // a multiple of 8
+  half* out = nullptr;     // [tokens, out_stride]
+  int32_t out_stride = 0;  // 0 = ffn
 };
 [[nodiscard]] cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options);
 

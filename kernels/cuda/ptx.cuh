@@ -53,7 +53,8 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, int32
 __device__ __forceinline__ void WaitForPreviousKernel() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
-// The next kernel may start its prologue (it waits for our end before it reads our results).
+// The next kernel may start its prologue (it waits for our end before it reads our results). Said
+// after WaitForPreviousKernel, at most two kernels are about at a time.
 __device__ __forceinline__ void LetNextKernelStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

@@ -80,8 +80,8 @@ __device__ Best BlockBest(Best best) {
 }
 
 __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__ SampleParams p) {
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
   const int32_t index = static_cast<int32_t>(blockIdx.x);
   const float* logits = p.logits + static_cast<int64_t>(index) * p.vocab_size;
   const SampleRow row = p.rows[index];

@@ -231,10 +231,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     tiles[tile] =
         p.slabs + static_cast<int64_t>(min(first_tile + tile, last_tile)) * slabs * S::kSlabBytes;
   }
-  LetNextKernelStart();
   SlabWords<S> next;
   LoadSlabs<S>(tiles, 0, lane, &next);
   WaitForPreviousKernel();
+  LetNextKernelStart();
 #pragma unroll
   for (int32_t stage = 0; stage < kStages - 1; ++stage) {
     if (stage < slabs) CopyActivations<S>(p, first_token, stage, shared + stage * S::kStageBytes);

@@ -9,6 +9,10 @@ namespace {
 
 using namespace decode;
 
+// More than half of a multiprocessor's shared memory. Two blocks of one launch on a multiprocessor
+// would leave another without any, and the launch would take twice as long.
+constexpr int32_t kExclusiveBytes = 118 * 1024;
+
 // A warp's part of a token's sum of squares, all loads in flight at once.
 __device__ __forceinline__ float LoadSquares(const NormedInput& normed, int32_t token,
                                              int32_t lane) {
@@ -312,7 +316,7 @@ __device__ __forceinline__ void LoadInputs(const W4DecodeParams& p, const WarpRa
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   using Layout = SharedLayout<S>;
@@ -329,8 +333,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   rounds.tiles = Layout::kBufferBytes / (kWarps * rounds.columns * 128);
   WeightStream<S> stream;
   InitStream<S>(p, place, range, shared, warp, lane, &stream);
-  LetNextKernelStart();
   WaitForPreviousKernel();
+  LetNextKernelStart();
 
   Fragments<S> x;
   x.sums = reinterpret_cast<float*>(shared + Layout::kSums + warp * Fragments<S>::kSumBytes);
@@ -357,7 +361,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename S>
 cudaError_t LaunchShapeOf(const W4DecodeParams& params, const DecodeGrid& grid,
                           cudaStream_t stream) {
-  constexpr int32_t kBytes = SharedLayout<S>::kBytes;
+  constexpr int32_t kBytes =
+      SharedLayout<S>::kBytes < kExclusiveBytes ? kExclusiveBytes : SharedLayout<S>::kBytes;
   const cudaError_t error =
       cudaFuncSetAttribute(W4DecodeKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -379,7 +384,7 @@ cudaError_t Launch(const W4DecodeParams& params, const DecodeGrid& grid, cudaStr
 }  // namespace
 
 DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens, int32_t multiprocessors) {
-  const int32_t slabs_of_block = kWarps * (tokens <= 8 ? 4 : 2);
+  const int32_t slabs_of_block = kWarps * kChunkSlabs;
   DecodeGrid grid;
   grid.parts = (layout::GpuSlabs(columns) + slabs_of_block - 1) / slabs_of_block;
   const int32_t tiles = layout::GpuRowTiles(rows);

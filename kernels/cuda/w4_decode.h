@@ -73,7 +73,7 @@ struct W4DecodeParams {
 };
 
 // How a launch is laid out: a row of weights is split into parts so that every warp's activations
-// fit its registers (512 columns a warp, 256 above 8 tokens).
+// fit its registers (512 columns a warp).
 struct DecodeGrid {
   int32_t blocks = 0;
   int32_t parts = 1;

@@ -14,7 +14,9 @@ using layout::kGpuSlabNibbleBytes;
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
-constexpr int32_t kRingBytes = 12 * 1024;  // of one warp: 96 KB a block, so that two blocks fit
+constexpr int32_t kRingBytes = 18 * 1024;  // of one warp
+
+constexpr int32_t kChunkSlabs = 4;  // of a warp: its activations fit its registers
 
 // What a kernel instance is compiled for. A warp's range of k is at most kChunk slabs: its
 // activations stay in registers for the whole launch.
@@ -22,7 +24,9 @@ template <int32_t kGroupT, int32_t kTokenTilesT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
   static constexpr int32_t kTokenTiles = kTokenTilesT;  // 8 tokens each
-  static constexpr int32_t kChunk = 4 / kTokenTiles;
+  static constexpr int32_t kChunk = kChunkSlabs;
+  // Registers for the kernel before or behind beside this one; two token tiles take them all.
+  static constexpr int32_t kBlocksTogether = kTokenTiles == 1 ? 2 : 1;
   static constexpr int32_t kSlabBytes = kGroup == 0 ? kDenseSlabBytes : GpuSlabBytes(kGroup);
   static constexpr int32_t kCopySlabs = kGroup == 0 ? 1 : kChunk;
   static constexpr int32_t kSlotBytes = kCopySlabs * kSlabBytes;

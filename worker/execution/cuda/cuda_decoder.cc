@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/layout/gpu_w4.h"
@@ -13,7 +14,9 @@
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kFewTokens = 16;         // what the decode kernel takes
+constexpr int32_t kFewTokens = 16;   // what the decode kernel takes
+constexpr int32_t kSomeTokens = 64;  // up to here the decode kernel again and again
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr int32_t kAttentionBlocks = 264;  // two a multiprocessor
 
 int32_t SplitsFor(int32_t tiles, int32_t kv_heads) {
@@ -75,7 +78,26 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
                                            kAttentionBlocks / share.kv_heads.count() + 1,
                                            share.kv_heads.count(), spec.head_dim)));
   ASSIGN_OR_RETURN(arrivals_, arena_.Allocate<int32_t>(kAttentionBlocks));
-  return AllocateSplits();
+  RETURN_IF_ERROR(AllocateSplits());
+  return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
+}
+
+CudaDecoder::~CudaDecoder() {
+  if (large_.handle != nullptr) static_cast<void>(cublasDestroy(large_.handle));
+}
+
+absl::Status CudaDecoder::AllocateLarge() {
+  void* workspace = nullptr;
+  ASSIGN_OR_RETURN(workspace, arena_.Allocate<uint8_t>(kWorkspaceBytes));
+  ASSIGN_OR_RETURN(large_.weights, arena_.Allocate<half>(cuda::kLargeScratchBytes / 2));
+  const int64_t slice = std::min(cuda::kLargeSliceRowsMax, model_.layers()[0].gate_up.rows);
+  ASSIGN_OR_RETURN(large_.gate_up, arena_.Allocate<half>(options_.max_step_tokens * slice));
+  if (cublasCreate(&large_.handle) != CUBLAS_STATUS_SUCCESS ||
+      cublasSetStream(large_.handle, stream_) != CUBLAS_STATUS_SUCCESS ||
+      cublasSetWorkspace(large_.handle, workspace, kWorkspaceBytes) != CUBLAS_STATUS_SUCCESS) {
+    return absl::InternalError("cuBLAS does not start");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaDecoder::AllocateSplits() {
@@ -266,9 +288,16 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 }
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
-  if (product.tokens <= kFewTokens) return MultiplyFew(product);
+  if (product.tokens > kSomeTokens) return MultiplyMany(product);
+  for (int32_t first = 0; first < product.tokens; first += kFewTokens) {
+    RETURN_IF_ERROR(MultiplyFew(product, first));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecoder::MultiplyMany(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
-  return CudaStatus(cuda::W4Batch({.slabs = matrix.slabs,
+  const cuda::W4BatchParams params{.slabs = matrix.slabs,
                                    .rows = matrix.rows,
                                    .columns = matrix.columns,
                                    .group = matrix.group,
@@ -278,20 +307,26 @@ absl::Status CudaDecoder::Multiply(const Product& product) {
                                    .y_half = product.y_half,
                                    .y_float = product.y_float,
                                    .residual_out = residual_,
-                                   .bias = matrix.bias},
-                                  stream_, options_.fusion),
-                    "matrix product");
+                                   .bias = matrix.bias};
+  if (matrix.group != 0 && matrix.bias == nullptr) {
+    const cublasStatus_t status = cuda::W4Large(params, large_, stream_);
+    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("matrix product: ", cublasGetStatusName(status)));
+  }
+  return CudaStatus(cuda::W4Batch(params, stream_, options_.fusion), "matrix product");
 }
 
-absl::Status CudaDecoder::MultiplyFew(const Product& product) {
+absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
   const DeviceMatrix& matrix = *product.matrix;
+  const bool silu = product.output == cuda::DecodeOutput::kSiluMul;
+  const int64_t out = int64_t{first} * (silu ? matrix.rows / 2 : matrix.rows);
   cuda::W4DecodeParams params;
   params.slabs = matrix.slabs;
   params.rows = matrix.rows;
   params.columns = matrix.columns;
   params.group = matrix.group;
-  params.tokens = product.tokens;
-  params.x = product.x;
+  params.tokens = std::min(kFewTokens, product.tokens - first);
+  params.x = product.x + int64_t{first} * matrix.columns;
   if (product.normed_input) {
     params.normed = {.scale = scales_[scale_],
                      .square_sums = square_sums_,
@@ -301,10 +336,10 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
     scale_ = 1 - scale_;
   }
   params.output = product.output;
-  params.y_half = product.y_half;
-  params.y_float = product.y_float;
-  if (product.output == cuda::DecodeOutput::kAddResidual) {
-    params.residual_out = residual_;
+  if (product.y_half != nullptr) params.y_half = product.y_half + out;
+  if (product.y_float != nullptr) params.y_float = product.y_float + out;
+  if (product.output == cuda::DecodeOutput::kAddResidual) params.residual_out = residual_ + out;
+  if (product.output == cuda::DecodeOutput::kAddResidual && product.tokens <= kFewTokens) {
     params.next = {.x = normed_,
                    .norm_weight = product.next_norm,
                    .scale = scales_[scale_],

@@ -12,6 +12,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/w4_decode.h"
+#include "kernels/cuda/w4_large.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/step_inputs.h"
@@ -44,6 +45,9 @@ struct StepView {
 // Owns the KV cache and the activations. One thread; the stream is borrowed.
 class CudaDecoder {
  public:
+  ~CudaDecoder();
+  CudaDecoder(const CudaDecoder&) = delete;
+  CudaDecoder& operator=(const CudaDecoder&) = delete;
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(
       const CudaModel* model, const DecoderOptions& options, cudaStream_t stream);
 
@@ -81,8 +85,11 @@ class CudaDecoder {
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
   [[nodiscard]] absl::Status AllocateSplits();
+  [[nodiscard]] absl::Status AllocateLarge();
   [[nodiscard]] absl::Status Multiply(const Product& product);
-  [[nodiscard]] absl::Status MultiplyFew(const Product& product);
+  // Tokens [first, first + 16) at most.
+  [[nodiscard]] absl::Status MultiplyFew(const Product& product, int32_t first);
+  [[nodiscard]] absl::Status MultiplyMany(const Product& product);
   [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status RotateAndStore(const StepView& step, int32_t layer);
@@ -116,6 +123,7 @@ class CudaDecoder {
   float* scales_[2] = {};
   float4* split_sums_ = nullptr;
   int32_t* split_arrivals_ = nullptr;
+  cuda::LargeScratch large_;
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
   half* attention_ = nullptr;
