@@ -50,10 +50,14 @@ class GoldenTest : public ::testing::Test {
   const weights::Checkpoint* const checkpoint_;
 };
 
+struct GreedyRun {
+  std::vector<std::vector<int32_t>> tokens;  // of each prompt
+  double largest_difference = 0;             // of a log-probability from the golden's
+};
+
 // All prompts at once, so that steps hold sequences of different lengths.
-void ExpectGoldens(const weights::Checkpoint& checkpoint, const InProcessGroup::Options& options,
-                   double tolerance = 2e-3) {
-  const std::vector<GoldenPrompt> goldens = testing::ReadGoldens(checkpoint.folder());
+GreedyRun Generate(const weights::Checkpoint& checkpoint, const InProcessGroup::Options& options,
+                   const std::vector<GoldenPrompt>& goldens) {
   InProcessGroup group(checkpoint, options);
   const auto count = static_cast<int32_t>(goldens.size());
   for (int32_t slot = 0; slot < count; ++slot) {
@@ -61,26 +65,33 @@ void ExpectGoldens(const weights::Checkpoint& checkpoint, const InProcessGroup::
     group.OpenGreedy(slot, golden.prompt);
     group.Feed(slot, golden.prompt, 1, 5);
   }
-  std::vector<std::vector<int32_t>> tokens(goldens.size());
-  double largest = 0;
+  GreedyRun run{.tokens = std::vector<std::vector<int32_t>>(goldens.size())};
   for (size_t step = 0; step < goldens[0].generated.size(); ++step) {
     if (step > 0) {
       for (int32_t slot = 0; slot < count; ++slot) group.FeedSampled(slot, 5);
     }
     const step::StepResult result = group.Run();
     for (size_t i = 0; i < goldens.size(); ++i) {
-      tokens[i].push_back(result.tokens[i].token_id);
+      run.tokens[i].push_back(result.tokens[i].token_id);
       const double difference = std::abs(static_cast<double>(result.tokens[i].logprob) -
                                          static_cast<double>(goldens[i].logprobs[step]));
-      largest = std::max(largest, difference);
+      run.largest_difference = std::max(run.largest_difference, difference);
       EXPECT_EQ(result.top_logprobs[i * 5].token_id, result.tokens[i].token_id);
     }
   }
+  return run;
+}
+
+void ExpectGoldens(const weights::Checkpoint& checkpoint, const InProcessGroup::Options& options,
+                   double tolerance = 2e-3) {
+  const std::vector<GoldenPrompt> goldens = testing::ReadGoldens(checkpoint.folder());
+  const GreedyRun run = Generate(checkpoint, options, goldens);
   for (size_t i = 0; i < goldens.size(); ++i) {
-    EXPECT_EQ(tokens[i], goldens[i].generated) << goldens[i].name;
+    EXPECT_EQ(run.tokens[i], goldens[i].generated) << goldens[i].name;
   }
-  EXPECT_LT(largest, tolerance);
-  std::printf("%d ranks: largest difference of a log-probability %.2e\n", options.ranks, largest);
+  EXPECT_LT(run.largest_difference, tolerance);
+  std::printf("%d ranks: largest difference of a log-probability %.2e\n", options.ranks,
+              run.largest_difference);
 }
 
 TEST_F(GoldenTest, ExactNumericsGiveEveryGreedyToken) {
@@ -109,6 +120,28 @@ TEST_F(GoldenTest, FastNumericsWithTheStoredHeadGiveEveryGreedyToken) {
   if (checkpoint_ == nullptr) return;
   for (const int32_t ranks : {1, 2, 3, 4}) {
     ExpectGoldens(*checkpoint_, Fast(HeadFormat::kStored, ranks, ranks == 1 ? 2 : 1), 1e-2);
+  }
+}
+
+// Where the default leaves the reference's tokens, the reference itself was close to another: 8
+// bits of activations and head move a logit by some tenths. Behind that step the prompts differ.
+TEST_F(GoldenTest, TheDefaultLeavesTheTokensOnlyWhereTheMarginIsSmallAtEveryDegree) {
+  if (checkpoint_ == nullptr) return;
+  constexpr float kMarginMax = 0.5F;
+  const std::vector<GoldenPrompt> goldens = testing::ReadGoldens(checkpoint_->folder());
+  for (const int32_t ranks : {1, 2, 3, 4}) {
+    const GreedyRun run =
+        Generate(*checkpoint_, Fast(HeadFormat::kInt8, ranks, ranks == 1 ? 2 : 1), goldens);
+    for (size_t i = 0; i < goldens.size(); ++i) {
+      const GoldenPrompt& golden = goldens[i];
+      const auto [mine, wanted] =
+          std::mismatch(run.tokens[i].begin(), run.tokens[i].end(), golden.generated.begin());
+      if (mine == run.tokens[i].end()) continue;
+      const auto step = static_cast<size_t>(mine - run.tokens[i].begin());
+      std::printf("%d ranks, %s: step %zu, margin %.3f\n", ranks, golden.name.c_str(), step,
+                  static_cast<double>(golden.margins[step]));
+      EXPECT_LE(golden.margins[step], kMarginMax) << golden.name << ", " << ranks << " ranks";
+    }
   }
 }
 

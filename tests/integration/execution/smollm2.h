@@ -28,6 +28,7 @@ struct GoldenPrompt {
   std::vector<int32_t> prompt;
   std::vector<int32_t> generated;
   std::vector<float> logprobs;  // of the generated tokens
+  std::vector<float> margins;   // best logit minus second best, of each step
 };
 
 inline std::vector<GoldenPrompt> ReadGoldens(const std::string& folder) {
@@ -37,9 +38,11 @@ inline std::vector<GoldenPrompt> ReadGoldens(const std::string& folder) {
     GoldenPrompt golden{.name = entry.at("name").get<std::string>(),
                         .prompt = entry.at("prompt_token_ids").get<std::vector<int32_t>>(),
                         .generated = entry.at("generated_token_ids").get<std::vector<int32_t>>(),
-                        .logprobs = {}};
+                        .logprobs = {},
+                        .margins = {}};
     for (const nlohmann::json& step : entry.at("steps")) {
       golden.logprobs.push_back(step.at("top5").at(0).at(1).get<float>());
+      golden.margins.push_back(step.at("margin").get<float>());
     }
     goldens.push_back(std::move(golden));
   }
