@@ -123,11 +123,12 @@ TEST_F(GoldenTest, FastNumericsWithTheStoredHeadGiveEveryGreedyToken) {
   }
 }
 
-// Where the default leaves the reference's tokens, the reference itself was close to another: 8
-// bits of activations and head move a logit by some tenths. Behind that step the prompts differ.
+// Where the default leaves the reference's tokens, the reference itself was close to another (the
+// largest margin was 0.088); behind that step the texts differ. The bound is what PyTorch in bf16
+// needs.
 TEST_F(GoldenTest, TheDefaultLeavesTheTokensOnlyWhereTheMarginIsSmallAtEveryDegree) {
   if (checkpoint_ == nullptr) return;
-  constexpr float kMarginMax = 0.5F;
+  constexpr float kMarginMax = 0.175F;
   const std::vector<GoldenPrompt> goldens = testing::ReadGoldens(checkpoint_->folder());
   for (const int32_t ranks : {1, 2, 3, 4}) {
     const GreedyRun run =
