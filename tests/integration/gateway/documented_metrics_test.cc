@@ -33,14 +33,14 @@ std::string ReadAll(const std::string& path) {
 // The rows of the table below the heading that begins with `heading`.
 Metrics Documented(const std::string& heading) {
   std::istringstream page(ReadAll(testing::SourceDir() + "/docs/OPERATIONS.md"));
-  static const std::regex name("`((?:nibble|grpc)_[a-z_]+)(?:\\{([a-z_,]+)\\})?`");
+  static const std::regex kName("`((?:nibble|grpc)_[a-z_]+)(?:\\{([a-z_,]+)\\})?`");
   Metrics metrics;
   bool inside = false;
   for (std::string line; std::getline(page, line);) {
-    if (line.rfind("#", 0) == 0) inside = line.rfind(heading, 0) == 0;
-    if (!inside || line.rfind("| `", 0) != 0) continue;
+    if (line.starts_with('#')) inside = line.starts_with(heading);
+    if (!inside || !line.starts_with("| `")) continue;
     const std::string cell = line.substr(0, line.find('|', 1));
-    for (std::sregex_iterator i(cell.begin(), cell.end(), name), end; i != end; ++i) {
+    for (std::sregex_iterator i(cell.begin(), cell.end(), kName), end; i != end; ++i) {
       Labels& labels = metrics[(*i)[1]];
       std::istringstream list((*i)[2]);
       for (std::string label; std::getline(list, label, ',');) labels.insert(label);
@@ -54,15 +54,15 @@ Metrics Exported(const std::string& address) {
   const auto answer = httplib::Client("http://" + address).Get("/metrics");
   Metrics metrics;
   if (!answer) return metrics;
-  static const std::regex label("([a-z_]+)=\"");
+  static const std::regex kLabel("([a-z_]+)=\"");
   std::istringstream text(answer->body);
   std::string family;
   for (std::string line; std::getline(text, line);) {
-    if (line.rfind("# TYPE ", 0) == 0) {
+    if (line.starts_with("# TYPE ")) {
       family = line.substr(7, line.find(' ', 7) - 7);
       metrics[family];
-    } else if (line.rfind("#", 0) != 0) {
-      for (std::sregex_iterator i(line.begin(), line.end(), label), end; i != end; ++i) {
+    } else if (!line.starts_with('#')) {
+      for (std::sregex_iterator i(line.begin(), line.end(), kLabel), end; i != end; ++i) {
         if ((*i)[1] != "le") metrics[family].insert((*i)[1]);
       }
     }

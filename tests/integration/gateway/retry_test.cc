@@ -49,6 +49,7 @@ TEST_F(RetryTest, SecondAttemptsStayWithinTheirBudget) {
   std::atomic<int> failed{0};
   std::atomic<int> answered{0};
   std::vector<std::thread> clients;
+  clients.reserve(kClients);
   for (int i = 0; i < kClients; ++i) {
     clients.emplace_back([&] {
       const Transcript got = Run(Request("hello", 5));

@@ -165,7 +165,7 @@ grpc::Status ScriptedWorker::Generate(Context* context, const wire::GenerateRequ
   }
   ++active_;
   ScriptedCall call(*request, context, writer, &stopping_);
-  const grpc::Status status = script(&call);
+  grpc::Status status = script(&call);
   if (call.cancelled()) ++cancelled_;
   --active_;
   return status;

@@ -204,6 +204,7 @@ TEST_F(StatusTest, KilledGroupFailsItsStreamsAndOnlyThose) {
   std::atomic<int> speaking{0};
   std::vector<Transcript> transcripts(8);
   std::vector<std::thread> clients;
+  clients.reserve(transcripts.size());
   for (auto& transcript : transcripts) {
     clients.emplace_back(
         [&] { transcript = Run(Request("hello", 60), std::chrono::seconds(20), &speaking); });
