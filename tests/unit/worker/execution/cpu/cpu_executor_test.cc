@@ -15,6 +15,7 @@
 #include "tests/support/in_process_group.h"
 #include "tests/support/test_data.h"
 #include "worker/collectives/self_communicator.h"
+#include "worker/execution/cpu/random.h"
 
 namespace nibble::execution {
 namespace {
@@ -124,6 +125,31 @@ TEST_P(CpuExecutorTest, ASampledRequestRepeatsItselfInAnyBatch) {
     }
     EXPECT_EQ(got, want);
     for (int32_t slot = 0; slot < 4; ++slot) group_.Close(slot);
+  }
+}
+
+// The sampling law: a token is a function of its logits, the seed and its place in the output.
+TEST_P(CpuExecutorTest, EachOutputDrawsFromAStreamOfItsOwn) {
+  constexpr uint64_t kSeed = 77;
+  constexpr size_t kOutputs = 12;
+  group_.KeepLogits();
+  step::SamplingParams params;
+  params.temperature = 1.5f;
+  const std::vector<int32_t> tokens =
+      group_.Generate({.prompt = kPrompt, .sampling = params, .seed = kSeed, .count = kOutputs})
+          .tokens;
+  ASSERT_EQ(tokens.size(), kOutputs);
+  for (size_t i = 0; i < kOutputs; ++i) {
+    const auto position = static_cast<int32_t>(kPrompt.size() + i) - 1;
+    const std::vector<float>& logits = group_.Logits(0, position);
+    const uint64_t stream = OutputStream(kSeed, i);
+    std::vector<double> scores;
+    for (size_t id = 0; id < logits.size(); ++id) {
+      scores.push_back(static_cast<double>(logits[id]) / 1.5 +
+                       GumbelFromBits(UniformBits(stream, static_cast<int32_t>(id))));
+    }
+    const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();
+    EXPECT_EQ(tokens[i], best) << "output " << i;
   }
 }
 

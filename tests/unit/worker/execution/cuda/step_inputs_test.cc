@@ -1,0 +1,201 @@
+#include "worker/execution/cuda/step_inputs.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "worker/execution/cpu/random.h"
+
+namespace nibble::execution {
+namespace {
+
+using ::testing::ElementsAre;
+
+constexpr step::ExecutorLimits kLimits{
+    .vocab_size = 100, .max_context = 64, .max_slots = 4, .max_step_tokens = 40, .kv_blocks = 10};
+// Tiles of five tokens.
+constexpr StepInputs::Model kModel{.heads = 9, .kv_heads = 3};
+
+// Slot 2 with 18 prompt tokens in blocks 9 and 3, its last row sampled.
+step::StepPlan Prompt(const step::SamplingParams& sampling) {
+  step::StepPlan plan;
+  plan.opened.resize(1);
+  plan.opened[0].slot = 2;
+  plan.opened[0].seed = 5;
+  plan.opened[0].sampling = sampling;
+  plan.opened[0].history.assign(18, 7);
+  plan.opened[0].prompt_count = 18;
+  plan.token_ids.assign(18, 7);
+  plan.block_ids = {9, 3};
+  plan.sequences.resize(1);
+  plan.sequences[0].slot = 2;
+  plan.sequences[0].token_count = 18;
+  plan.sequences[0].block_count = 2;
+  plan.sequences[0].sample_count = 1;
+  return plan;
+}
+
+// The step after: the sampled token.
+step::StepPlan Next(int32_t position) {
+  step::StepPlan plan;
+  plan.token_ids = {-1};
+  plan.sequences.resize(1);
+  plan.sequences[0].slot = 2;
+  plan.sequences[0].first_position = position;
+  plan.sequences[0].token_count = 1;
+  plan.sequences[0].feed_sampled = true;
+  plan.sequences[0].sample_count = 1;
+  return plan;
+}
+
+step::SamplingParams Greedy() { return {.temperature = 0}; }
+
+// What Write put where the offsets say.
+template <typename T>
+std::vector<T> Part(const std::vector<std::byte>& memory, int64_t offset, int32_t count) {
+  std::vector<T> values(static_cast<size_t>(count));
+  std::memcpy(values.data(), memory.data() + offset, values.size() * sizeof(T));
+  return values;
+}
+std::vector<std::byte> Written(const StepInputs& inputs, const StepOffsets& offsets) {
+  std::vector<std::byte> memory(static_cast<size_t>(offsets.bytes));
+  inputs.Write(offsets, memory.data());
+  return memory;
+}
+
+TEST(StepInputsTest, PromptIsCutIntoTilesOfItsSequence) {
+  StepInputs inputs(kLimits, kModel);
+  inputs.Build(Prompt(Greedy()), false);
+  const StepShape shape = inputs.shape();
+  EXPECT_EQ(shape.tokens, 18);
+  EXPECT_EQ(shape.rows, 1);
+  EXPECT_FALSE(inputs.decode_only());
+  const StepOffsets offsets = OffsetsOf(shape);
+  const auto memory = Written(inputs, offsets);
+  const auto tiles = Part<cuda::AttentionTile>(memory, offsets.tiles, shape.tiles);
+  ASSERT_EQ(tiles.size(), 4u);
+  EXPECT_EQ(tiles[3].first_row, 15);
+  EXPECT_EQ(tiles[3].tokens, 3);
+  EXPECT_EQ(tiles[3].first_position, 15);
+  EXPECT_EQ(tiles[3].slot, 2);
+  const auto blocks = Part<int32_t>(memory, offsets.blocks, shape.tokens);
+  EXPECT_EQ(blocks[15], 9);
+  EXPECT_EQ(blocks[16], 3);
+  // Slot 2's table begins at 2 * 4.
+  EXPECT_THAT(Part<int32_t>(memory, offsets.updates, 4), ElementsAre(8, 9, 9, 3));
+  EXPECT_THAT(Part<int32_t>(memory, offsets.row_tokens, 1), ElementsAre(17));
+}
+
+TEST(StepInputsTest, SampledTokenIsFedFromItsSlot) {
+  StepInputs inputs(kLimits, kModel);
+  inputs.Build(Prompt(Greedy()), false);
+  inputs.Build(Next(18), false);
+  EXPECT_TRUE(inputs.decode_only());
+  const StepOffsets offsets = OffsetsOf(inputs.shape());
+  const auto memory = Written(inputs, offsets);
+  EXPECT_THAT(Part<int32_t>(memory, offsets.token_ids, 1), ElementsAre(-1 - 2));
+  EXPECT_THAT(Part<int32_t>(memory, offsets.positions, 1), ElementsAre(18));
+  EXPECT_THAT(Part<int32_t>(memory, offsets.blocks, 1), ElementsAre(3));
+}
+
+// After preemption the token sampled last stands in the history; the device has forgotten it.
+TEST(StepInputsTest, FirstTokenAfterOpeningComesFromTheHistory) {
+  StepInputs inputs(kLimits, kModel);
+  step::StepPlan plan = Prompt(Greedy());
+  plan.opened[0].history.push_back(42);
+  plan.sequences[0].sample_count = 0;
+  inputs.Build(plan, false);
+  inputs.Build(Next(18), false);
+  const StepOffsets offsets = OffsetsOf(inputs.shape());
+  EXPECT_THAT(Part<int32_t>(Written(inputs, offsets), offsets.token_ids, 1), ElementsAre(42));
+}
+
+TEST(StepInputsTest, RandomNumbersFollowSeedAndOutputIndex) {
+  StepInputs inputs(kLimits, kModel);
+  inputs.Build(Prompt({.temperature = 0.5f}), false);
+  inputs.Build(Next(18), false);
+  const StepOffsets offsets = OffsetsOf(inputs.shape());
+  const auto rows =
+      Part<cuda::SampleRow>(Written(inputs, offsets), offsets.sample_rows, inputs.shape().rows);
+  EXPECT_EQ(rows[0].stream, OutputStream(5, 1));
+  EXPECT_EQ(rows[0].inverse_temperature, 2.0);
+  EXPECT_EQ(rows[0].slot, 2);
+}
+
+TEST(StepInputsTest, WhatAsksForMoreThanItsBestTokenIsSampledByTheHost) {
+  const auto on_host = [](const step::StepPlan& plan) {
+    StepInputs inputs(kLimits, kModel);
+    inputs.Build(plan, false);
+    return inputs.any_on_host();
+  };
+  EXPECT_FALSE(on_host(Prompt(Greedy())));
+  EXPECT_FALSE(on_host(Prompt({.temperature = 0.7f})));
+  EXPECT_TRUE(on_host(Prompt({.temperature = 0.7f, .top_p = 0.9f})));
+  EXPECT_TRUE(on_host(Prompt({.temperature = 0, .presence_penalty = 1})));
+  EXPECT_TRUE(on_host(Prompt({.temperature = 0, .logit_bias = {{.token_id = 1, .bias = 2}}})));
+  step::StepPlan logprobs = Prompt(Greedy());
+  logprobs.sequences[0].logprobs = 0;
+  EXPECT_TRUE(on_host(logprobs));
+  step::StepPlan masked = Prompt(Greedy());
+  masked.sequences[0].mask = step::MaskSource::kLate;
+  EXPECT_TRUE(on_host(masked));
+}
+
+TEST(StepInputsTest, StopIdsAreTheHostsUntilMinTokens) {
+  StepInputs inputs(kLimits, kModel);
+  step::StepPlan plan = Prompt(Greedy());
+  plan.opened[0].stop_ids = {3};
+  plan.opened[0].min_tokens = 1;
+  inputs.Build(plan, false);
+  EXPECT_TRUE(inputs.any_on_host());
+  inputs.Build(Next(18), false);
+  EXPECT_FALSE(inputs.any_on_host());
+}
+
+TEST(StepInputsTest, OutputsOfDraftsCountWhenTheyAreKnown) {
+  StepInputs inputs(kLimits, kModel);
+  step::StepPlan plan = Prompt({.temperature = 0.5f});
+  plan.sequences[0].draft_count = 2;
+  plan.sequences[0].sample_count = 3;
+  inputs.Build(plan, false);
+  EXPECT_EQ(inputs.rows()[2].output_index, 2u);
+  inputs.TakeOutputs(2, 2);
+  inputs.Build(Next(18), false);
+  EXPECT_EQ(inputs.rows()[0].output_index, 2u);
+}
+
+TEST(StepInputsTest, PaddingUsesASlotAndABlockOfItsOwn) {
+  StepInputs inputs(kLimits, kModel);
+  inputs.Build(Prompt(Greedy()), false);
+  inputs.Build(Next(18), false);
+  inputs.Pad(3);
+  const StepShape shape = inputs.shape();
+  EXPECT_EQ(shape.tokens, 3);
+  EXPECT_EQ(shape.tiles, 3);
+  EXPECT_EQ(shape.rows, 3);
+  EXPECT_EQ(inputs.rows().size(), 1u);
+  const StepOffsets offsets = OffsetsOf(shape);
+  const auto memory = Written(inputs, offsets);
+  EXPECT_THAT(Part<int32_t>(memory, offsets.blocks, 3), ElementsAre(3, 10, 10));
+  EXPECT_EQ(Part<cuda::AttentionTile>(memory, offsets.tiles, 3)[2].slot, 4);
+  EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 3)[1].slot, 4);
+}
+
+// A graph keeps the addresses of its inputs whatever else a step brings.
+TEST(StepInputsTest, UpdatesAndCopiesLieBehindWhatGraphsRead) {
+  const StepShape shape{.tokens = 5, .tiles = 5, .rows = 5};
+  StepShape more = shape;
+  more.table_updates = 7;
+  more.copies = 2;
+  const StepOffsets a = OffsetsOf(shape), b = OffsetsOf(more);
+  EXPECT_EQ(a.tiles, b.tiles);
+  EXPECT_EQ(a.sample_rows, b.sample_rows);
+  EXPECT_EQ(a.row_tokens, b.row_tokens);
+  EXPECT_EQ(b.updates, a.bytes);
+  EXPECT_EQ(b.bytes, b.copies + 16);
+}
+
+}  // namespace
+}  // namespace nibble::execution
