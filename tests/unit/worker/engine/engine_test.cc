@@ -64,12 +64,14 @@ TEST(EngineTest, RefusesWhatItCannotRun) {
   EXPECT_THAT(refusal([](Request& r) { r.stop_ids = {1000}; }), HasSubstr("stop ids"));
   EXPECT_THAT(refusal([](Request& r) { r.sampling.logit_bias = {{.token_id = -4}}; }),
               HasSubstr("logit_bias"));
+  EXPECT_THAT(refusal([](Request& r) { r.sampling.logit_bias = {{.token_id = 1000}}; }),
+              HasSubstr("logit_bias"));
   EXPECT_THAT(refusal([](Request& r) { r.max_tokens = 0; }), HasSubstr("max_tokens"));
   EXPECT_THAT(refusal([](Request& r) { r.min_tokens = -1; }), HasSubstr("min_tokens"));
   EXPECT_THAT(refusal([](Request& r) { r.logprobs = 21; }), HasSubstr("logprobs"));
   EXPECT_THAT(refusal([](Request& r) { r.stop_ids.assign(800000, 1); }), HasSubstr("limit is"));
   EXPECT_EQ(bench.stats().rejected[step::kTooLong].Get(), 1u);
-  EXPECT_EQ(bench.stats().rejected[step::kInvalid].Get(), 9u);
+  EXPECT_EQ(bench.stats().rejected[step::kInvalid].Get(), 10u);
   EXPECT_TRUE(bench.TrySubmit(MakeRequest(1, 255, 4)).ok());
   bench.RunToEnd();
 }

@@ -60,6 +60,16 @@ TEST(BlockPoolTest, ABlockRestsUntilTheLastStepThatMayTouchItHasRetired) {
   EXPECT_EQ(pool.free(), 1);
 }
 
+TEST(BlockPoolTest, AStepThatRetiresTakesTheOnesBeforeItAlong) {
+  BlockPool pool(2);
+  const std::vector<int32_t> blocks = Take(&pool, 2);
+  pool.Free({blocks.data(), 1}, 1);
+  pool.Free({blocks.data() + 1, 1}, 2);
+  pool.Retire(3);
+  EXPECT_EQ(pool.free(), 2);
+  EXPECT_EQ(pool.CheckInvariants(), absl::OkStatus());
+}
+
 TEST(BlockPoolDeathTest, ADoubleFreeIsOurMistake) {
   BlockPool pool(2);
   const std::vector<int32_t> blocks = Take(&pool, 1);

@@ -152,6 +152,21 @@ TEST(SchedulerTest, PromptsShareOneChunkPerStep) {
   EXPECT_EQ(bench.planned()->tokens, 1 + 8 + 20);  // a decode, the rest, the third
 }
 
+TEST(SchedulerTest, SlotsAreOpenedWithinTheBytesOfAPlanAndOneAlways) {
+  SchedulerOptions options = Options();
+  options.setup_bytes_max = 300;
+  SchedulerBench bench(options);
+  for (uint64_t id = 1; id <= 2; ++id) bench.scheduler().Add(Spec(id, 10, 2));  // 168 bytes each
+  SequenceSpec large = Spec(3, 5, 2);
+  for (int32_t token = 0; token < 100; ++token) large.stop_ids.push_back(900 + token % 50);
+  bench.scheduler().Add(large);
+  for (int step = 0; step < 3; ++step) {
+    ASSERT_TRUE(bench.Turn());
+    EXPECT_THAT(bench.plan().opened, SizeIs(1)) << step;
+  }
+  bench.RunToEnd();
+}
+
 TEST(SchedulerTest, DecodesGoFirstAndPromptsShareWhatIsLeft) {
   SchedulerOptions options = Options();
   options.limits.max_step_tokens = 20;
