@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -82,7 +83,7 @@ TEST(HostSamplerTest, WaitsForLateMasks) {
   stream.join();
   ASSERT_TRUE(record.status.ok());
   EXPECT_EQ(record.outcomes[0].best.token_id, 20);
-  EXPECT_EQ(sampler.ProvideMasks(&record, {.step_id = 9}).code(),
+  EXPECT_EQ(sampler.ProvideMasks(&record, step::MaskBatch()).code(),
             absl::StatusCode::kFailedPrecondition);
 }
 
