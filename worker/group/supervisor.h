@@ -60,8 +60,8 @@ class Supervisor {
   explicit Supervisor(SupervisorOptions options);
 
   // Starts the ranks and returns when none is left. SIGTERM or SIGINT drains the group; a second
-  // one ends it. REQUIRES: both are blocked in every thread of this process; the calling thread
-  // lives as long as the process does.
+  // one ends it. REQUIRES: both are blocked in every thread of this process, and SIGPIPE is
+  // ignored; the calling thread lives as long as the process does.
   [[nodiscard]] GroupEnd Run();
 
   // For probes; any thread.
