@@ -2,6 +2,7 @@
 #include "engine_bench.h"
 #include "gtest/gtest.h"
 #include "worker/engine/engine.h"
+#include "worker/engine/inbox.h"
 
 namespace nibble::engine {
 namespace {
@@ -107,6 +108,19 @@ TEST(EngineCancelTest, ACancelInTheSameTurnAsItsSubmitWins) {
   EXPECT_FALSE(request.sink->admitted());
   bench.RunToEnd();
   EXPECT_EQ(bench.executor().tokens_fed(), 0u);
+}
+
+// Cancels that nobody has taken yet are bounded by the requests, however often somebody asks.
+TEST(InboxTest, ARequestIsCancelledOnce) {
+  step::EngineStats stats;
+  Inbox inbox({.queue_size = 2, .queue_prompt_tokens = 100}, &stats);
+  const auto id = inbox.Submit(MakeRequest(1, 4, 3), nullptr, Deadline());
+  ASSERT_TRUE(id.ok());
+  for (int i = 0; i < 3; ++i) inbox.Cancel(*id);
+  std::vector<Submission> submissions;
+  std::vector<RequestId> cancels;
+  inbox.Take(&submissions, &cancels);
+  EXPECT_EQ(cancels, std::vector<RequestId>{*id});
 }
 
 }  // namespace
