@@ -14,7 +14,7 @@ using layout::kGpuSlabNibbleBytes;
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
-constexpr int32_t kRingBytes = 18 * 1024;  // of one warp
+constexpr int32_t kRingBytes = 12 * 1024;  // of one warp; deeper rings were slower
 
 constexpr int32_t kChunkSlabs = 4;  // of a warp: its activations fit its registers
 
