@@ -32,7 +32,7 @@ FINISH_SECONDS = 240
 class Stream:
     """One client's stream, checked as it is read."""
 
-    def __init__(self, stub, request):
+    def __init__(self, stub, request, seconds=FINISH_SECONDS):
         self.text = ""
         self.tokens = 0
         self.finished = 0
@@ -40,7 +40,8 @@ class Stream:
         self.ended_at = None
         self.faults = []  # of the contract
         self.sent = None  # the trailer x-tokens-sent
-        self.call = stub.GenerateStream(request, timeout=FINISH_SECONDS)
+        self.began_at = time.monotonic()
+        self.call = stub.GenerateStream(request, timeout=seconds)
         self.thread = threading.Thread(target=self.read, daemon=True)
         self.thread.start()
 
@@ -114,8 +115,8 @@ class FaultTest(harness.ModelTestCase):
             except ProcessLookupError:
                 pass
 
-    def start_streams(self):
-        """STREAMS streams, at least COUNTED of them in the middle of their answer."""
+    def open_streams(self, deadlines):
+        """One stream per deadline, in seconds."""
         import grpc  # pylint: disable=import-outside-toplevel
         from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
         from nibble.inference.v1 import inference_pb2_grpc  # pylint: disable=C0415
@@ -126,7 +127,11 @@ class FaultTest(harness.ModelTestCase):
             text="Tell me a long story.", sampling=pb.SamplingParams(temperature=0),
             stopping=pb.StoppingCriteria(max_tokens=TOKENS, ignore_eos=True),
             output=pb.OutputOptions(token_ids=True)))
-        streams = [Stream(stub, request) for _ in range(STREAMS)]
+        return [Stream(stub, request, seconds) for seconds in deadlines]
+
+    def start_streams(self):
+        """STREAMS streams, at least COUNTED of them in the middle of their answer."""
+        streams = self.open_streams([FINISH_SECONDS] * STREAMS)
         harness.wait_until(lambda: sum(stream.streaming for stream in streams) >= COUNTED, 60,
                            f"{COUNTED} streams are in the middle of their answer")
         return streams
@@ -295,6 +300,22 @@ class FaultTest(harness.ModelTestCase):
             self.assertEqual(stream.code, grpc.StatusCode.CANCELLED)
         self.check(streams)
         self.assertEqual({stream.tokens for stream in streams[1::2]}, {TOKENS})
+        self.check_idle()
+
+    def test_a_storm_of_deadlines_gives_back_what_it_holds(self):
+        import grpc  # pylint: disable=import-outside-toplevel
+        first = self.start_streams()
+        deadlines = [0.05 * (index + 1) for index in range(3 * STREAMS)]  # up to 3.6 s
+        storm = self.open_streams(deadlines)
+        self.join(storm, max(deadlines) + 1 * LOADED)
+        for stream, seconds in zip(storm, deadlines):
+            # More than the queue holds is refused; nothing ends later than a second after.
+            self.assertIn(stream.code, (grpc.StatusCode.DEADLINE_EXCEEDED,
+                                        grpc.StatusCode.RESOURCE_EXHAUSTED))
+            self.assertLess(stream.ended_at - stream.began_at, seconds + 1 * LOADED)
+        self.join(first, FINISH_SECONDS)
+        self.check(first + storm)
+        self.assertEqual({stream.tokens for stream in first}, {TOKENS})
         self.check_idle()
 
 
