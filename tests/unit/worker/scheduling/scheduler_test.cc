@@ -167,6 +167,31 @@ TEST(SchedulerTest, SlotsAreOpenedWithinTheBytesOfAPlanAndOneAlways) {
   bench.RunToEnd();
 }
 
+TEST(SchedulerTest, NothingIsAdmittedAboveTheWatermarkButALoneSequence) {
+  SchedulerOptions options = Options();
+  options.limits.kv_blocks = 10;
+  options.kv_watermark = 0.5;
+  SchedulerBench bench(options);
+  for (uint64_t id = 1; id <= 2; ++id) bench.scheduler().Add(Spec(id, 40, 2));  // 3 blocks each
+  bench.scheduler().Add(Spec(3, 120, 2));                                       // 8
+  ASSERT_TRUE(bench.Launch());
+  EXPECT_EQ(bench.scheduler().running(), 1);
+  ASSERT_TRUE(bench.Turn());
+  EXPECT_EQ(bench.scheduler().running(), 1);  // six of ten would be used
+  bench.RunToEnd();
+  EXPECT_EQ(bench[3].output_count, 2);
+}
+
+TEST(SchedulerTest, APromptGetsRoomForTheTokenThatFollowsIt) {
+  for (const int32_t outputs : {1, 2}) {  // the last output is never fed
+    SchedulerBench bench(Options());
+    bench.scheduler().Add(Spec(1, step::kBlockTokens, outputs));
+    ASSERT_TRUE(bench.Launch());
+    EXPECT_EQ(bench.plan().sequences.at(0).block_count, outputs);
+    bench.RunToEnd();
+  }
+}
+
 TEST(SchedulerTest, DecodesGoFirstAndPromptsShareWhatIsLeft) {
   SchedulerOptions options = Options();
   options.limits.max_step_tokens = 20;
