@@ -255,7 +255,8 @@ class FaultTest(harness.ModelTestCase):
         self.check_cut_short(streams, fault_at, HUNG_SECONDS)
         harness.wait_until(lambda: not set(ranks.values()) & set(self.server.descendants()),
                            GONE_SECONDS, "every process of the group has ended")
-        self.assertIn("exit code 6", self.server.log())
+        harness.wait_until(lambda: "exit code 6" in self.server.log(), GONE_SECONDS,
+                           "the log says that it was a hang")
         self.check_serves_again()
 
     def test_stopped_follower(self):
