@@ -42,8 +42,8 @@ ActivationPlan PlanActivations(const model::ModelSpec& spec, const RankShare& sh
   plan.mlp = Floats(tokens, ffn);
   plan.projected = plan.hidden;
   const int32_t terms = ActivationTerms(options);
-  plan.converted = ConvertedBytes(tokens, widest, terms) +
-                   threads * ConvertedBytes(own_tokens, widest, terms);
+  plan.converted =
+      ConvertedBytes(tokens, widest, terms) + threads * ConvertedBytes(own_tokens, widest, terms);
   plan.private_mlp = threads * Floats(own_tokens, ffn);
   plan.logits = Floats(rows, vocab_share_max);
   if (share.rank_count > 1) {

@@ -23,8 +23,8 @@ const ServePaths kPaths = {.programs = "/opt/nibble", .scratch = "/tmp/nibble-x"
 
 TEST(ServeOptions, ReachTheWorker) {
   ServeOptions options;
-  ASSERT_EQ(Parse({".", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory",
-                   "2GiB", "--context", "1024", "--threads", "1", "--model-name", "m"},
+  ASSERT_EQ(Parse({".", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory", "2GiB",
+                   "--context", "1024", "--threads", "1", "--model-name", "m"},
                   &options)
                 .error,
             "");
