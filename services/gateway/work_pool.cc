@@ -10,24 +10,26 @@ WorkPool::WorkPool(const Options& options) : options_(options) {
 
 WorkPool::~WorkPool() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
+  has_work_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
 bool WorkPool::Submit(size_t bytes, std::function<void()> task) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (stopping_ || tasks_.size() >= options_.queue_tasks) return false;
   // One task larger than the bound may run alone; the message limit bounds its size.
   if (!tasks_.empty() && bytes_ + bytes > options_.queue_bytes) return false;
   bytes_ += bytes;
   tasks_.push_back({bytes, std::move(task)});
+  has_work_.notify_one();
   return true;
 }
 
 size_t WorkPool::depth() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return tasks_.size();
 }
 
@@ -35,8 +37,8 @@ void WorkPool::Run() {
   while (true) {
     Task task;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &WorkPool::HasWork));
+      std::unique_lock lock(mutex_);
+      has_work_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
       if (tasks_.empty()) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();

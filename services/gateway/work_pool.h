@@ -1,14 +1,13 @@
 // A few threads for work that is too long for gRPC's: encoding texts, rendering templates.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 
 namespace nibble::gateway {
 
@@ -36,15 +35,14 @@ class WorkPool {
     std::function<void()> run;
   };
   void Run();
-  [[nodiscard]] bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !tasks_.empty();
-  }
 
   const Options options_;
-  mutable absl::Mutex mutex_;
-  std::deque<Task> tasks_ ABSL_GUARDED_BY(mutex_);
-  size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  // Of the standard library: the thread sanitizer cannot see into the distribution's abseil.
+  mutable std::mutex mutex_;
+  std::condition_variable has_work_;
+  std::deque<Task> tasks_;  // guarded by mutex_, as what follows
+  size_t bytes_ = 0;
+  bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 
