@@ -115,17 +115,18 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let inside = &rest[open + 2..open + length];
+        let begin = open + 2; // `{%}` opens a tag and closes none
+        let Some(length) = rest[begin..].find("%}") else { break };
+        let inside = &rest[begin..begin + length];
         let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         let replaced = match word {
             "generation" => inside.replacen("generation", "if true", 1),
             "endgeneration" => inside.replacen("endgeneration", "endif", 1),
             _ => inside.to_owned(),
         };
-        out.push_str(&rest[..open + 2]);
+        out.push_str(&rest[..begin]);
         out.push_str(&replaced);
-        rest = &rest[open + length..];
+        rest = &rest[begin + length..];
     }
     out.push_str(rest);
     out

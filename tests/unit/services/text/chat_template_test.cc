@@ -104,6 +104,12 @@ TEST(ChatTemplateTest, PrefersTheTemplateInItsOwnFile) {
   EXPECT_EQ(tokenizer->RenderChat({}, {}).value(), "new");
 }
 
+TEST(ChatTemplateTest, RefusesATagThatOpensAndClosesAtOnce) {
+  const auto tokenizer = text::Tokenizer::Create(
+      {.tokenizer_json = ReadText(DataPath("byte-level-tokenizer.json")), .chat_template = "{%}"});
+  EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << tokenizer.status();
+}
+
 TEST(ChatTemplateTest, FailsWhereTheModelHasNoTemplate) {
   const auto tokenizer = WithTemplate("");
   ASSERT_NE(tokenizer, nullptr);
