@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
+#include "base/log_options.h"
 #include "base/status.h"
 #include "base/units.h"
 
@@ -91,16 +92,7 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->Time("start_timeout", &options->start_timeout,
                {std::chrono::seconds(1), std::chrono::hours(24)}, "Longest wait for the model");
   parser->Group("Log");
-  parser->Choice<std::string>("log.level", &options->log_level,
-                              {{"trace", "trace"},
-                               {"debug", "debug"},
-                               {"info", "info"},
-                               {"warn", "warn"},
-                               {"error", "error"},
-                               {"off", "off"}},
-                              "Least important lines shown");
-  parser->Choice<std::string>("log.format", &options->log_format,
-                              {{"text", "text"}, {"json", "json"}}, "Form of the lines");
+  DeclareLogOptions(parser, &options->log_level, &options->log_format);
 }
 
 int32_t RankThreads(int32_t given, int32_t tp) {

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
+#include "base/log_options.h"
 #include "base/status.h"
 
 namespace nibble::gateway {
@@ -49,16 +50,7 @@ void DeclareOptions(ConfigParser* parser, ProgramOptions* options) {
   parser->Time("drain_timeout", &options->drain_timeout, {Duration::zero(), hours(24)},
                "After SIGTERM, what runs may take this long");
   parser->Group("Logging");
-  parser->Choice<std::string>("log.level", &options->log_level,
-                              {{"trace", "trace"},
-                               {"debug", "debug"},
-                               {"info", "info"},
-                               {"warn", "warn"},
-                               {"error", "error"},
-                               {"off", "off"}},
-                              "Least important lines shown");
-  parser->Choice<std::string>("log.format", &options->log_format,
-                              {{"text", "text"}, {"json", "json"}}, "Form of the lines");
+  DeclareLogOptions(parser, &options->log_level, &options->log_format);
 }
 
 absl::Status CompleteOptions(ProgramOptions* options) {

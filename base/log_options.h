@@ -1,0 +1,14 @@
+// The options that every serving program has for its log.
+#pragma once
+
+#include <string>
+
+#include "base/config.h"
+
+namespace nibble {
+
+// Declares log.level and log.format in the parser's current group. Both targets are borrowed until
+// the parser has run, and fit LoggingOptions (base/logging.h).
+void DeclareLogOptions(ConfigParser* parser, std::string* level, std::string* format);
+
+}  // namespace nibble
