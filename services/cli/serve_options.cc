@@ -84,7 +84,7 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
                               {{"model", "model"}, {"nibble", "nibble"}},
                               "Whose defaults fill unset sampling fields");
   parser->Time("step_deadline", &options->step_deadline,
-               {std::chrono::milliseconds(100), std::chrono::hours(1)},
+               {std::chrono::milliseconds(500), std::chrono::hours(1)},
                "A group without progress for this long is started again");
   parser->Time("drain_timeout", &options->drain_timeout,
                {std::chrono::seconds(0), std::chrono::hours(1)},

@@ -62,7 +62,8 @@ class ConfigTest(harness.ModelTestCase):
 
     def test_bad_values_are_one_line_and_exit_code_2(self):
         for arguments in (("--port", "x"), ("--memory", "lots"), ("--numerics", "slow"),
-                          ("--drain-timeout", "10"), ("--metrics-listen", "nowhere"),
+                          ("--drain-timeout", "10"), ("--step-deadline", "499ms"),
+                          ("--metrics-listen", "nowhere"),
                           ("--unknown", "1"), ("--tp", "64"), ("--context", "9999999")):
             with self.subTest(arguments=arguments):
                 self.refused(*arguments)
