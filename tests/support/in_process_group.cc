@@ -17,20 +17,19 @@ T Must(absl::StatusOr<T> made) {
 }  // namespace
 
 InProcessGroup::InProcessGroup(const std::string& folder, const Options& options)
-    : owned_(Must(weights::Checkpoint::Open(folder))),
-      checkpoint_(owned_.get()),
-      group_(Must(execution::LocalGroup::Create(*checkpoint_, options))) {
-  for (int32_t block = group_->limits().kv_blocks; block > 0; --block) {
-    free_blocks_.push_back(block - 1);
-  }
-}
+    : InProcessGroup(Must(weights::Checkpoint::Open(folder)), options) {}
 
 InProcessGroup::InProcessGroup(const weights::Checkpoint& checkpoint, const Options& options)
-    : checkpoint_(&checkpoint), group_(Must(execution::LocalGroup::Create(checkpoint, options))) {
-  for (int32_t block = group_->limits().kv_blocks; block > 0; --block) {
-    free_blocks_.push_back(block - 1);
-  }
+    : InProcessGroup(checkpoint, Must(execution::LocalGroup::Create(checkpoint, options))) {}
+
+InProcessGroup::InProcessGroup(std::unique_ptr<weights::Checkpoint> owned, const Options& options)
+    : InProcessGroup(*owned, options) {
+  owned_ = std::move(owned);
 }
+
+InProcessGroup::InProcessGroup(const weights::Checkpoint& checkpoint,
+                               std::unique_ptr<execution::LocalGroup> group)
+    : PlanBuilder(group->limits().kv_blocks), checkpoint_(&checkpoint), group_(std::move(group)) {}
 
 void InProcessGroup::KeepLogits() {
   logits_.resize(static_cast<size_t>(group_->size()));
@@ -52,80 +51,10 @@ const std::vector<float>& InProcessGroup::Logits(int32_t slot, int32_t position)
   return found->second;
 }
 
-void InProcessGroup::Open(const step::SlotSetup& setup) {
-  CHECK(sequences_.count(setup.slot) == 0);
-  sequences_[setup.slot] = {};
-  plan_.opened.push_back(setup);
-}
-
-void InProcessGroup::Open(int32_t slot, const std::vector<int32_t>& prompt,
-                          const step::SamplingParams& sampling, uint64_t seed) {
-  step::SlotSetup setup;
-  setup.slot = slot;
-  setup.seed = seed;
-  setup.sampling = sampling;
-  setup.history = prompt;
-  setup.prompt_count = static_cast<int32_t>(prompt.size());
-  Open(setup);
-}
-
-void InProcessGroup::OpenGreedy(int32_t slot, const std::vector<int32_t>& prompt) {
-  step::SamplingParams greedy;
-  greedy.temperature = 0;
-  Open(slot, prompt, greedy);
-}
-
-void InProcessGroup::Close(int32_t slot) {
-  // Blocks may be used again at once: steps run in order.
-  Sequence& sequence = sequences_.at(slot);
-  free_blocks_.insert(free_blocks_.end(), sequence.blocks.rbegin(), sequence.blocks.rend());
-  sequences_.erase(slot);
-  plan_.closed.push_back(slot);
-}
-
-step::SequenceStep& InProcessGroup::AddSequence(int32_t slot, int32_t tokens) {
-  Sequence& sequence = sequences_.at(slot);
-  step::SequenceStep next;
-  next.slot = slot;
-  next.first_position = sequence.position;
-  next.token_begin = static_cast<int32_t>(plan_.token_ids.size());
-  next.token_count = tokens;
-  next.block_table_index = static_cast<int32_t>(sequence.blocks.size());
-  next.block_begin = static_cast<int32_t>(plan_.block_ids.size());
-  sequence.position += tokens;
-  while (static_cast<int32_t>(sequence.blocks.size()) * step::kBlockTokens < sequence.position) {
-    CHECK(!free_blocks_.empty());
-    sequence.blocks.push_back(free_blocks_.back());
-    plan_.block_ids.push_back(free_blocks_.back());
-    free_blocks_.pop_back();
-    ++next.block_count;
-  }
-  plan_.sequences.push_back(next);
-  return plan_.sequences.back();
-}
-
-void InProcessGroup::Feed(int32_t slot, std::span<const int32_t> tokens, int32_t sample_rows,
-                          int32_t logprobs) {
-  step::SequenceStep& sequence = AddSequence(slot, static_cast<int32_t>(tokens.size()));
-  sequence.sample_count = sample_rows;
-  sequence.draft_count = std::max(0, sample_rows - 1);
-  sequence.logprobs = logprobs;
-  plan_.token_ids.insert(plan_.token_ids.end(), tokens.begin(), tokens.end());
-}
-
-void InProcessGroup::FeedSampled(int32_t slot, int32_t logprobs) {
-  step::SequenceStep& sequence = AddSequence(slot, 1);
-  sequence.feed_sampled = true;
-  sequence.sample_count = 1;
-  sequence.logprobs = logprobs;
-  plan_.token_ids.push_back(-1);
-}
-
 void InProcessGroup::Launch() {
-  plan_.step_id = ++steps_;
-  const absl::Status status = group_->Launch(plan_);
+  const absl::Status status = group_->Launch(Finished());
   CHECK_MSG(status.ok(), status.ToString());
-  plan_.Clear();
+  StartNext();
 }
 
 step::StepResult InProcessGroup::Wait() {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/plan_builder.h"
 #include "worker/execution/cpu/local_group.h"
 #include "worker/step/step_plan.h"
 #include "worker/weights/checkpoint.h"
@@ -17,7 +18,7 @@
 namespace nibble::testing {
 
 // Failures of the group are fatal for the test (CHECK).
-class InProcessGroup {
+class InProcessGroup : public PlanBuilder {
  public:
   using Options = execution::LocalGroup::Options;
 
@@ -33,22 +34,6 @@ class InProcessGroup {
   void KeepLogits();
   // Of the row at `position` of `slot`, as last seen.
   [[nodiscard]] const std::vector<float>& Logits(int32_t slot, int32_t position) const;
-
-  // What the next step does; in the order of the calls.
-  void Open(const step::SlotSetup& setup);
-  void Open(int32_t slot, const std::vector<int32_t>& prompt, const step::SamplingParams& sampling,
-            uint64_t seed = 0);
-  void OpenGreedy(int32_t slot, const std::vector<int32_t>& prompt = {});
-  void Close(int32_t slot);
-  // The next input tokens of the slot's sequence, of which the last `sample_rows` are sampled (all
-  // but the first of these count as drafts).
-  void Feed(int32_t slot, std::span<const int32_t> tokens, int32_t sample_rows,
-            int32_t logprobs = -1);
-  // One token: the one sampled last.
-  void FeedSampled(int32_t slot, int32_t logprobs = -1);
-
-  // Edits of the step being built that the calls above do not cover.
-  [[nodiscard]] step::StepPlan& plan() { return plan_; }
 
   void Launch();
   [[nodiscard]] step::StepResult Wait();
@@ -77,20 +62,13 @@ class InProcessGroup {
   void Prefill(int32_t slot, std::span<const int32_t> prompt, int32_t chunk);
 
  private:
-  struct Sequence {
-    int32_t position = 0;  // of the next input token
-    std::vector<int32_t> blocks;
-  };
-
-  step::SequenceStep& AddSequence(int32_t slot, int32_t tokens);
+  InProcessGroup(std::unique_ptr<weights::Checkpoint> owned, const Options& options);
+  InProcessGroup(const weights::Checkpoint& checkpoint,
+                 std::unique_ptr<execution::LocalGroup> group);
 
   std::unique_ptr<weights::Checkpoint> owned_;
   const weights::Checkpoint* checkpoint_ = nullptr;
   std::unique_ptr<execution::LocalGroup> group_;
-  step::StepPlan plan_;
-  uint64_t steps_ = 0;
-  std::map<int32_t, Sequence> sequences_;  // open slots
-  std::vector<int32_t> free_blocks_;
   // One map per rank: each observer writes on its own thread.
   std::vector<std::map<std::pair<int32_t, int32_t>, std::vector<float>>> logits_;
 };
