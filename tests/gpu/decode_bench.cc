@@ -187,7 +187,9 @@ int Run(int argc, char** argv) {
   int32_t batch = 1;
   for (const int32_t each : options.batches) batch = std::max(batch, each);
   auto begin = std::chrono::steady_clock::now();
-  auto model = CudaModel::Random(spec, 128, spec.max_context);
+  const auto shares = weights::ComputeShares(spec, 1, 128);
+  CHECK_MSG(shares.ok(), shares.status().ToString());
+  auto model = CudaModel::Random(spec, shares->front(), 128, spec.max_context);
   CHECK_MSG(model.ok(), model.status().ToString());
   const int32_t blocks =
       std::max(spec.max_context / 16, batch * ((options.prompt + options.generate) / 16 + 2));

@@ -29,11 +29,19 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel
                                                                  const DecoderOptions& options,
                                                                  cudaStream_t stream) {
   std::unique_ptr<CudaDecoder> decoder(new CudaDecoder(model, options, stream));
-  int device = 0;
-  RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "asking for the device"));
-  RETURN_IF_ERROR(CudaStatus(
-      cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
-      "asking for the number of multiprocessors"));
+  if (!decoder->arena_.counting()) {
+    int device = 0;
+    RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "asking for the device"));
+    RETURN_IF_ERROR(CudaStatus(
+        cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors"));
+  }
+  if (!decoder->arena_.counting()) {
+    DecoderOptions counting = options;
+    counting.mode = DeviceArena::Mode::kCount;
+    ASSIGN_OR_RETURN(const auto planned, Create(model, counting, nullptr));
+    RETURN_IF_ERROR(decoder->arena_.Reserve(planned->arena_.bytes()));
+  }
   RETURN_IF_ERROR(
       decoder->Allocate((model->max_context() + step::kBlockTokens - 1) / step::kBlockTokens));
   return decoder;
@@ -53,10 +61,12 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   ASSIGN_OR_RETURN(block_tables_, arena_.Allocate<int32_t>(slots * table_size));
   ASSIGN_OR_RETURN(last_tokens_, arena_.Allocate<int32_t>(slots));
   // Rows that pad a batch write into a block of their own.
-  RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpy(block_tables_ + (slots - 1) * table_size, &options_.kv_blocks,
-                            sizeof(int32_t), cudaMemcpyHostToDevice),
-                 "preparing block tables"));
+  if (!arena_.counting()) {
+    RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpy(block_tables_ + (slots - 1) * table_size, &options_.kv_blocks,
+                              sizeof(int32_t), cudaMemcpyHostToDevice),
+                   "preparing block tables"));
+  }
   ASSIGN_OR_RETURN(residual_, arena_.Allocate<float>(tokens * spec.hidden_size));
   const int64_t parts = layout::GpuRowTiles(spec.hidden_size);
   ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(kFewTokens * parts));
@@ -92,6 +102,7 @@ absl::Status CudaDecoder::AllocateLarge() {
   ASSIGN_OR_RETURN(large_.weights, arena_.Allocate<half>(cuda::kLargeScratchBytes / 2));
   const int64_t slice = std::min(cuda::kLargeSliceRowsMax, model_.layers()[0].gate_up.rows);
   ASSIGN_OR_RETURN(large_.gate_up, arena_.Allocate<half>(options_.max_step_tokens * slice));
+  if (arena_.counting()) return absl::OkStatus();
   if (cublasCreate(&large_.handle) != CUBLAS_STATUS_SUCCESS ||
       cublasSetStream(large_.handle, stream_) != CUBLAS_STATUS_SUCCESS ||
       cublasSetWorkspace(large_.handle, workspace, kWorkspaceBytes) != CUBLAS_STATUS_SUCCESS) {

@@ -25,6 +25,8 @@ struct DecoderOptions {
   int32_t kv_blocks = 0;    // without the one that serves padding
   int32_t sample_rows = 0;  // rows whose logits are held at a time
   bool fusion = true;
+  // kCount: a decoder that can only say what it would allocate; needs no device.
+  DeviceArena::Mode mode = DeviceArena::Mode::kAllocate;
 };
 
 // Where a step's inputs and outputs lie on the device.
@@ -69,7 +71,11 @@ class CudaDecoder {
 
  private:
   CudaDecoder(const CudaModel* model, const DecoderOptions& options, cudaStream_t stream)
-      : model_(*model), options_(options), stream_(stream) {}
+      : model_(*model),
+        options_(options),
+        stream_(stream),
+        kv_arena_(options.mode),
+        arena_(options.mode) {}
 
   // A matrix product and what happens around it.
   struct Product {

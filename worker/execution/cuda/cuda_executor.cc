@@ -21,6 +21,7 @@ namespace {
 
 constexpr uint64_t kDepth = 2;           // steps in flight
 constexpr int32_t kSampleRowsMax = 256;  // whose logits are held at a time
+constexpr int32_t kSampleRowsMin = 16;
 constexpr auto kSpin = std::chrono::milliseconds(2);
 constexpr auto kNap = std::chrono::microseconds(50);
 
@@ -42,9 +43,14 @@ struct CudaExecutor::State {
         checker(limits),
         inputs(limits, {.heads = model->share().heads.count(),
                         .kv_heads = model->share().kv_heads.count()}),
-        host_sampler(limits) {}
+        host_sampler(limits),
+        sample_rows(std::min(limits.max_step_tokens,
+                             std::clamp(limits.max_slots, kSampleRowsMin, kSampleRowsMax))) {}
   ~State();
 
+  DecoderOptions OptionsOfDecoder(DeviceArena::Mode mode) const;
+  absl::Status AllocateIn(DeviceArena* target);
+  absl::StatusOr<DeviceMemoryUse> Plan();
   absl::Status Prepare();
   StepRecord& At(uint64_t step) { return records[step % kDepth]; }
   StepView ViewOf(const StepOffsets& offsets, const StepShape& shape, bool every_token) const;
@@ -70,6 +76,7 @@ struct CudaExecutor::State {
   PlanChecker checker;
   StepInputs inputs;
   HostSampler host_sampler;
+  const int32_t sample_rows;
 
   cudaStream_t stream = nullptr;
   std::unique_ptr<CudaDecoder> decoder;
@@ -79,7 +86,6 @@ struct CudaExecutor::State {
   cuda::SampledToken* device_sampled = nullptr;
   int32_t* device_pairs = nullptr;
   PinnedMemory host_logits;
-  int32_t sample_rows = 0;
   std::array<StepRecord, kDepth> records;
   std::array<std::vector<HostCall>, kDepth> calls;
   uint64_t launched = 0;
@@ -100,20 +106,43 @@ CudaExecutor::State::~State() {
   }
 }
 
+DecoderOptions CudaExecutor::State::OptionsOfDecoder(DeviceArena::Mode mode) const {
+  return {.max_step_tokens = limits.max_step_tokens,
+          .max_slots = limits.max_slots,
+          .kv_blocks = limits.kv_blocks,
+          .sample_rows = sample_rows,
+          .fusion = options.fusion,
+          .mode = mode};
+}
+
+absl::Status CudaExecutor::State::AllocateIn(DeviceArena* target) {
+  ASSIGN_OR_RETURN(device_inputs, target->Allocate<std::byte>(inputs.bytes_max()));
+  ASSIGN_OR_RETURN(device_sampled, target->Allocate<cuda::SampledToken>(limits.max_step_tokens));
+  ASSIGN_OR_RETURN(device_pairs, target->Allocate<int32_t>(int64_t{2} * limits.max_slots));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
+  constexpr auto kCount = DeviceArena::Mode::kCount;
+  ASSIGN_OR_RETURN(const auto planned,
+                   CudaDecoder::Create(model.get(), OptionsOfDecoder(kCount), nullptr));
+  DeviceArena counted(kCount);
+  RETURN_IF_ERROR(AllocateIn(&counted));
+  return DeviceMemoryUse{.weights = model->bytes(),
+                         .kv_cache = planned->kv_bytes(),
+                         .activations = planned->activation_bytes(),
+                         .workspace = counted.bytes()};
+}
+
 absl::Status CudaExecutor::State::Prepare() {
   RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream"));
-  sample_rows = std::min(kSampleRowsMax, limits.max_step_tokens);
-  ASSIGN_OR_RETURN(decoder, CudaDecoder::Create(model.get(),
-                                                {.max_step_tokens = limits.max_step_tokens,
-                                                 .max_slots = limits.max_slots,
-                                                 .kv_blocks = limits.kv_blocks,
-                                                 .sample_rows = sample_rows,
-                                                 .fusion = options.fusion},
-                                                stream));
-  ASSIGN_OR_RETURN(device_inputs, arena.Allocate<std::byte>(inputs.bytes_max()));
-  ASSIGN_OR_RETURN(device_sampled, arena.Allocate<cuda::SampledToken>(limits.max_step_tokens));
-  ASSIGN_OR_RETURN(device_pairs, arena.Allocate<int32_t>(int64_t{2} * limits.max_slots));
+  ASSIGN_OR_RETURN(const DeviceMemoryUse planned, Plan());
+  ASSIGN_OR_RETURN(
+      decoder,
+      CudaDecoder::Create(model.get(), OptionsOfDecoder(DeviceArena::Mode::kAllocate), stream));
+  RETURN_IF_ERROR(arena.Reserve(planned.workspace));
+  RETURN_IF_ERROR(AllocateIn(&arena));
   ASSIGN_OR_RETURN(host_logits,
                    PinnedMemory::Allocate(int64_t{sample_rows} * limits.vocab_size * 4));
   const int32_t chunks = (limits.max_step_tokens + sample_rows - 1) / sample_rows;
@@ -295,6 +324,11 @@ void CudaExecutor::State::Collect(StepRecord* record, step::StepResult* result) 
 CudaExecutor::CudaExecutor(std::unique_ptr<State> state) : state_(std::move(state)) {}
 CudaExecutor::~CudaExecutor() = default;
 
+absl::StatusOr<DeviceMemoryUse> CudaExecutor::Plan(std::unique_ptr<CudaModel> planned,
+                                                   const CudaExecutorOptions& options) {
+  return State(std::move(planned), options).Plan();
+}
+
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
     std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options) {
   const int32_t needed = (model->max_context() + step::kBlockTokens - 1) / step::kBlockTokens;
@@ -365,7 +399,8 @@ const step::ExecutorLimits& CudaExecutor::limits() const { return state_->limits
 DeviceMemoryUse CudaExecutor::memory_use() const {
   return {.weights = state_->model->bytes(),
           .kv_cache = state_->decoder->kv_bytes(),
-          .activations = state_->decoder->activation_bytes() + state_->arena.bytes()};
+          .activations = state_->decoder->activation_bytes(),
+          .workspace = state_->arena.bytes()};
 }
 
 void CudaExecutor::set_logits_observer(LogitsObserver observer) {

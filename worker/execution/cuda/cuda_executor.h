@@ -20,11 +20,12 @@ struct CudaExecutorOptions {
   bool graphs = true;     // with fusion: decode steps as graphs
 };
 
-// Bytes actually allocated on the device, by owner.
+// Bytes of device memory, by owner.
 struct DeviceMemoryUse {
   int64_t weights = 0;
   int64_t kv_cache = 0;
-  int64_t activations = 0;
+  int64_t activations = 0;  // of the decoder, with its scratch
+  int64_t workspace = 0;    // inputs and outputs of steps
 };
 
 // Launch puts a step's copies and kernels on a stream and returns. A step of one token a sequence
@@ -36,6 +37,10 @@ class CudaExecutor final : public step::Executor {
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(
       std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options);
   ~CudaExecutor() override;
+
+  // What Create will allocate, for a model of CudaModel::Plan; needs no device.
+  [[nodiscard]] static absl::StatusOr<DeviceMemoryUse> Plan(std::unique_ptr<CudaModel> planned,
+                                                            const CudaExecutorOptions& options);
 
   [[nodiscard]] absl::Status Launch(const step::StepPlan& plan) override;
   [[nodiscard]] absl::Status ProvideMasks(const step::MaskBatch& masks) override;

@@ -12,6 +12,7 @@
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/model/model_spec.h"
 #include "worker/weights/checkpoint.h"
+#include "worker/weights/rank_weights.h"
 #include "worker/weights/shard.h"
 
 namespace nibble::execution {
@@ -38,6 +39,17 @@ struct DeviceLayer {
   int32_t window = 0;  // 0 = all positions are seen
 };
 
+// Every matrix of a rank's share, as its packed form will be.
+struct ModelFormats {
+  std::vector<weights::LayerFormats> layers;
+  weights::PackedFormat head;
+};
+[[nodiscard]] absl::StatusOr<ModelFormats> DescribeFormats(const weights::Checkpoint& checkpoint,
+                                                           const weights::RankShare& share);
+// Every linear layer AWQ with `group`, the head fp16.
+[[nodiscard]] ModelFormats RandomFormats(const model::ModelSpec& spec,
+                                         const weights::RankShare& share, int32_t group);
+
 // Immutable after it is made.
 class CudaModel {
  public:
@@ -49,10 +61,15 @@ class CudaModel {
       const weights::Checkpoint& checkpoint, const weights::RankShare& share, int32_t max_context,
       const Progress& progress);
 
-  // Random weights of that shape, every linear layer AWQ with `group`, without a checkpoint: for
-  // measuring.
+  // Random weights of those shapes, without a checkpoint: for measuring.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaModel>> Random(
-      const model::ModelSpec& spec, int32_t group, int32_t max_context);
+      const model::ModelSpec& spec, const weights::RankShare& share, int32_t group,
+      int32_t max_context);
+
+  // Shapes and bytes() alone, without a device: null where values would be.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaModel>> Plan(
+      const model::ModelSpec& spec, const weights::RankShare& share, const ModelFormats& formats,
+      int32_t max_context);
 
   [[nodiscard]] const model::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const weights::RankShare& share() const { return share_; }
@@ -67,10 +84,12 @@ class CudaModel {
 
  private:
   friend class ModelUpload;
-  CudaModel(const model::ModelSpec& spec, const weights::RankShare& share, int32_t max_context)
+  CudaModel(const model::ModelSpec& spec, const weights::RankShare& share, int32_t max_context,
+            DeviceArena::Mode mode = DeviceArena::Mode::kAllocate)
       : spec_(spec),
         share_(share),
         max_context_(max_context),
+        arena_(mode),
         layers_(static_cast<size_t>(spec.layer_count)) {}
 
   const model::ModelSpec spec_;
@@ -79,7 +98,7 @@ class CudaModel {
   DeviceArena arena_;
   std::vector<DeviceLayer> layers_;
   DeviceMatrix head_;
-  const half* embedding_ = nullptr;   // [vocab share, hidden]
+  const half* embedding_ = nullptr;   // [vocab, hidden], whole on every rank
   const half* final_norm_ = nullptr;  // [hidden]
   const float* rope_cos_ = nullptr;   // [max_context, head_dim / 2]
   const float* rope_sin_ = nullptr;

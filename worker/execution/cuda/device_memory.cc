@@ -3,8 +3,14 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 
 namespace nibble::execution {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+
+}  // namespace
 
 absl::Status CudaStatus(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -21,14 +27,32 @@ DeviceArena::~DeviceArena() {
   for (void* piece : pieces_) static_cast<void>(cudaFree(piece));
 }
 
-absl::StatusOr<void*> DeviceArena::AllocateBytes(int64_t bytes) {
-  if (bytes == 0) return nullptr;
+absl::StatusOr<uint8_t*> DeviceArena::TakePiece(int64_t bytes) {
   void* data = nullptr;
   RETURN_IF_ERROR(CudaStatus(cudaMalloc(&data, static_cast<size_t>(bytes)),
                              absl::StrCat("allocating ", bytes, " bytes on the device")));
   pieces_.push_back(data);
-  bytes_ += bytes;
   RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0, static_cast<size_t>(bytes)), "clearing memory"));
+  return static_cast<uint8_t*>(data);
+}
+
+absl::Status DeviceArena::Reserve(int64_t bytes) {
+  CHECK(bytes_ == 0 && reserved_ == nullptr);
+  if (counting() || bytes == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(reserved_, TakePiece(bytes));
+  reserved_bytes_ = bytes;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<void*> DeviceArena::AllocateBytes(int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  const int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  bytes_ += rounded;
+  if (counting()) return nullptr;
+  if (rounded > reserved_bytes_) return TakePiece(rounded);
+  uint8_t* data = reserved_;
+  reserved_ += rounded;
+  reserved_bytes_ -= rounded;
   return data;
 }
 

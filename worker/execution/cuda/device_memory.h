@@ -19,9 +19,13 @@ namespace nibble::execution {
 [[nodiscard]] absl::Status CudaStatus(cudaError_t error, std::string_view what);
 
 // Memory of the current device. Owned; freed together. One thread.
+//
+// A counting arena allocates nothing and gives null pointers: the code that allocates is run over
+// it to plan, so that a plan is what will be allocated, to the byte.
 class DeviceArena {
  public:
-  DeviceArena() = default;
+  enum class Mode : uint8_t { kAllocate, kCount };
+  explicit DeviceArena(Mode mode = Mode::kAllocate) : mode_(mode) {}
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
   ~DeviceArena();
@@ -32,12 +36,21 @@ class DeviceArena {
     ASSIGN_OR_RETURN(void* data, AllocateBytes(count * static_cast<int64_t>(sizeof(T))));
     return static_cast<T*>(data);
   }
+  // Takes `bytes` in one piece, from which Allocate gives as long as they last: the driver rounds
+  // every piece up to 2 MiB. REQUIRES: nothing has been allocated.
+  [[nodiscard]] absl::Status Reserve(int64_t bytes);
+  // Of all allocations, each rounded up to 256.
   [[nodiscard]] int64_t bytes() const { return bytes_; }
+  [[nodiscard]] bool counting() const { return mode_ == Mode::kCount; }
 
  private:
   [[nodiscard]] absl::StatusOr<void*> AllocateBytes(int64_t bytes);
+  [[nodiscard]] absl::StatusOr<uint8_t*> TakePiece(int64_t bytes);
 
+  const Mode mode_;
   std::vector<void*> pieces_;
+  uint8_t* reserved_ = nullptr;  // what is left of it
+  int64_t reserved_bytes_ = 0;
   int64_t bytes_ = 0;
 };
 

@@ -142,8 +142,11 @@ absl::StatusOr<DeviceMatrix> ModelUpload::Matrix(const weights::LogicalLinear& l
   return Pack(staged, shape, pair_rows);
 }
 
-absl::StatusOr<DeviceMatrix> ModelUpload::RandomMatrix(int32_t rows, int32_t columns, int32_t group,
+absl::StatusOr<DeviceMatrix> ModelUpload::RandomMatrix(const weights::PackedFormat& format,
                                                        bool pair_rows) {
+  const int32_t rows = format.rows;
+  const int32_t columns = format.columns;
+  const int32_t group = format.kind == weights::PackedKind::kW4 ? format.group : 0;
   const int64_t count = static_cast<int64_t>(rows) * columns;
   ASSIGN_OR_RETURN(const Staged staged, StageArea(rows, columns, group));
   // Products of normed inputs come out of the order of one.
@@ -247,15 +250,15 @@ absl::Status ModelUpload::LoadEnds(const weights::Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-absl::Status ModelUpload::FillRandomly(int32_t group) {
+absl::Status ModelUpload::FillRandomly(const ModelFormats& formats) {
   const model::ModelSpec& spec = model_->spec_;
-  const int32_t head_rows = spec.head_count * spec.head_dim;
-  const int32_t qkv_rows = head_rows + 2 * spec.kv_head_count * spec.head_dim;
-  for (DeviceLayer& layer : model_->layers_) {
-    ASSIGN_OR_RETURN(layer.qkv, RandomMatrix(qkv_rows, spec.hidden_size, group, false));
-    ASSIGN_OR_RETURN(layer.o, RandomMatrix(spec.hidden_size, head_rows, group, false));
-    ASSIGN_OR_RETURN(layer.gate_up, RandomMatrix(2 * spec.ffn_size, spec.hidden_size, group, true));
-    ASSIGN_OR_RETURN(layer.down, RandomMatrix(spec.hidden_size, spec.ffn_size, group, false));
+  for (size_t i = 0; i < model_->layers_.size(); ++i) {
+    const weights::LayerFormats& format = formats.layers[i];
+    DeviceLayer& layer = model_->layers_[i];
+    ASSIGN_OR_RETURN(layer.qkv, RandomMatrix(format.qkv, false));
+    ASSIGN_OR_RETURN(layer.o, RandomMatrix(format.o, false));
+    ASSIGN_OR_RETURN(layer.gate_up, RandomMatrix(format.gate_up, true));
+    ASSIGN_OR_RETURN(layer.down, RandomMatrix(format.down, false));
     ASSIGN_OR_RETURN(layer.attention_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
     ASSIGN_OR_RETURN(layer.mlp_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
   }
@@ -263,7 +266,7 @@ absl::Status ModelUpload::FillRandomly(int32_t group) {
       model_->embedding_,
       RandomHalves(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size, 0, 0.05f));
   ASSIGN_OR_RETURN(model_->final_norm_, RandomHalves(spec.hidden_size, 1, 0.1f));
-  ASSIGN_OR_RETURN(model_->head_, RandomMatrix(spec.vocab_size, spec.hidden_size, 0, false));
+  ASSIGN_OR_RETURN(model_->head_, RandomMatrix(formats.head, false));
   return CudaStatus(cudaStreamSynchronize(nullptr), "filling");
 }
 

@@ -27,9 +27,9 @@ class ModelUpload {
   // `pair_rows`: the rows are all gates, then all ups.
   [[nodiscard]] absl::StatusOr<DeviceMatrix> Matrix(const weights::LogicalLinear& linear,
                                                     bool pair_rows);
-  // The same shape with random values; group 0 = dense.
-  [[nodiscard]] absl::StatusOr<DeviceMatrix> RandomMatrix(int32_t rows, int32_t columns,
-                                                          int32_t group, bool pair_rows);
+  // Random values of that form.
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> RandomMatrix(const weights::PackedFormat& format,
+                                                          bool pair_rows);
   // fp32 values, narrowed.
   [[nodiscard]] absl::StatusOr<const half*> Halves(std::span<const float> values,
                                                    std::string_view name);
@@ -38,7 +38,7 @@ class ModelUpload {
   [[nodiscard]] absl::Status Rope();
   [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer);
   [[nodiscard]] absl::Status LoadEnds(const weights::Checkpoint& checkpoint);
-  [[nodiscard]] absl::Status FillRandomly(int32_t group);
+  [[nodiscard]] absl::Status FillRandomly(const ModelFormats& formats);
 
  private:
   // Logical values on the device.
