@@ -13,12 +13,35 @@ namespace {
 // Waits happen at start only.
 constexpr auto kPoll = std::chrono::milliseconds(1);
 
-absl::Status Differs(int32_t rank, std::string_view what) {
-  return absl::FailedPreconditionError(absl::StrCat("rank ", rank, " differs from rank 0 in its ",
-                                                    absl::string_view(what.data(), what.size())));
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+RankFacts FactsIn(const RankSlot& slot) {
+  return {.model_hash = slot.model_hash,
+          .config_hash = slot.config_hash,
+          .build_hash = slot.build_hash,
+          .rank_count = slot.rank_count,
+          .kv_blocks = slot.kv_blocks};
 }
 
 }  // namespace
+
+absl::Status CompareFacts(const RankFacts& own, std::string_view who, const RankFacts& first,
+                          std::string_view the_first) {
+  const auto differs = [&](const char* what, uint64_t mine, uint64_t theirs) {
+    return absl::FailedPreconditionError(absl::StrCat(View(who), " differs from ", View(the_first),
+                                                      " in its ", what, " (", absl::Hex(mine),
+                                                      " here, ", absl::Hex(theirs), " there)"));
+  };
+  if (own.model_hash != first.model_hash) return differs("model", own.model_hash, first.model_hash);
+  if (own.config_hash != first.config_hash) {
+    return differs("configuration", own.config_hash, first.config_hash);
+  }
+  if (own.build_hash != first.build_hash) return differs("build", own.build_hash, first.build_hash);
+  if (own.rank_count == first.rank_count) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(View(who), " differs from ", View(the_first),
+                                                    " in its number of ranks (", own.rank_count,
+                                                    " here, ", first.rank_count, " there)"));
+}
 
 void SetExitReason(RankSlot* slot, int exit_code, std::string_view message) {
   int32_t none = 0;
@@ -40,10 +63,8 @@ absl::StatusOr<int32_t> Handshake::Introduce(const RankFacts& facts, Deadline de
   int32_t kv_blocks = first.kv_blocks;
   for (int32_t rank = 1; rank < rank_count_; ++rank) {
     const RankSlot& other = slot(rank);
-    if (other.model_hash != first.model_hash) return Differs(rank, "model");
-    if (other.config_hash != first.config_hash) return Differs(rank, "configuration");
-    if (other.build_hash != first.build_hash) return Differs(rank, "build");
-    if (other.rank_count != first.rank_count) return Differs(rank, "number of ranks");
+    RETURN_IF_ERROR(
+        CompareFacts(FactsIn(other), absl::StrCat("rank ", rank), FactsIn(first), "rank 0"));
     kv_blocks = std::min(kv_blocks, other.kv_blocks.load());
   }
   return kv_blocks;

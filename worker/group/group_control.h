@@ -19,6 +19,13 @@ namespace nibble::group {
 // Rises only.
 enum class RankPhase : int32_t { kStarting = 0, kIntroduced = 1, kLoaded = 2, kServing = 3 };
 
+// A range of ranks: those of one machine.
+struct RankRange {
+  int32_t first = 0;
+  int32_t count = 0;
+  [[nodiscard]] bool Contains(int32_t rank) const { return rank >= first && rank - first < count; }
+};
+
 // What the ranks of a group must have in common.
 struct RankFacts {
   uint64_t model_hash = 0;   // checkpoint identity
@@ -59,10 +66,25 @@ struct RankSlot {
   SharedText<500> exit_reason;  // set before the rank ends on an error; exit_code is valid then
 };
 
+// Where the ranks of several machines find each other for their collectives; written by the
+// supervisor before it starts ranks. Nothing is set in a group of one machine.
+struct Rendezvous {
+  SharedText<256> host;  // of the store (worker/collectives/store.h)
+  std::atomic<uint32_t> port{0};
+  std::atomic<uint64_t> key{0};
+  SharedText<64> own_address;  // of this machine, for the others
+};
+
 struct GroupControl {
+  // In a group of several machines, the others' slots hold what was last heard of them.
   std::array<RankSlot, step::kMaxRanks> ranks;
   SharedText<200> address;  // where the leader listens, once it does
+  Rendezvous rendezvous;
 };
+
+// OK, or FAILED_PRECONDITION "WHO differs from THE_FIRST in its model (1a2b here, 3c4d there)".
+[[nodiscard]] absl::Status CompareFacts(const RankFacts& own, std::string_view who,
+                                        const RankFacts& first, std::string_view the_first);
 
 // Notes why this rank is about to end. The first reason stays.
 void SetExitReason(RankSlot* slot, int exit_code, std::string_view message);

@@ -127,8 +127,9 @@ constexpr std::array<MemoryKind, 4> kMemoryKinds = {
 // The ranks of this machine, each with the text of its label.
 template <typename Visit>
 void ForEachRank(const step::GroupStats& stats, const GroupFacts& facts, const Visit& visit) {
-  const int32_t ranks = std::min(facts.tensor_parallel, step::kMaxRanks);
-  for (int32_t rank = 0; rank < ranks; ++rank) {
+  const int32_t count = facts.ranks.count > 0 ? facts.ranks.count : facts.tensor_parallel;
+  const int32_t end = std::min(facts.ranks.first + count, step::kMaxRanks);
+  for (int32_t rank = facts.ranks.first; rank < end; ++rank) {
     visit(stats.ranks[static_cast<size_t>(rank)], absl::StrCat(rank));
   }
 }
@@ -190,10 +191,12 @@ void AddInfo(const GroupFacts& facts, MetricFamilies* out) {
 
 std::vector<prometheus::MetricFamily> GroupMetrics::Collect() const {
   MetricFamilies families({{"model", facts_.model}});
-  AddState(stats_->engine, *clock_, &families);
-  AddKvCache(stats_->engine, &families);
-  AddThroughput(stats_->engine, &families);
-  AddRequests(stats_->engine, &families);
+  if (facts_.ranks.first == 0) {
+    AddState(stats_->engine, *clock_, &families);
+    AddKvCache(stats_->engine, &families);
+    AddThroughput(stats_->engine, &families);
+    AddRequests(stats_->engine, &families);
+  }
   AddRanks(*stats_, facts_, &families);
   AddInfo(facts_, &families);
   return families.Take();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "worker/group/group_control.h"
 #include "worker/step/group_stats.h"
 
 namespace nibble::group {
@@ -20,12 +21,14 @@ struct GroupFacts {
   std::string quantization = {};  // "gemm", "none", ...
   int32_t group_size = 0;         // of the quantization; 0 = none
   int32_t tensor_parallel = 1;
+  RankRange ranks = {};  // of this machine; count 0 = all
   std::string numerics = {};  // "fast", "exact"
   std::string head = {};      // "int8", "stored"
   int32_t max_context = 0;
   std::string device = "cpu";
 };
 
+// The engine's figures come from the machine that has the leader alone, each rank's from its own.
 // Thread-safe: it only reads atomics. Both arguments are borrowed and outlive it.
 class GroupMetrics final : public prometheus::Collectable {
  public:

@@ -18,7 +18,7 @@ HangWatch::Finding HangWatch::Observe(Deadline now, const step::GroupStats& stat
   const bool stood_still = last_observed_ != Deadline{} && now - last_observed_ > options_.soft / 2;
   last_observed_ = now;
   Finding worst;
-  for (int32_t rank = 0; rank < ranks_; ++rank) {
+  for (int32_t rank = first_rank_; rank < first_rank_ + ranks_; ++rank) {
     const auto index = static_cast<size_t>(rank);
     const step::RankStats& of_rank = stats.ranks[index];
     const bool watched = of_rank.up.Get() != 0 && (rank != 0 || HasWork(stats.engine));

@@ -24,7 +24,10 @@ class HangWatch {
     Duration age = {};  // of that stamp
   };
 
-  HangWatch(HangWatchOptions options, int32_t ranks) : options_(options), ranks_(ranks) {}
+  // Of the `ranks` ranks from `first_rank` on: a machine's own. Stamps of other machines' clocks
+  // would say nothing.
+  HangWatch(HangWatchOptions options, int32_t ranks, int32_t first_rank = 0)
+      : options_(options), first_rank_(first_rank), ranks_(ranks) {}
 
   // The leader is late only while it has work: an idle engine has nothing to stamp. A follower
   // stamps when idle too. A rank that is not up yet is never late.
@@ -32,6 +35,7 @@ class HangWatch {
 
  private:
   const HangWatchOptions options_;
+  const int32_t first_rank_;
   const int32_t ranks_;
   Deadline last_observed_{};
   // Nobody can be blamed for what was before: the rank came up, work came, or this process itself

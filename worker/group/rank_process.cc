@@ -90,11 +90,15 @@ absl::StatusOr<RankProcess> RankProcess::Start(const std::string& executable,
 }
 
 RankProcess::RankProcess(RankProcess&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)), pidfd_(std::move(other.pidfd_)), exit_(other.exit_) {}
+    : pid_(std::exchange(other.pid_, -1)),
+      pidfd_(std::move(other.pidfd_)),
+      exit_(other.exit_),
+      abandoned_(other.abandoned_) {}
 
 RankProcess::~RankProcess() {
   if (pid_ < 0 || exit_.has_value()) return;
   Signal(SIGKILL);
+  if (abandoned_) return;
   siginfo_t info{};
   while (::waitid(P_PIDFD, static_cast<id_t>(pidfd_.get()), &info, WEXITED) != 0 &&
          errno == EINTR) {

@@ -66,6 +66,8 @@ class RankProcess {
   [[nodiscard]] std::optional<ProcessExit> Exited();
   // By descriptor: never another process that got the same number.
   void Signal(int signal) const;
+  // Waits for it no more, not even in the destructor. For a process that cannot be killed.
+  void Abandon() { abandoned_ = true; }
 
  private:
   RankProcess(pid_t pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
@@ -73,6 +75,7 @@ class RankProcess {
   pid_t pid_;
   OwnedFd pidfd_;
   std::optional<ProcessExit> exit_;
+  bool abandoned_ = false;
 };
 
 }  // namespace nibble::group

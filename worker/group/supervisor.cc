@@ -22,6 +22,10 @@ namespace {
 constexpr Duration kTickMax = std::chrono::milliseconds(100);
 // A rank that noticed the loss of another may be seen to leave before the one that caused it.
 constexpr Duration kMoreTellingEndMax = std::chrono::milliseconds(300);
+// From SIGKILL to leaving a process behind that waits in the kernel (a disk, a device).
+constexpr Duration kKilledGoneMax = std::chrono::seconds(2);
+// For the other machines to have read that this one ends.
+constexpr Duration kTellOthersMax = std::chrono::milliseconds(300);
 // The leader counts the drain's time itself; it gets this much more to leave.
 constexpr Duration kDrainGrace = std::chrono::seconds(3);
 
@@ -46,7 +50,10 @@ double Seconds(Duration duration) { return std::chrono::duration<double>(duratio
 }  // namespace
 
 Supervisor::Supervisor(SupervisorOptions options)
-    : options_(std::move(options)), hang_watch_(options_.hang, options_.ranks) {}
+    : options_(std::move(options)),
+      hang_watch_(options_.hang, options_.ranks, options_.first_rank) {
+  if (options_.group_ranks == 0) options_.group_ranks = options_.ranks;
+}
 
 GroupEnd Supervisor::Run() {
   const OwnedFd signal_fd = MakeSignalFd();
@@ -58,13 +65,27 @@ GroupEnd Supervisor::Run() {
     cause = Watch(signal_fd.get());
   }
   if (!cause.has_value() && !SomeRankWasKilled()) {
-    // A rank left; another may say why.
+    // A rank left; another, of this machine or not, may say why.
     AwaitGone(options_.clock->Now() + std::min(kMoreTellingEndMax, options_.hang.hard / 4));
+    if (options_.others != nullptr) cause = options_.others->Lost(options_.clock->Now());
   }
+  TellOthers(cause);
   const bool serving = state_.exchange(State::kEnding) != State::kLoading;
   EndRanks(serving);
   if (cause.has_value()) return *cause;
-  return ExplainEnd(CollectEnds());
+  return ExplainEnd(CollectEnds(true));
+}
+
+void Supervisor::TellOthers(const std::optional<GroupEnd>& cause) {
+  if (options_.others == nullptr) return;
+  const std::vector<RankEnd> ends = CollectEnds(false);
+  GroupEnd end{.exit_code = kExitRankLost, .reason = "a rank was lost"};
+  if (cause.has_value()) {
+    end = *cause;
+  } else if (!ends.empty()) {
+    end = ExplainEnd(ends);
+  }
+  options_.others->End(end, std::min(kTellOthersMax, EndPatience() / 4));
 }
 
 absl::Status Supervisor::StartRanks() {
@@ -73,7 +94,8 @@ absl::Status Supervisor::StartRanks() {
   ::fcntl(command.write.get(), F_SETFL, O_NONBLOCK);
   command_pipe_ = std::move(command.write);
   load_progress_at_ = options_.clock->Now();
-  for (int32_t rank = 0; rank < options_.ranks; ++rank) {
+  for (int32_t i = 0; i < options_.ranks; ++i) {
+    const int32_t rank = options_.first_rank + i;
     ASSIGN_OR_RETURN(Pipe death, MakePipe());
     const RankDescriptors descriptors{.rank = rank,
                                       .death_fd = death.read.get(),
@@ -120,10 +142,7 @@ std::optional<GroupEnd> Supervisor::HandleSignals(int signal_fd) {
       case State::kLoading:
         return GroupEnd{.reason = "stopped while loading"};
       case State::kServing:
-        spdlog::info("draining; a second signal ends the group at once");
-        state_ = State::kDraining;
-        drain_until_ = options_.clock->Now() + options_.drain_timeout + kDrainGrace;
-        Tell(Command::kDrain);
+        BeginDrain("a second signal ends the group at once");
         break;
       case State::kDraining:
         return GroupEnd{.exit_code = kExitFailure, .reason = "stopped before it was drained"};
@@ -134,8 +153,24 @@ std::optional<GroupEnd> Supervisor::HandleSignals(int signal_fd) {
   return std::nullopt;
 }
 
+void Supervisor::BeginDrain(const char* why) {
+  spdlog::info("draining; {}", why);
+  state_ = State::kDraining;
+  drain_until_ = options_.clock->Now() + options_.drain_timeout + kDrainGrace;
+  // The machine with the leader gives up first: it knows what was late.
+  if (!HasLeader()) drain_until_ += kDrainGrace;
+  Tell(Command::kDrain);
+  if (options_.others != nullptr) options_.others->Drain();
+}
+
 std::optional<GroupEnd> Supervisor::Tick() {
   const Deadline now = options_.clock->Now();
+  if (options_.others != nullptr) {
+    if (auto lost = options_.others->Lost(now)) return lost;
+    if (state_ == State::kServing && options_.others->DrainAsked()) {
+      BeginDrain("another machine of the group was told to");
+    }
+  }
   if (state_ == State::kLoading) return TickLoading(now);
   if (state_ == State::kDraining) {
     if (ranks_[0].process.Exited().has_value()) {
@@ -155,12 +190,13 @@ std::optional<GroupEnd> Supervisor::Tick() {
 std::optional<GroupEnd> Supervisor::TickLoading(Deadline now) {
   int64_t done = 0;
   int64_t total = 0;
-  for (int32_t rank = 0; rank < options_.ranks; ++rank) {
-    const RankSlot& slot = options_.control->ranks[static_cast<size_t>(rank)];
-    done += slot.load_bytes_done;
-    total += slot.load_bytes_total;
+  for (int32_t rank = 0; rank < options_.group_ranks; ++rank) {
+    done += SlotOf(rank).load_bytes_done;
+    total += SlotOf(rank).load_bytes_total;
   }
-  if (done != loaded_bytes_) {
+  // Until every machine has come there is nothing to load, and the join has a time of its own.
+  const bool waits = options_.others != nullptr && !options_.others->Joined();
+  if (done != loaded_bytes_ || waits) {
     loaded_bytes_ = done;
     load_progress_at_ = now;
     if (total > 0) options_.on_load_progress(std::min(done, total), total);
@@ -185,7 +221,8 @@ std::optional<GroupEnd> Supervisor::TickHang(Deadline now) {
   const HangWatch::Finding finding = hang_watch_.Observe(now, *options_.stats);
   const HangWatch::Verdict before = verdict_.exchange(finding.verdict);
   if (finding.verdict == HangWatch::Verdict::kFine) return std::nullopt;
-  const pid_t pid = ranks_[static_cast<size_t>(finding.rank)].process.pid();
+  const int32_t index = finding.rank - options_.first_rank;
+  const pid_t pid = ranks_[static_cast<size_t>(index)].process.pid();
   const std::string what = absl::StrCat("rank ", finding.rank, " (process ", pid, ", state ",
                                         std::string(1, ProcessState(pid)),
                                         ") made no progress for ", Seconds(finding.age), " s");
@@ -193,15 +230,14 @@ std::optional<GroupEnd> Supervisor::TickHang(Deadline now) {
     if (before == HangWatch::Verdict::kFine) spdlog::warn("{}", what);
     return std::nullopt;
   }
-  hung_rank_ = finding.rank;
+  hung_rank_ = index;
   return GroupEnd{.exit_code = kExitHang, .reason = what};
 }
 
 bool Supervisor::AllServe() const {
   if (!options_.control->address.Get().has_value()) return false;
-  for (int32_t rank = 0; rank < options_.ranks; ++rank) {
-    const RankSlot& slot = options_.control->ranks[static_cast<size_t>(rank)];
-    if (slot.phase.load(std::memory_order_acquire) != RankPhase::kServing) return false;
+  for (int32_t rank = 0; rank < options_.group_ranks; ++rank) {
+    if (SlotOf(rank).phase.load(std::memory_order_acquire) != RankPhase::kServing) return false;
   }
   return true;
 }
@@ -248,7 +284,7 @@ void Supervisor::EndRanks(bool serving) {
     if (ranks_[i].process.Exited().has_value()) continue;
     ranks_[i].told_to = true;
     // A leader that serves first ends its streams.
-    if (i != 0 || !serving) ranks_[i].death_pipe.Close();
+    if (i != 0 || !HasLeader() || !serving) ranks_[i].death_pipe.Close();
   }
   if (hung_rank_ >= 0) ranks_[static_cast<size_t>(hung_rank_)].process.Signal(SIGKILL);
   // The rank whose stamp is oldest may be one that waits for the one that is stopped.
@@ -259,18 +295,27 @@ void Supervisor::EndRanks(bool serving) {
   }
   // A follower leaves as soon as its pipe is closed; one that does not is stuck.
   AwaitGone(begin + patience / 4);
-  for (size_t i = 1; i < ranks_.size(); ++i) ranks_[i].process.Signal(SIGKILL);
+  for (size_t i = HasLeader() ? 1 : 0; i < ranks_.size(); ++i) ranks_[i].process.Signal(SIGKILL);
   AwaitGone(begin + patience);
   for (Rank& rank : ranks_) rank.process.Signal(SIGKILL);
-  AwaitGone(Deadline::max());
+  AwaitGone(options_.clock->Now() + kKilledGoneMax);
+  for (Rank& rank : ranks_) {
+    if (rank.process.Exited().has_value()) continue;
+    // The kernel ends it as soon as it can; whoever restarts the group looks for it.
+    spdlog::error("process {} (state {}) cannot be killed and is left behind", rank.process.pid(),
+                  ProcessState(rank.process.pid()));
+    rank.process.Abandon();
+  }
 }
 
-std::vector<RankEnd> Supervisor::CollectEnds() {
+std::vector<RankEnd> Supervisor::CollectEnds(bool all) {
   std::vector<RankEnd> ends;
   for (size_t i = 0; i < ranks_.size(); ++i) {
-    const RankSlot& slot = options_.control->ranks[i];
+    if (!all && !ranks_[i].process.Exited().has_value()) continue;
+    const int32_t rank = options_.first_rank + static_cast<int32_t>(i);
+    const RankSlot& slot = SlotOf(rank);
     const std::optional<std::string> reason = slot.exit_reason.Get();
-    ends.push_back({.rank = static_cast<int32_t>(i),
+    ends.push_back({.rank = rank,
                     .exit = ranks_[i].process.Exited().value_or(ProcessExit{}),
                     .reason_code = reason.has_value() ? slot.exit_code.load() : 0,
                     .reason = reason.value_or(""),

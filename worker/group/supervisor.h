@@ -1,5 +1,5 @@
-// Keeps the ranks of one machine together: starts one process each, and when one of them ends or
-// hangs, ends them all and says why. A group has no partial life.
+// Keeps the ranks of one machine together: starts one process each, and when one of them or another
+// machine of the group ends or hangs, ends them all and says why. A group has no partial life.
 #pragma once
 
 #include <atomic>
@@ -13,6 +13,7 @@
 #include "worker/group/group_control.h"
 #include "worker/group/group_end.h"
 #include "worker/group/hang_watch.h"
+#include "worker/group/machine_link.h"
 #include "worker/group/rank_process.h"
 #include "worker/step/group_stats.h"
 
@@ -32,7 +33,12 @@ struct RankDescriptors {
 };
 
 struct SupervisorOptions {
-  int32_t ranks = 1;
+  int32_t ranks = 1;  // of this machine
+  // In a group over several machines: the first of this machine's ranks, all of the group's, and
+  // the others (borrowed).
+  int32_t first_rank = 0;
+  int32_t group_ranks = 0;  // 0 = `ranks`
+  MachineLink* others = nullptr;
   std::string executable;
   std::function<std::vector<std::string>(const RankDescriptors&)> arguments;
   std::vector<int> shared_fds;  // inherited by every rank under the same number
@@ -81,6 +87,9 @@ class Supervisor {
   [[nodiscard]] std::optional<GroupEnd> Watch(int signal_fd);
   void WaitForEvents(int signal_fd, Duration wait);
   [[nodiscard]] std::optional<GroupEnd> HandleSignals(int signal_fd);
+  void BeginDrain(const char* why);
+  // The cause of the end, told to the other machines before the ranks are ended.
+  void TellOthers(const std::optional<GroupEnd>& cause);
   [[nodiscard]] std::optional<GroupEnd> Tick();
   [[nodiscard]] std::optional<GroupEnd> TickLoading(Deadline now);
   [[nodiscard]] std::optional<GroupEnd> TickHang(Deadline now);
@@ -95,7 +104,12 @@ class Supervisor {
   // From "end" to SIGKILL.
   [[nodiscard]] Duration EndPatience() const;
   void AwaitGone(Deadline deadline);
-  [[nodiscard]] std::vector<RankEnd> CollectEnds();
+  // Of the ranks that are gone, and of the others too where that is asked for.
+  [[nodiscard]] std::vector<RankEnd> CollectEnds(bool all);
+  [[nodiscard]] const RankSlot& SlotOf(int32_t rank) const {
+    return options_.control->ranks[static_cast<size_t>(rank)];
+  }
+  [[nodiscard]] bool HasLeader() const { return options_.first_rank == 0; }
   void Tell(Command command);
 
   SupervisorOptions options_;
@@ -104,7 +118,7 @@ class Supervisor {
   OwnedFd command_pipe_;
   std::atomic<State> state_{State::kLoading};
   std::atomic<HangWatch::Verdict> verdict_{HangWatch::Verdict::kFine};
-  int32_t hung_rank_ = -1;  // killed without being asked to leave
+  int32_t hung_rank_ = -1;  // index in ranks_; killed without being asked to leave
   int64_t loaded_bytes_ = -1;
   Deadline load_progress_at_{};
   Deadline drain_until_{};
