@@ -10,6 +10,7 @@
 #include "base/host_port.h"
 #include "base/log_options.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 #include "base/units.h"
 #include "worker/fnv.h"
 #include "worker/rpc/listen_address.h"
@@ -78,6 +79,8 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
                  "/metrics, /healthz and /readyz: host:port; empty: none");
   parser->String("announce", &options->announce,
                  "File that gets the addresses once the group serves");
+  parser->Group("Security");
+  DeclareServerTlsOptions(parser, &options->tls);
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
   parser->Time("step_deadline", &options->step_deadline, {milliseconds(500), hours(1)},
@@ -113,7 +116,7 @@ absl::Status CompleteOptions(WorkerOptions* options) {
 }
 
 std::vector<std::string> ToArguments(const WorkerOptions& options) {
-  return {
+  std::vector<std::string> words = {
       absl::StrCat("--model=", options.model),
       absl::StrCat("--model-name=", options.model_name),
       absl::StrCat("--tp=", options.tp),
@@ -133,6 +136,12 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--log-level=", options.log_level),
       absl::StrCat("--log-format=", options.log_format),
   };
+  for (const auto& [flag, file] : {std::pair{"--tls-cert=", &options.tls.certificate},
+                                   std::pair{"--tls-key=", &options.tls.key},
+                                   std::pair{"--tls-client-ca=", &options.tls.ca}}) {
+    if (!file->empty()) words.push_back(flag + *file);
+  }
+  return words;
 }
 
 uint64_t ConfigHash(const WorkerOptions& options) {

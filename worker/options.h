@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "base/clock.h"
 #include "base/config.h"
+#include "base/tls_files.h"
 #include "worker/weights/memory_plan.h"
 
 namespace nibble::worker {
@@ -20,6 +21,7 @@ struct WorkerOptions {
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;
   std::string listen = "127.0.0.1:50052";
+  TlsFiles tls;  // of the leader's port; its CA signs gateways
   std::string metrics_listen = "127.0.0.1:9100";
   std::string announce;
   int32_t queue_size = 128;

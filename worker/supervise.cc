@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "base/metrics_server.h"
 #include "base/progress.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 #include "base/units.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/group/group_metrics.h"
@@ -156,6 +158,11 @@ int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& s
 int Supervise(const WorkerOptions& options) {
   const auto listen = rpc::ParseListenAddress(options.listen);
   absl::Status status = listen.ok() ? rpc::CheckAvailable(*listen) : listen.status();
+  if (status.ok()) status = CheckServerTls(options.tls);
+  // Before minutes of loading, and in one line.
+  if (status.ok()) {
+    status = ReadTlsFiles(options.tls, ServerTlsNames(), std::time(nullptr)).status();
+  }
   if (!status.ok()) return Refuse({.exit_code = kExitConfiguration, .status = std::move(status)});
   PlannedModel model;
   if (const Failure failure = OpenAndPlan(options, &model); !failure.ok()) return Refuse(failure);

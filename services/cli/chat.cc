@@ -33,7 +33,7 @@ absl::Status Ask(const ClientOptions& options, pb::InferenceService::Stub* stub,
   const SteadyClock clock;
   AnswerPrinter printer(isatty(STDOUT_FILENO) == 1, &clock);
   grpc::ClientContext context;
-  SetDeadline(options, &context);
+  PrepareCall(options, &context);
   const auto reader = stub->ChatStream(&context, request);
   absl::Status status = ShowStream(reader.get(), &printer);
   const std::string stats = printer.End();
@@ -74,7 +74,12 @@ int RunChat(int argc, const char* const* argv) {
   FillSampling(options.client, conversation.mutable_sampling());
   FillStopping(options.client, conversation.mutable_stopping());
   if (!options.system.empty()) AddMessage(&conversation, "system", options.system);
-  const auto stub = Connect(options.client);
+  const auto connection = Connect(options.client.connection);
+  if (!connection.ok()) {
+    (void)ReportFailure("chat", options.client, connection.status());
+    return kExitConfiguration;
+  }
+  const auto stub = pb::InferenceService::NewStub(connection->channel);
   if (options.message.empty() && isatty(STDIN_FILENO) == 1) {
     return Converse(options.client, stub.get(), &conversation);
   }

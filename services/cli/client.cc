@@ -11,7 +11,6 @@
 namespace nibble::cli {
 namespace {
 
-constexpr int kMessageBytesMax = 64 << 20;
 constexpr int64_t kUint32Max = std::numeric_limits<uint32_t>::max();
 
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
@@ -20,7 +19,7 @@ double Seconds(Duration duration) { return std::chrono::duration<double>(duratio
 
 void DeclareClientOptions(ConfigParser* parser, ClientOptions* options) {
   parser->Group("Server");
-  parser->String("server", &options->server, "Address of the gateway");
+  DeclareConnectionOptions(parser, &options->connection);
   parser->String("model", &options->model, "Name of the model; empty: the only one");
   parser->Time("timeout", &options->timeout, {Duration::zero(), std::chrono::hours(24)},
                "Longest wait for the whole answer; 0: none");
@@ -48,14 +47,8 @@ void FillStopping(const ClientOptions& options, pb::StoppingCriteria* stopping) 
   for (const std::string& stop : options.stop) stopping->add_stop(stop);
 }
 
-std::unique_ptr<pb::InferenceService::Stub> Connect(const ClientOptions& options) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
-  return pb::InferenceService::NewStub(
-      grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(), arguments));
-}
-
-void SetDeadline(const ClientOptions& options, grpc::ClientContext* context) {
+void PrepareCall(const ClientOptions& options, grpc::ClientContext* context) {
+  AddKey(options.connection, context);
   if (options.timeout <= Duration::zero()) return;
   context->set_deadline(std::chrono::system_clock::now() +
                         std::chrono::duration_cast<std::chrono::microseconds>(options.timeout));
@@ -121,7 +114,8 @@ int ReportFailure(const char* command, const ClientOptions& options, const absl:
   std::string hint;
   // Without a reason of ours nobody answered at all.
   if (absl::IsUnavailable(status) && reason.empty()) {
-    hint = absl::StrCat("\nIs a server at ", options.server, "? Start one: nibble serve MODEL_DIR");
+    hint = absl::StrCat("\nIs a server at ", options.connection.server,
+                        "? Start one: nibble serve MODEL_DIR");
   }
   std::fprintf(stderr, "nibble %s: %s%s%s: %s%s\n", command,
                absl::StatusCodeToString(status.code()).c_str(), reason.empty() ? "" : " ",

@@ -14,13 +14,14 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "nibble/inference/v1/inference.grpc.pb.h"
+#include "services/cli/connection.h"
 
 namespace nibble::cli {
 
 namespace pb = ::nibble::inference::v1;
 
 struct ClientOptions {
-  std::string server = "127.0.0.1:50051";
+  ConnectionOptions connection;
   std::string model;
   Duration timeout = {};  // 0 = none
   bool stats = false;
@@ -39,8 +40,8 @@ void DeclareClientOptions(ConfigParser* parser, ClientOptions* options);
 void FillSampling(const ClientOptions& options, pb::SamplingParams* sampling);
 void FillStopping(const ClientOptions& options, pb::StoppingCriteria* stopping);
 
-[[nodiscard]] std::unique_ptr<pb::InferenceService::Stub> Connect(const ClientOptions& options);
-void SetDeadline(const ClientOptions& options, grpc::ClientContext* context);
+// The key and the longest wait.
+void PrepareCall(const ClientOptions& options, grpc::ClientContext* context);
 
 // Control characters other than line breaks and tabs blanked: what a model says may not steer the
 // terminal.

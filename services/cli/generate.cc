@@ -33,9 +33,14 @@ int RunGenerate(int argc, const char* const* argv) {
   FillStopping(options, generate->mutable_stopping());
   const SteadyClock clock;
   AnswerPrinter printer(isatty(STDOUT_FILENO) == 1, &clock);
-  const auto stub = Connect(options);
+  const auto connection = Connect(options.connection);
+  if (!connection.ok()) {
+    (void)ReportFailure("generate", options, connection.status());
+    return kExitConfiguration;
+  }
+  const auto stub = pb::InferenceService::NewStub(connection->channel);
   grpc::ClientContext context;
-  SetDeadline(options, &context);
+  PrepareCall(options, &context);
   const auto reader = stub->GenerateStream(&context, request);
   const absl::Status status = ShowStream(reader.get(), &printer);
   const std::string stats = printer.End();

@@ -1,26 +1,22 @@
 #include "services/cli/health.h"
 
-#include <grpcpp/grpcpp.h>
+#include <httplib.h>
 
 #include <chrono>
 
-#include "grpc/health/v1/health.grpc.pb.h"
+#include "base/host_port.h"
 
 namespace nibble::cli {
 
 bool IsServing(const std::string& address, Duration patience) {
-  namespace health = ::grpc::health::v1;
-  const auto stub =
-      health::Health::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
-  grpc::ClientContext context;
-  context.set_wait_for_ready(true);
-  context.set_deadline(std::chrono::system_clock::now() +
-                       std::chrono::duration_cast<std::chrono::microseconds>(patience));
-  health::HealthCheckRequest request;
-  request.set_service("nibble.inference.v1.InferenceService");
-  health::HealthCheckResponse response;
-  return stub->Check(&context, request, &response).ok() &&
-         response.status() == health::HealthCheckResponse::SERVING;
+  const auto where = ParseHostPort(address);
+  if (!where.ok()) return false;
+  httplib::Client client(where->host, where->port);
+  const auto limit = std::chrono::duration_cast<std::chrono::microseconds>(patience);
+  client.set_connection_timeout(limit);
+  client.set_read_timeout(limit);
+  const httplib::Result result = client.Get("/readyz");
+  return result && result->status == 200;
 }
 
 }  // namespace nibble::cli

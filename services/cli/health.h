@@ -1,4 +1,5 @@
-// Asks a server by the standard health service whether it takes requests.
+// Asks a gateway on its HTTP port whether it takes requests: that port asks for no key and speaks
+// clear text whatever the gRPC port does.
 #pragma once
 
 #include <string>
@@ -7,7 +8,8 @@
 
 namespace nibble::cli {
 
-// Blocks for `patience` at most; a server that does not answer does not serve.
+// `address` is that of /readyz, host:port. Blocks for twice `patience` at most; a server that does
+// not answer does not serve.
 [[nodiscard]] bool IsServing(const std::string& address, Duration patience);
 
 }  // namespace nibble::cli

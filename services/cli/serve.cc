@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "base/exit_codes.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 #include "services/cli/commands.h"
 #include "services/cli/planned_model.h"
 #include "services/cli/serve_options.h"
@@ -91,6 +93,10 @@ int RunServe(int argc, const char* const* argv) {
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
   if (const auto status = CheckServeOptions(options); !status.ok()) {
     return Fail(status, kExitConfiguration);
+  }
+  // The gateway would find out only once the workers have loaded.
+  if (const auto tls = ReadTlsFiles(options.tls, ServerTlsNames(), std::time(nullptr)); !tls.ok()) {
+    return Fail(tls.status(), kExitConfiguration);
   }
   if (const auto status = InitLogging(
           {.level = options.log_level, .format = options.log_format, .process = "serve"});

@@ -8,6 +8,7 @@
 #include "base/host_port.h"
 #include "base/log_options.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 #include "base/units.h"
 
 namespace nibble::cli {
@@ -78,6 +79,8 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
                  "The workers' /metrics and probes");
   parser->String("admin_listen", &options->admin_listen, "Admin service; empty: none");
   parser->String("announce", &options->announce, "File that gets the addresses once all is ready");
+  parser->Group("Security");
+  DeclareServerTlsOptions(parser, &options->tls);
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
   parser->Choice<std::string>("sampling_defaults", &options->sampling_defaults,
@@ -104,6 +107,7 @@ int32_t RankThreads(int32_t given, int32_t tp) {
 }
 
 absl::Status CheckServeOptions(const ServeOptions& options) {
+  RETURN_IF_ERROR(CheckServerTls(options.tls));
   RETURN_IF_ERROR(CheckAddress("host", FormatHostPort(options.host, 0)));
   RETURN_IF_ERROR(CheckAddress("metrics_listen", options.metrics_listen));
   RETURN_IF_ERROR(CheckAddress("worker_metrics_listen", options.worker_metrics_listen));
@@ -159,7 +163,12 @@ std::vector<std::string> GatewayCommandLine(const ServeOptions& options, const S
       "--log-level=" + options.log_level,
       "--log-format=" + options.log_format,
   };
-  if (!options.admin_listen.empty()) line.push_back("--admin-listen=" + options.admin_listen);
+  for (const auto& [flag, value] : {std::pair{"--admin-listen=", &options.admin_listen},
+                                    std::pair{"--tls-cert=", &options.tls.certificate},
+                                    std::pair{"--tls-key=", &options.tls.key},
+                                    std::pair{"--tls-client-ca=", &options.tls.ca}}) {
+    if (!value->empty()) line.push_back(flag + *value);
+  }
   return line;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "base/clock.h"
 #include "base/config.h"
+#include "base/tls_files.h"
 #include "worker/weights/memory_plan.h"
 
 namespace nibble::cli {
@@ -23,6 +24,7 @@ struct ServeOptions {
   std::string worker_metrics_listen = "127.0.0.1:9110";
   std::string admin_listen;
   std::string announce;
+  TlsFiles tls;  // of the gateway's gRPC ports
 
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;

@@ -153,7 +153,8 @@ void Supervision::LookForAnnouncement(Service* service) {
     if (value.is_string()) service->addresses.emplace_back(key, value.get<std::string>());
   }
   // The gateway listens before it has found the group.
-  if (service == &gateway_ && !IsServing(AddressOf(service->addresses, "grpc"), kHealthPatience)) {
+  if (service == &gateway_ &&
+      !IsServing(AddressOf(service->addresses, "metrics"), kHealthPatience)) {
     return;
   }
   service->ready = true;

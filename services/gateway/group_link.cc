@@ -29,7 +29,8 @@ absl::Status CheckInfo(const wire::GetModelInfoResponse& info) {
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> NewWorkerChannel(const std::string& address, const Limits& limits) {
+std::shared_ptr<grpc::Channel> NewWorkerChannel(const std::string& address,
+                                                const WorkerChannelOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // the gateway decides what is sent again
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
@@ -44,9 +45,14 @@ std::shared_ptr<grpc::Channel> NewWorkerChannel(const std::string& address, cons
   // What a worker may send ahead of a stream that is not read, for a slow client's sake.
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 32 << 10);
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  arguments.SetInt(GRPC_ARG_MAX_METADATA_SIZE, limits.metadata_bytes);
-  arguments.SetMaxReceiveMessageSize(limits.send_message_bytes);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  arguments.SetInt(GRPC_ARG_MAX_METADATA_SIZE, options.limits.metadata_bytes);
+  arguments.SetMaxReceiveMessageSize(options.limits.send_message_bytes);
+  if (!options.tls_name.empty()) {
+    arguments.SetString(GRPC_SSL_TARGET_NAME_OVERRIDE_ARG, options.tls_name);
+  }
+  return grpc::CreateCustomChannel(
+      address, options.tls == nullptr ? grpc::InsecureChannelCredentials() : options.tls,
+      arguments);
 }
 
 GroupLink::GroupLink(Core* core, Options options)

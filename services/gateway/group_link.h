@@ -22,9 +22,14 @@ namespace nibble::gateway {
 using TokenizerFactory = std::function<absl::StatusOr<std::shared_ptr<const text::Tokenizer>>(
     const text::TokenizerFiles& files)>;
 
+struct WorkerChannelOptions {
+  Limits limits;
+  std::shared_ptr<grpc::ChannelCredentials> tls = {};  // null: clear text
+  std::string tls_name = {};  // in the group's certificate; empty = the address's
+};
 // "host:port" or "unix:path". Requests and the link share the channel.
 [[nodiscard]] std::shared_ptr<grpc::Channel> NewWorkerChannel(const std::string& address,
-                                                              const Limits& limits);
+                                                              const WorkerChannelOptions& options);
 
 // Owns one thread, which blocks on the group: parsing a tokenizer takes seconds, and groups are
 // few. Construction starts it, destruction ends it, also in the middle of a call.

@@ -8,6 +8,7 @@
 #include "base/host_port.h"
 #include "base/log_options.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 
 namespace nibble::gateway {
 namespace {
@@ -40,6 +41,15 @@ void DeclareOptions(ConfigParser* parser, ProgramOptions* options) {
       "sampling_defaults", &gateway.sampling,
       {{"model", SamplingSource::kModel}, {"nibble", SamplingSource::kNibble}},
       "Whose defaults fill in unset sampling parameters");
+  parser->Group("Security");
+  DeclareServerTlsOptions(parser, &gateway.tls);
+  parser->String("groups_tls.ca", &gateway.groups_tls.ca,
+                 "PEM file of who signs the groups' certificates; empty: no TLS towards them");
+  parser->String("groups_tls.cert", &gateway.groups_tls.certificate,
+                 "PEM file of the certificate that groups are shown");
+  parser->String("groups_tls.key", &gateway.groups_tls.key, "PEM file of its key");
+  parser->String("groups_tls.name", &gateway.groups_tls_name,
+                 "Name in the groups' certificates; empty: the host of their address");
   parser->Group("Limits");
   parser->Int("max_concurrency", &gateway.limits.max_concurrency, {1, 1 << 20},
               "Calls in flight; more are refused");

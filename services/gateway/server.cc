@@ -12,6 +12,7 @@
 #include "base/host_port.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 #include "services/gateway/status_contract.h"
 
 namespace nibble::gateway {
@@ -59,6 +60,7 @@ absl::Status CannotListen(const char* key, const std::string& address) {
 
 // Listens on `address` and says where; INVALID_ARGUMENT where that is not possible.
 absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std::string& address,
+                                                     std::shared_ptr<grpc::ServerCredentials> tls,
                                                      grpc::ServerBuilder* builder,
                                                      std::string* bound) {
   const bool is_unix = absl::StartsWith(address, "unix:");
@@ -67,7 +69,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std:
     ASSIGN_OR_RETURN(host_port, ParseHostPort(address));
   }
   int port = 0;
-  builder->AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder->AddListeningPort(address, std::move(tls), &port);
   std::unique_ptr<grpc::Server> server = builder->BuildAndStart();
   if (server == nullptr || port == 0) return CannotListen(key, address);
   *bound = is_unix ? address : FormatHostPort(host_port.host, static_cast<uint16_t>(port));
@@ -82,6 +84,8 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(GatewayOptio
   google::protobuf::SetLogHandler(nullptr);
   const Clock* clock = options.clock == nullptr ? &kSteady : options.clock;
   std::unique_ptr<GatewayServer> server(new GatewayServer(WithDefaults(std::move(options)), clock));
+  RETURN_IF_ERROR(server->OpenTls());
+  RETURN_IF_ERROR(server->ConnectGroups());
   RETURN_IF_ERROR(server->StartPublic());
   RETURN_IF_ERROR(server->StartAdmin());
   RETURN_IF_ERROR(server->StartMetrics());
@@ -96,10 +100,36 @@ GatewayServer::GatewayServer(GatewayOptions options, const Clock* clock)
       models_(&core_),
       admin_(&core_, [this](bool draining) { SetDraining(draining); }) {
   core_.today = options_.today;
-  for (const std::string& address : options_.groups) {
-    core_.workers.push_back(
-        worker::v1::WorkerService::NewStub(NewWorkerChannel(address, options_.limits)));
+}
+
+absl::Status GatewayServer::OpenTls() {
+  if (!options_.tls.any()) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckServerTls(options_.tls));
+  ASSIGN_OR_RETURN(tls_, TlsSource::Open({.files = options_.tls, .names = ServerTlsNames()}));
+  return absl::OkStatus();
+}
+
+absl::Status GatewayServer::ConnectGroups() {
+  WorkerChannelOptions channel = {.limits = options_.limits, .tls_name = options_.groups_tls_name};
+  if (options_.groups_tls.any()) {
+    // The groups' certificates are by an authority of their own, not by one of the web's.
+    if (options_.groups_tls.ca.empty()) {
+      return absl::InvalidArgumentError("groups_tls.ca is not set; it goes with groups_tls.cert");
+    }
+    ASSIGN_OR_RETURN(groups_tls_, TlsSource::Open({.files = options_.groups_tls,
+                                                   .names = {.certificate = "groups_tls.cert",
+                                                             .key = "groups_tls.key",
+                                                             .ca = "groups_tls.ca"}}));
+    channel.tls = groups_tls_->ChannelCredentials();
   }
+  for (const std::string& address : options_.groups) {
+    core_.workers.push_back(worker::v1::WorkerService::NewStub(NewWorkerChannel(address, channel)));
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<grpc::ServerCredentials> GatewayServer::Credentials() const {
+  return tls_ == nullptr ? grpc::InsecureServerCredentials() : tls_->ServerCredentials();
 }
 
 absl::Status GatewayServer::StartPublic() {
@@ -109,7 +139,7 @@ absl::Status GatewayServer::StartPublic() {
   SetTransport(options_.limits, &builder);
   builder.RegisterService(&inference_);
   builder.RegisterService(&models_);
-  ASSIGN_OR_RETURN(server_, Listen("listen", options_.listen, &builder, &address_));
+  ASSIGN_OR_RETURN(server_, Listen("listen", options_.listen, Credentials(), &builder, &address_));
   UpdateHealth();
   return absl::OkStatus();
 }
@@ -119,8 +149,8 @@ absl::Status GatewayServer::StartAdmin() {
   grpc::ServerBuilder builder;
   SetTransport(options_.limits, &builder);
   builder.RegisterService(&admin_);
-  ASSIGN_OR_RETURN(admin_server_,
-                   Listen("admin_listen", options_.admin_listen, &builder, &admin_address_));
+  ASSIGN_OR_RETURN(admin_server_, Listen("admin_listen", options_.admin_listen, Credentials(),
+                                         &builder, &admin_address_));
   return absl::OkStatus();
 }
 

@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/metrics_server.h"
+#include "base/tls_source.h"
 #include "services/gateway/admin_service.h"
 #include "services/gateway/core.h"
 #include "services/gateway/group_link.h"
@@ -28,6 +29,9 @@ struct GatewayOptions {
   std::string metrics_listen = {};         // host:port; empty = none
   std::string admin_listen = {};           // host:port or unix:path; empty = none
   std::vector<std::string> groups = {};    // host:port or unix:path each
+  TlsFiles tls = {};                       // of the gRPC ports; its CA signs clients
+  TlsFiles groups_tls = {};                // towards the groups
+  std::string groups_tls_name = {};        // in their certificates; empty = the address's
   SamplingSource sampling = SamplingSource::kModel;
   Limits limits = {};
   RouterOptions router = {};
@@ -63,6 +67,9 @@ class GatewayServer {
 
  private:
   GatewayServer(GatewayOptions options, const Clock* clock);
+  [[nodiscard]] absl::Status OpenTls();
+  [[nodiscard]] absl::Status ConnectGroups();
+  [[nodiscard]] std::shared_ptr<grpc::ServerCredentials> Credentials() const;
   [[nodiscard]] absl::Status StartPublic();
   [[nodiscard]] absl::Status StartAdmin();
   [[nodiscard]] absl::Status StartMetrics();
@@ -72,6 +79,8 @@ class GatewayServer {
   void UpdateGauges();
 
   const GatewayOptions options_;
+  std::unique_ptr<TlsSource> tls_;         // null: clear text
+  std::unique_ptr<TlsSource> groups_tls_;  // likewise
   Core core_;
   InferenceServiceHandlers inference_;
   ModelServiceHandlers models_;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "base/tls_options.h"
 
 namespace nibble::rpc {
 namespace {
@@ -50,6 +51,13 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOp
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
   std::unique_ptr<WorkerServer> server(new WorkerServer());
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+  if (options.tls.any()) {
+    RETURN_IF_ERROR(CheckServerTls(options.tls));
+    ASSIGN_OR_RETURN(server->tls_,
+                     TlsSource::Open({.files = options.tls, .names = ServerTlsNames()}));
+    credentials = server->tls_->ServerCredentials();
+  }
   server->engine_ = options.service.engine;
   server->clock_ = options.service.clock;
   server->service_ = std::make_unique<WorkerService>([&] {
@@ -64,7 +72,7 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOp
   grpc::ServerBuilder builder;
   Configure(&builder);
   int port = 0;
-  builder.AddListeningPort(options.listen.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen.ToString(), credentials, &port);
   builder.RegisterService(server->service_.get());
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) {

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "base/tls_source.h"
 #include "worker/rpc/listen_address.h"
 #include "worker/rpc/worker_service.h"
 
@@ -18,6 +19,7 @@ namespace nibble::rpc {
 
 struct WorkerServerOptions {
   ListenAddress listen;
+  TlsFiles tls = {};  // its CA signs the gateways' certificates; none: clear text
   WorkerServiceOptions service;
   Duration tick = std::chrono::milliseconds(250);
 };
@@ -26,7 +28,7 @@ struct WorkerServerOptions {
 // makes progress; "nibble.worker.v1.WorkerService" says whether it takes requests.
 class WorkerServer {
  public:
-  // INVALID_ARGUMENT: the address cannot be listened on.
+  // INVALID_ARGUMENT: the address cannot be listened on, or a file of the TLS cannot be used.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(
       WorkerServerOptions options);
   ~WorkerServer();  // as Shutdown(now)
@@ -49,6 +51,7 @@ class WorkerServer {
   void TickLoop(Duration tick);
   void UpdateHealth();
 
+  std::unique_ptr<TlsSource> tls_;  // null: clear text
   std::unique_ptr<WorkerService> service_;
   std::unique_ptr<grpc::Server> server_;
   engine::Engine* engine_ = nullptr;

@@ -80,13 +80,15 @@ class GatewayFixture : public ::testing::Test {
     model_stub_ = pb::ModelService::NewStub(channel_);
   }
 
-  std::shared_ptr<grpc::Channel> NewChannel(grpc::ChannelArguments arguments = {}) const {
+  std::shared_ptr<grpc::Channel> NewChannel(
+      grpc::ChannelArguments arguments = {},
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials =
+          grpc::InsecureChannelCredentials()) const {
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
     arguments.SetMaxReceiveMessageSize(-1);
     arguments.SetMaxSendMessageSize(-1);
-    return grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(),
-                                     arguments);
+    return grpc::CreateCustomChannel(server_->address(), credentials, arguments);
   }
 
   size_t ReadyGroups() const {

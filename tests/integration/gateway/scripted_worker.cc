@@ -112,11 +112,12 @@ ScriptedWorker::ScriptedWorker() {
   load_.set_ready(true);
 }
 
-void ScriptedWorker::Start(const std::string& address) {
+void ScriptedWorker::Start(const std::string& address,
+                           const std::shared_ptr<grpc::ServerCredentials>& credentials) {
   stopping_.store(false);
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address, credentials, &port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);

@@ -69,7 +69,9 @@ class ScriptedWorker final : public worker::v1::WorkerService::Service {
   ScriptedWorker();
   ~ScriptedWorker() override { Stop(); }
 
-  void Start(const std::string& address = "127.0.0.1:0");
+  void Start(const std::string& address = "127.0.0.1:0",
+             const std::shared_ptr<grpc::ServerCredentials>& credentials =
+                 grpc::InsecureServerCredentials());
   // As a killed process would: every stream breaks.
   void Stop();
   void SetScript(Script script);

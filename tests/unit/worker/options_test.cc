@@ -16,11 +16,14 @@ WorkerOptions Parse(const std::vector<std::string>& words) {
 }
 
 TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
-  WorkerOptions options = Parse(
-      {"--model=.", "--model-name=n n", "--tp=3", "--threads=5", "--numerics=exact",
-       "--head=stored", "--max-sequences=7", "--max-step-tokens=128", "--context=300",
-       "--memory=2GiB", "--kv-blocks=99", "--listen=unix:/tmp/x", "--queue-size=9",
-       "--step-deadline=2500ms", "--drain-timeout=90s", "--log-level=debug", "--log-format=json"});
+  WorkerOptions options =
+      Parse({"--model=.",         "--model-name=n n",       "--tp=3",
+             "--threads=5",       "--numerics=exact",       "--head=stored",
+             "--max-sequences=7", "--max-step-tokens=128",  "--context=300",
+             "--memory=2GiB",     "--kv-blocks=99",         "--listen=unix:/tmp/x",
+             "--queue-size=9",    "--step-deadline=2500ms", "--drain-timeout=90s",
+             "--log-level=debug", "--log-format=json",      "--tls-cert=c.pem",
+             "--tls-key=k.pem",   "--tls-client-ca=a.pem"});
   const WorkerOptions again = Parse(ToArguments(options));
   EXPECT_EQ(again.model, ".");
   EXPECT_EQ(again.model_name, "n n");
@@ -39,6 +42,9 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
   EXPECT_EQ(again.drain_timeout, std::chrono::seconds(90));
   EXPECT_EQ(again.log_level, "debug");
   EXPECT_EQ(again.log_format, "json");
+  EXPECT_EQ(again.tls.certificate, "c.pem");
+  EXPECT_EQ(again.tls.key, "k.pem");
+  EXPECT_EQ(again.tls.ca, "a.pem");
   EXPECT_EQ(ToArguments(again), ToArguments(options));
 }
 

@@ -49,14 +49,17 @@ TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
 
 TEST(ServeOptions, ReachTheGateway) {
   ServeOptions options;
-  ASSERT_EQ(Parse({".", "--port", "0", "--drain-timeout", "5s"}, &options).error, "");
+  ASSERT_EQ(
+      Parse({".", "--port", "0", "--drain-timeout", "5s", "--tls-cert", "c.pem"}, &options).error,
+      "");
   const auto line = GatewayCommandLine(options, kPaths);
   EXPECT_EQ(line.front(), "/opt/nibble/nibble-gateway");
   for (const char* word : {"--listen=127.0.0.1:0", "--groups=unix:/tmp/nibble-x/worker.sock",
-                           "--drain-timeout=5s", "--sampling-defaults=model"}) {
+                           "--drain-timeout=5s", "--sampling-defaults=model", "--tls-cert=c.pem"}) {
     EXPECT_THAT(line, Contains(word));
   }
   EXPECT_THAT(line, Not(Contains(StartsWith("--admin-listen"))));
+  EXPECT_THAT(line, Not(Contains(StartsWith("--tls-client-ca"))));
 }
 
 TEST(ServeOptions, AFolderThatDoesNotExistIsRefusedByName) {
@@ -65,6 +68,12 @@ TEST(ServeOptions, AFolderThatDoesNotExistIsRefusedByName) {
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_THAT(outcome.error,
               HasSubstr("model is \"/nowhere/at/all\" (from --model); allowed: a folder"));
+}
+
+TEST(ServeOptions, AClientAuthorityWithoutACertificateIsRefused) {
+  ServeOptions options;
+  options.tls.ca = "ca.pem";
+  EXPECT_THAT(std::string(CheckServeOptions(options).message()), HasSubstr("tls.cert is not set"));
 }
 
 TEST(ServeOptions, AddressesAreCheckedByName) {
