@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "base/tls_options.h"
 #include "base/units.h"
+#include "worker/execution/cuda/gpu_rank.h"
 #include "worker/fnv.h"
 #include "worker/rpc/listen_address.h"
 #include "worker/step/group_stats.h"
@@ -50,7 +51,10 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
   parser->Group("Compute");
   parser->Int("tp", &options->tp, {1, step::kMaxRanks}, "Ranks that share the model");
-  parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}}, "Where ranks compute");
+  parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}, {"cuda", "cuda"}},
+                              "Where ranks compute; cuda: each on a GPU of its own");
+  parser->Choice<bool>("fusion", &options->fusion, {{"on", true}, {"off", false}},
+                       "On GPUs: fused kernels and graphs, or a kernel per operation");
   parser->Int("threads", &options->threads, {0, 1024}, "Threads of one rank; 0: a fair share");
   parser->Choice<weights::Numerics>(
       "numerics", &options->memory.numerics,
@@ -70,7 +74,10 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
               "Positions of one sequence; 0: the model's");
   parser->Bytes(
       "memory", &options->memory.memory_bytes, {0, int64_t{1} << 44},
-      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV");
+      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV on CPUs "
+      "and memory_fraction on GPUs");
+  parser->Number("memory_fraction", &options->memory_fraction, {0.05, 0.99},
+                 "Share of a GPU's free memory that its rank may take");
   parser->Int("kv_blocks", &options->memory.kv_blocks, {0, 1 << 28},
               "KV blocks of 16 positions; 0: what the budget leaves");
   parser->Group("Listening");
@@ -112,7 +119,7 @@ absl::Status CompleteOptions(WorkerOptions* options) {
   }
   if (options->threads == 0) options->threads = std::max(1, CoreCount() / options->tp);
   options->memory.threads = options->threads;
-  return absl::OkStatus();
+  return OnGpu(*options) ? execution::CheckGpuBuild() : absl::OkStatus();
 }
 
 std::vector<std::string> ToArguments(const WorkerOptions& options) {
@@ -128,6 +135,8 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--max-step-tokens=", options.memory.max_step_tokens),
       absl::StrCat("--context=", options.memory.max_context),
       absl::StrCat("--memory=", options.memory.memory_bytes),
+      absl::StrCat("--memory-fraction=", options.memory_fraction),
+      absl::StrCat("--fusion=", options.fusion ? "on" : "off"),
       absl::StrCat("--kv-blocks=", options.memory.kv_blocks),
       absl::StrCat("--listen=", options.listen),
       absl::StrCat("--queue-size=", options.queue_size),
@@ -145,11 +154,11 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
 }
 
 uint64_t ConfigHash(const WorkerOptions& options) {
-  return Fnv1a(absl::StrCat(options.tp, " ", options.device, " ",
-                            NumericsWord(options.memory.numerics), " ",
-                            HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
-                            options.memory.max_step_tokens, " ", options.memory.max_context, " ",
-                            options.memory.memory_bytes, " ", options.memory.kv_blocks));
+  return Fnv1a(absl::StrCat(
+      options.tp, " ", options.device, " ", NumericsWord(options.memory.numerics), " ",
+      HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
+      options.memory.max_step_tokens, " ", options.memory.max_context, " ",
+      options.memory.memory_bytes, " ", options.memory.kv_blocks, " ", options.fusion));
 }
 
 }  // namespace nibble::worker

@@ -20,6 +20,8 @@ struct WorkerOptions {
   std::string device = "cpu";
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;
+  double memory_fraction = 0.9;  // GPUs: of the free memory, where memory.memory_bytes is 0
+  bool fusion = true;            // GPUs
   std::string listen = "127.0.0.1:50052";
   TlsFiles tls;  // of the leader's port; its CA signs gateways
   std::string metrics_listen = "127.0.0.1:9100";
@@ -44,6 +46,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options);
 // Of everything that decides what a step computes. The ranks of a group must agree.
 [[nodiscard]] uint64_t ConfigHash(const WorkerOptions& options);
 
+[[nodiscard]] inline bool OnGpu(const WorkerOptions& options) { return options.device == "cuda"; }
 [[nodiscard]] const char* NumericsWord(weights::Numerics numerics);
 [[nodiscard]] const char* HeadWord(weights::HeadFormat head);
 

@@ -16,15 +16,28 @@ constexpr weights::MemoryOptions PlainOptions(const weights::MemoryOptions& opti
   return plain;
 }
 
+absl::StatusOr<weights::MemoryPlan> Plan(const WorkerOptions& options,
+                                         const execution::GpuInfo* gpu,
+                                         const weights::Checkpoint& checkpoint) {
+  if (!OnGpu(options)) return weights::PlanMemory(checkpoint, options.tp, options.memory);
+  return execution::PlanGpuMemory({.checkpoint = &checkpoint}, options.tp,
+                                  {.memory = options.memory,
+                                   .fusion = options.fusion,
+                                   .gpu = gpu,
+                                   .memory_fraction = options.memory_fraction});
+}
+
 }  // namespace
 
-Failure OpenAndPlan(const WorkerOptions& options, PlannedModel* model) {
+Failure OpenAndPlan(const WorkerOptions& options, const execution::GpuInfo* gpu,
+                    PlannedModel* model) {
   auto checkpoint = weights::Checkpoint::Open(options.model);
   if (!checkpoint.ok()) return {.exit_code = kExitModel, .status = checkpoint.status()};
   model->checkpoint = *std::move(checkpoint);
-  auto plan = weights::PlanMemory(*model->checkpoint, options.tp, options.memory);
+  auto plan = Plan(options, gpu, *model->checkpoint);
   if (plan.ok()) {
     model->plan = *std::move(plan);
+    if (OnGpu(options)) return {};
     absl::Status fits = weights::CheckFits(model->plan, weights::MachineMemory());
     if (fits.ok()) return {};
     return {.exit_code = kExitNoMemory, .status = std::move(fits)};

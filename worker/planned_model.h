@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "base/exit_codes.h"
+#include "worker/execution/cuda/gpu_rank.h"
 #include "worker/group/group_control.h"
 #include "worker/group/group_metrics.h"
 #include "worker/options.h"
@@ -29,7 +30,9 @@ struct PlannedModel {
 
 // kExitModel: the folder; kExitNoMemory: the budget; kExitConfiguration: an option that this model
 // does not allow.
-[[nodiscard]] Failure OpenAndPlan(const WorkerOptions& options, PlannedModel* model);
+// `gpu`: this rank's, where ranks compute on GPUs; nullptr: not known yet, and memory enough.
+[[nodiscard]] Failure OpenAndPlan(const WorkerOptions& options, const execution::GpuInfo* gpu,
+                                  PlannedModel* model);
 
 // What the ranks compare when they meet.
 [[nodiscard]] group::RankFacts FactsOf(const WorkerOptions& options, const PlannedModel& model);

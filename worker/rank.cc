@@ -11,11 +11,13 @@
 #include "base/exit_codes.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/units.h"
 #include "worker/collectives/event_word.h"
 #include "worker/collectives/self_communicator.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/counted.h"
 #include "worker/execution/cpu/cpu_executor.h"
+#include "worker/execution/cuda/gpu_rank.h"
 #include "worker/follower.h"
 #include "worker/group/group_control.h"
 #include "worker/group/peer_watch.h"
@@ -79,6 +81,9 @@ class Rank {
   Failure Load();
   absl::Status Connect();
   absl::Status CreateExecutor();
+  absl::Status CreateOnCpu();
+  absl::Status CreateOnGpu();
+  void LogGpuPlan() const;
   absl::Status Meet();
   absl::Status RunLeader();
   absl::Status RunAsFollower();
@@ -110,13 +115,19 @@ class Rank {
   std::unique_ptr<collectives::ShmRegion> region_;
   std::unique_ptr<collectives::Communicator> communicator_;
   std::unique_ptr<CountedCommunicator> counted_communicator_;
-  std::unique_ptr<execution::CpuExecutor> executor_;
+  execution::GpuInfo gpu_;
+  std::unique_ptr<step::Executor> executor_;
   std::unique_ptr<CountedExecutor> counted_executor_;
 };
 
 Failure Rank::Load() {
   const Deadline begin = clock_.Now();
-  if (Failure failure = OpenAndPlan(options_, &model_); !failure.ok()) return failure;
+  if (OnGpu(options_)) {
+    auto gpu = execution::OpenGpu(arguments_.rank);
+    if (!gpu.ok()) return {.exit_code = kExitNoMemory, .status = gpu.status()};
+    gpu_ = *std::move(gpu);
+  }
+  if (Failure failure = OpenAndPlan(options_, &gpu_, &model_); !failure.ok()) return failure;
   group::Handshake handshake(control_, arguments_.rank, options_.tp, &clock_);
   const absl::StatusOr<int32_t> kv_blocks =
       handshake.Introduce(FactsOf(options_, model_), begin + kMeetingTime);
@@ -128,6 +139,9 @@ Failure Rank::Load() {
   absl::Status status = Connect();
   if (!status.ok()) return {.exit_code = kExitConfiguration, .status = std::move(status)};
   status = CreateExecutor();
+  if (absl::IsResourceExhausted(status)) {
+    return {.exit_code = kExitNoMemory, .status = std::move(status)};
+  }
   if (!status.ok()) return {.exit_code = kExitModel, .status = std::move(status)};
   stats_->startup_load_ns.Set((clock_.Now() - begin).count());
   return {};
@@ -149,6 +163,53 @@ absl::Status Rank::Connect() {
 }
 
 absl::Status Rank::CreateExecutor() {
+  RETURN_IF_ERROR(OnGpu(options_) ? CreateOnGpu() : CreateOnCpu());
+  counted_executor_ = std::make_unique<CountedExecutor>(executor_.get(), &clock_, stats_);
+  const weights::RankMemoryPlan& plan = model_.plan.ranks[static_cast<size_t>(arguments_.rank)];
+  stats_->weights_planned_bytes.Set(plan.weight_bytes);
+  stats_->kv_cache_planned_bytes.Set(plan.kv_block_bytes * model_.plan.kv_blocks);
+  stats_->activations_planned_bytes.Set(plan.activation_bytes);
+  stats_->workspace_planned_bytes.Set(plan.workspace_bytes);
+  stats_->graphs_planned_bytes.Set(plan.graph_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status Rank::CreateOnGpu() {
+  LogGpuPlan();
+  ASSIGN_OR_RETURN(
+      execution::GpuExecutor made,
+      execution::CreateGpuExecutor(gpu_, {.checkpoint = model_.checkpoint.get()}, model_.plan,
+                                   {.rank = arguments_.rank,
+                                    .fusion = options_.fusion,
+                                    .communicator = communicator_.get(),
+                                    .peer_patience = PeerPatience(),
+                                    .progress = [slot = slot_](int64_t done, int64_t total) {
+                                      slot->load_bytes_total = total;
+                                      slot->load_bytes_done = done;
+                                    }}));
+  executor_ = std::move(made.executor);
+  stats_->weights_bytes.Set(made.memory.weights);
+  stats_->kv_cache_bytes.Set(made.memory.kv_cache);
+  stats_->activations_bytes.Set(made.memory.activations);
+  stats_->workspace_bytes.Set(made.memory.workspace);
+  stats_->graphs_bytes.Set(made.memory.graphs);
+  stats_->context_bytes.Set(made.memory.context);
+  return absl::OkStatus();
+}
+
+void Rank::LogGpuPlan() const {
+  const weights::RankMemoryPlan& rank = model_.plan.ranks[static_cast<size_t>(arguments_.rank)];
+  spdlog::info(
+      "GPU {} ({}, {} free of {}): plans {}: weights {}, KV cache {} in {} blocks, activations {}, "
+      "workspace {}, graphs {}",
+      gpu_.ordinal, gpu_.name, FormatBytes(gpu_.free_bytes), FormatBytes(gpu_.total_bytes),
+      FormatBytes(rank.total_bytes()), FormatBytes(rank.weight_bytes),
+      FormatBytes(rank.kv_block_bytes * model_.plan.kv_blocks), model_.plan.kv_blocks,
+      FormatBytes(rank.activation_bytes), FormatBytes(rank.workspace_bytes),
+      FormatBytes(rank.graph_bytes));
+}
+
+absl::Status Rank::CreateOnCpu() {
   execution::CpuExecutorOptions options;
   options.memory = options_.memory;
   options.threads = options_.threads;
@@ -159,21 +220,15 @@ absl::Status Rank::CreateExecutor() {
   options.on_progress_stamp = [stats = stats_, clock = &clock_] {
     stats->progress_ns.Set(clock->Now().time_since_epoch().count());
   };
-  ASSIGN_OR_RETURN(executor_,
+  ASSIGN_OR_RETURN(auto executor,
                    execution::CpuExecutor::Create(*model_.checkpoint, model_.plan,
                                                   counted_communicator_.get(), std::move(options)));
-  counted_executor_ = std::make_unique<CountedExecutor>(executor_.get(), &clock_, stats_);
-
-  const execution::MemoryUse use = executor_->memory_use();
+  const execution::MemoryUse use = executor->memory_use();
+  executor_ = std::move(executor);
   stats_->weights_bytes.Set(use.weights);
   stats_->kv_cache_bytes.Set(use.kv_cache);
   stats_->activations_bytes.Set(use.activations);
   stats_->workspace_bytes.Set(use.workspace);
-  const weights::RankMemoryPlan& plan = model_.plan.ranks[static_cast<size_t>(arguments_.rank)];
-  stats_->weights_planned_bytes.Set(plan.weight_bytes);
-  stats_->kv_cache_planned_bytes.Set(plan.kv_block_bytes * model_.plan.kv_blocks);
-  stats_->activations_planned_bytes.Set(plan.activation_bytes);
-  stats_->workspace_planned_bytes.Set(plan.workspace_bytes);
   return absl::OkStatus();
 }
 

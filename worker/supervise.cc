@@ -110,6 +110,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const WorkerOptions&
 }
 
 void LogPlan(const WorkerOptions& options, const PlannedModel& model) {
+  if (OnGpu(options)) return;  // each rank's, once it has asked its GPU
   for (const weights::RankMemoryPlan& rank : model.plan.ranks) {
     spdlog::info(
         "rank {} plans {}: weights {}, KV cache {} in {} blocks, activations {}, "
@@ -165,7 +166,8 @@ int Supervise(const WorkerOptions& options) {
   }
   if (!status.ok()) return Refuse({.exit_code = kExitConfiguration, .status = std::move(status)});
   PlannedModel model;
-  if (const Failure failure = OpenAndPlan(options, &model); !failure.ok()) return Refuse(failure);
+  if (const Failure failure = OpenAndPlan(options, nullptr, &model); !failure.ok())
+    return Refuse(failure);
   const auto shared = Shared::Create(options.tp);
   if (!shared.ok()) return Refuse({.exit_code = kExitNoMemory, .status = shared.status()});
   LogPlan(options, model);

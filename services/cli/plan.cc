@@ -17,12 +17,13 @@ namespace {
 std::string Describe(const weights::MemoryPlan& plan) {
   const weights::MemoryOptions& options = plan.options;
   std::vector<std::vector<std::string>> rows = {
-      {"rank", "weights", "KV blocks", "activations", "workspace", "total", "budget"}};
+      {"rank", "weights", "KV blocks", "activations", "workspace", "graphs", "total", "budget"}};
   for (const weights::RankMemoryPlan& rank : plan.ranks) {
     const int64_t kv_bytes = rank.kv_blocks * rank.kv_block_bytes;
     rows.push_back({absl::StrCat(rank.share.rank), FormatBytes(rank.weight_bytes),
                     FormatBytes(kv_bytes), FormatBytes(rank.activation_bytes),
-                    FormatBytes(rank.workspace_bytes), FormatBytes(rank.total_bytes()),
+                    FormatBytes(rank.workspace_bytes), FormatBytes(rank.graph_bytes),
+                    FormatBytes(rank.total_bytes()),
                     options.memory_bytes > 0 ? FormatBytes(options.memory_bytes) : "none"});
   }
   const int32_t per_sequence =
@@ -43,6 +44,7 @@ int RunPlan(int argc, const char* const* argv) {
   std::string model;
   int32_t tp = 1;
   int32_t threads = 0;
+  std::string device = "cpu";
   weights::MemoryOptions options;
   ConfigParser parser(CommandProgram(
       "plan", "Says what every rank allocates, from the headers of the files alone.",
@@ -51,12 +53,18 @@ int RunPlan(int argc, const char* const* argv) {
   parser.Folder("model", &model, "Folder of the model").Positional().Required();
   parser.Group("Compute");
   parser.Int("tp", &tp, {1, 64}, "Ranks that share the model");
+  parser.Choice<std::string>("device", &device, {{"cpu", "cpu"}, {"cuda", "cuda"}},
+                             "Where ranks compute");
   parser.Int("threads", &threads, {0, 1024}, "Threads of one rank; 0: a fair share");
   DeclareMemoryOptions(&parser, &options);
   if (const auto code = parser.ParseMain(argc, argv)) return *code;
   options.threads = RankThreads(threads, tp);
   int exit_code = kExitDrained;
-  const auto planned = OpenAndPlan(model, tp, options, &exit_code);
+  if (const auto status = CheckDevice(device); !status.ok()) {
+    std::fprintf(stderr, "nibble plan: %s\n", std::string(status.message()).c_str());
+    return kExitConfiguration;
+  }
+  const auto planned = OpenAndPlan(model, tp, device, options, &exit_code);
   if (!planned.ok()) {
     std::fprintf(stderr, "nibble plan: %s\n", std::string(planned.status().message()).c_str());
     return exit_code;

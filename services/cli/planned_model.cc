@@ -1,15 +1,19 @@
 #include "services/cli/planned_model.h"
 
 #include "base/exit_codes.h"
+#include "worker/execution/cuda/gpu_rank.h"
 
 namespace nibble::cli {
 
 absl::StatusOr<PlannedModel> OpenAndPlan(const std::string& folder, int32_t tp,
+                                         const std::string& device,
                                          const weights::MemoryOptions& options, int* exit_code) {
   *exit_code = kExitModel;
   auto checkpoint = weights::Checkpoint::Open(folder);
   if (!checkpoint.ok()) return checkpoint.status();
-  auto plan = weights::PlanMemory(**checkpoint, tp, options);
+  auto plan = device == "cuda" ? execution::PlanGpuMemory({.checkpoint = checkpoint->get()}, tp,
+                                                          {.memory = options})
+                               : weights::PlanMemory(**checkpoint, tp, options);
   if (plan.ok()) return PlannedModel{*std::move(checkpoint), *std::move(plan)};
   if (absl::IsResourceExhausted(plan.status())) {
     *exit_code = kExitNoMemory;

@@ -18,7 +18,9 @@ struct PlannedModel {
 
 // Reads headers only. On failure *exit_code says whose fault it is: kExitModel (the folder),
 // kExitNoMemory (the budget) or kExitConfiguration (an option that this model does not allow).
+// `device`: "cpu", or "cuda", whose memory is not asked for here.
 [[nodiscard]] absl::StatusOr<PlannedModel> OpenAndPlan(const std::string& folder, int32_t tp,
+                                                       const std::string& device,
                                                        const weights::MemoryOptions& options,
                                                        int* exit_code);
 

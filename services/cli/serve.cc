@@ -107,11 +107,12 @@ int RunServe(int argc, const char* const* argv) {
   // line, before any process starts or port opens.
   options.memory.threads = RankThreads(options.threads, options.tp);
   int exit_code = kExitDrained;
-  const auto planned = OpenAndPlan(options.model, options.tp, options.memory, &exit_code);
+  const auto planned =
+      OpenAndPlan(options.model, options.tp, options.device, options.memory, &exit_code);
   if (!planned.ok()) return Fail(planned.status(), exit_code);
-  if (const auto status = weights::CheckFits(planned->plan, weights::MachineMemory());
-      !status.ok()) {
-    return Fail(status, kExitNoMemory);
+  if (options.device == "cpu") {
+    const auto status = weights::CheckFits(planned->plan, weights::MachineMemory());
+    if (!status.ok()) return Fail(status, kExitNoMemory);
   }
   if (const auto status = CheckTokenizer(*planned->checkpoint); !status.ok()) {
     return Fail(absl::Status(status.code(), absl::StrCat(options.model, ": ", status.message())),

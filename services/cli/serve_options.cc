@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "base/tls_options.h"
 #include "base/units.h"
+#include "worker/execution/cuda/gpu_rank.h"
 
 namespace nibble::cli {
 namespace {
@@ -48,10 +49,24 @@ void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights:
                                       "activations");
 }
 
+void DeclareDevice(ConfigParser* parser, std::string* device, GpuChoice* gpu) {
+  parser->Choice<std::string>("device", device, {{"cpu", "cpu"}, {"cuda", "cuda"}},
+                              "Where ranks compute; cuda: each on a GPU of its own");
+  parser->Choice<bool>("fusion", &gpu->fusion, {{"on", true}, {"off", false}},
+                       "On GPUs: fused kernels and graphs, or a kernel per operation");
+  parser->Number("memory_fraction", &gpu->memory_fraction, {0.05, 0.99},
+                 "Share of a GPU's free memory that its rank may take");
+}
+
+absl::Status CheckDevice(const std::string& device) {
+  return device == "cuda" ? execution::CheckGpuBuild() : absl::OkStatus();
+}
+
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options) {
   parser->Bytes(
       "memory", &options->memory_bytes, {0, kMemoryMax},
-      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV");
+      "Budget of one rank, for everything; 0: what max_sequences need, within 2GiB of KV on CPUs "
+      "and memory_fraction on GPUs");
   parser->Int("context", &options->max_context, {0, 1 << 24},
               "Positions of one sequence; 0: the model's");
   parser->Int("max_sequences", &options->max_slots, {1, 4096}, "Sequences that run at once");
@@ -68,7 +83,7 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->String("model_name", &options->model_name, "Its name for clients; empty: the folder's");
   parser->Group("Compute");
   parser->Int("tp", &options->tp, {1, 64}, "Ranks that share the model");
-  parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}}, "Where ranks compute");
+  DeclareDevice(parser, &options->device, &options->gpu);
   parser->Int("threads", &options->threads, {0, 1024}, "Threads of one rank; 0: a fair share");
   DeclareMemoryOptions(parser, &options->memory);
   parser->Group("Listening");
@@ -107,6 +122,7 @@ int32_t RankThreads(int32_t given, int32_t tp) {
 }
 
 absl::Status CheckServeOptions(const ServeOptions& options) {
+  RETURN_IF_ERROR(CheckDevice(options.device));
   RETURN_IF_ERROR(CheckServerTls(options.tls));
   RETURN_IF_ERROR(CheckAddress("host", FormatHostPort(options.host, 0)));
   RETURN_IF_ERROR(CheckAddress("metrics_listen", options.metrics_listen));
@@ -148,6 +164,10 @@ std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const Se
   add_set("--context", options.memory.max_context);
   add_set("--memory", options.memory.memory_bytes);
   add_set("--kv-blocks", options.memory.kv_blocks);
+  if (options.device != "cpu") {
+    line.push_back(absl::StrCat("--memory-fraction=", options.gpu.memory_fraction));
+    line.push_back(absl::StrCat("--fusion=", options.gpu.fusion ? "on" : "off"));
+  }
   return line;
 }
 

@@ -13,6 +13,12 @@
 
 namespace nibble::cli {
 
+// What only GPUs have.
+struct GpuChoice {
+  double memory_fraction = 0.9;  // of the free memory, where memory is 0
+  bool fusion = true;
+};
+
 struct ServeOptions {
   std::string model;  // folder
   std::string model_name;
@@ -28,6 +34,7 @@ struct ServeOptions {
 
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;
+  GpuChoice gpu;
   int32_t queue_size = 128;
 
   std::string sampling_defaults = "model";
@@ -41,6 +48,11 @@ struct ServeOptions {
 void DeclareServeOptions(ConfigParser* parser, ServeOptions* options);
 // Memory and numerics alone: `nibble plan` has the same.
 void DeclareMemoryOptions(ConfigParser* parser, weights::MemoryOptions* options);
+
+// device and what only GPUs have: `nibble plan` and `nibble bench` have the same.
+void DeclareDevice(ConfigParser* parser, std::string* device, GpuChoice* gpu);
+// OK for the CPU, and in a build with GPU support.
+[[nodiscard]] absl::Status CheckDevice(const std::string& device);
 
 void DeclareNumerics(ConfigParser* parser, weights::Numerics* numerics, weights::HeadFormat* head);
 

@@ -123,6 +123,9 @@ constexpr std::array<MemoryKind, 4> kMemoryKinds = {
      {"activations", &step::RankStats::activations_bytes,
       &step::RankStats::activations_planned_bytes},
      {"workspace", &step::RankStats::workspace_bytes, &step::RankStats::workspace_planned_bytes}}};
+constexpr MemoryKind kGraphs = {"graphs", &step::RankStats::graphs_bytes,
+                                &step::RankStats::graphs_planned_bytes};
+constexpr const char* kCpu = "cpu";
 
 // The ranks of this machine, each with the text of its label.
 template <typename Visit>
@@ -137,10 +140,12 @@ void ForEachRank(const step::GroupStats& stats, const GroupFacts& facts, const V
 void AddMemory(const step::GroupStats& stats, const GroupFacts& facts,
                Gauge step::RankStats::*MemoryKind::*which, MetricFamilies* out) {
   ForEachRank(stats, facts, [&](const step::RankStats& rank, const std::string& name) {
-    for (const MemoryKind& kind : kMemoryKinds) {
+    const auto add = [&](const MemoryKind& kind) {
       out->Add(rank.*(kind.*which),
                {{"device", facts.device}, {"rank", name}, {"kind", kind.name}});
-    }
+    };
+    for (const MemoryKind& kind : kMemoryKinds) add(kind);
+    if (facts.device != kCpu) add(kGraphs);
   });
 }
 
@@ -150,6 +155,16 @@ void AddRanks(const step::GroupStats& stats, const GroupFacts& facts, MetricFami
   out->Begin("nibble_memory_planned_bytes", "Bytes that the memory plan foresaw, by owner.",
              MetricType::Gauge);
   AddMemory(stats, facts, &MemoryKind::planned, out);
+  if (facts.device != kCpu) {
+    out->Begin(
+        "nibble_device_context_bytes",
+        "Device memory that was taken when the rank had opened its GPU: its own context, and "
+        "other processes.",
+        MetricType::Gauge);
+    ForEachRank(stats, facts, [out](const step::RankStats& rank, const std::string& name) {
+      out->Add(rank.context_bytes, {{"rank", name}});
+    });
+  }
 
   out->Begin("nibble_rank_up", "1 while the rank runs steps.", MetricType::Gauge);
   ForEachRank(stats, facts, [out](const step::RankStats& rank, const std::string& name) {

@@ -56,8 +56,9 @@ struct RankStats {
   Gauge progress_ns;  // monotonic stamp of the last layer
   Gauge steps;
   Gauge weights_bytes, kv_cache_bytes, activations_bytes, workspace_bytes;
+  Gauge graphs_bytes, context_bytes;  // GPUs
   Gauge weights_planned_bytes, kv_cache_planned_bytes, activations_planned_bytes,
-      workspace_planned_bytes;
+      workspace_planned_bytes, graphs_planned_bytes;
   Counter collective_bytes;
   Gauge startup_load_ns;
 };

@@ -25,24 +25,10 @@ absl::Status CheckRange(std::string_view name, int64_t value, int64_t low, int64
   return absl::InvalidArgumentError(Message(name, " is ", value, "; allowed: ", low, " … ", high));
 }
 
-absl::Status CheckOptions(const model::ModelSpec& spec, const MemoryOptions& options) {
-  RETURN_IF_ERROR(CheckRange("max slots", options.max_slots, 1, kMaxSlots));
-  RETURN_IF_ERROR(CheckRange("max step tokens", options.max_step_tokens, 1, kMaxStepTokens));
-  RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kMaxThreads));
-  RETURN_IF_ERROR(CheckRange("max context", options.max_context, 0, spec.context_limit));
-  RETURN_IF_ERROR(
-      CheckRange("memory bytes", options.memory_bytes, 0, std::numeric_limits<int64_t>::max()));
-  return CheckRange("KV blocks", options.kv_blocks, 0, std::numeric_limits<int32_t>::max());
-}
-
 int64_t NormBytes(int32_t size) { return AlignedBytes(int64_t{4} * size); }
 
 absl::Status CheckNorm(const Checkpoint& checkpoint, std::string_view name, int32_t size) {
   return checkpoint.DescribeDense(name, {size}).status();
-}
-
-int32_t SequenceBlocks(int32_t max_context) {
-  return (max_context + kBlockTokens - 1) / kBlockTokens;
 }
 
 absl::StatusOr<RankMemoryPlan> PlanRank(const Checkpoint& checkpoint, const RankShare& share,
@@ -69,11 +55,23 @@ absl::StatusOr<RankMemoryPlan> PlanRank(const Checkpoint& checkpoint, const Rank
   return plan;
 }
 
-// Blocks that the options leave this rank.
-absl::StatusOr<int32_t> RankBlocks(const RankMemoryPlan& rank, const MemoryOptions& options,
-                                   int32_t max_context) {
+}  // namespace
+
+absl::Status CheckMemoryOptions(const model::ModelSpec& spec, const MemoryOptions& options) {
+  RETURN_IF_ERROR(CheckRange("max slots", options.max_slots, 1, kMaxSlots));
+  RETURN_IF_ERROR(CheckRange("max step tokens", options.max_step_tokens, 1, kMaxStepTokens));
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, 1, kMaxThreads));
+  RETURN_IF_ERROR(CheckRange("max context", options.max_context, 0, spec.context_limit));
+  RETURN_IF_ERROR(
+      CheckRange("memory bytes", options.memory_bytes, 0, std::numeric_limits<int64_t>::max()));
+  return CheckRange("KV blocks", options.kv_blocks, 0, std::numeric_limits<int32_t>::max());
+}
+
+absl::StatusOr<int32_t> KvBlocksWithin(const RankMemoryPlan& rank, const MemoryOptions& options,
+                                       int32_t max_context) {
   const int64_t sequence_blocks = SequenceBlocks(max_context);
-  const int64_t fixed = rank.weight_bytes + rank.activation_bytes + rank.workspace_bytes;
+  const int64_t fixed =
+      rank.weight_bytes + rank.activation_bytes + rank.workspace_bytes + rank.graph_bytes;
   if (options.memory_bytes == 0) {
     if (options.kv_blocks > 0) return options.kv_blocks;
     const int64_t wanted = options.max_slots * sequence_blocks;
@@ -97,8 +95,6 @@ absl::StatusOr<int32_t> RankBlocks(const RankMemoryPlan& rank, const MemoryOptio
   return static_cast<int32_t>(
       std::min<int64_t>(left / rank.kv_block_bytes, std::numeric_limits<int32_t>::max()));
 }
-
-}  // namespace
 
 absl::StatusOr<PackedFormat> HeadPackedFormat(const Checkpoint& checkpoint, const RankShare& share,
                                               const MemoryOptions& options) {
@@ -144,7 +140,7 @@ int64_t KvBlockBytes(const model::ModelSpec& spec, const RankShare& share, Numer
 absl::StatusOr<MemoryPlan> PlanMemory(const Checkpoint& checkpoint, int32_t rank_count,
                                       const MemoryOptions& options) {
   const model::ModelSpec& spec = checkpoint.spec();
-  RETURN_IF_ERROR(CheckOptions(spec, options));
+  RETURN_IF_ERROR(CheckMemoryOptions(spec, options));
   ASSIGN_OR_RETURN(const std::vector<RankShare> shares, PlanShares(checkpoint, rank_count));
   int32_t vocab_share_max = 0;
   for (const RankShare& share : shares) {
@@ -156,7 +152,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Checkpoint& checkpoint, int32_t rank
   for (const RankShare& share : shares) {
     ASSIGN_OR_RETURN(RankMemoryPlan rank,
                      PlanRank(checkpoint, share, options, plan.max_context, vocab_share_max));
-    ASSIGN_OR_RETURN(rank.kv_blocks, RankBlocks(rank, options, plan.max_context));
+    ASSIGN_OR_RETURN(rank.kv_blocks, KvBlocksWithin(rank, options, plan.max_context));
     plan.kv_blocks = plan.ranks.empty() ? rank.kv_blocks : std::min(plan.kv_blocks, rank.kv_blocks);
     plan.ranks.push_back(rank);
   }

@@ -37,9 +37,10 @@ struct RankMemoryPlan {
   int64_t kv_block_bytes = 0;  // one block of kBlockTokens positions, all layers, K and V
   int64_t activation_bytes = 0;
   int64_t workspace_bytes = 0;  // logits, sampling and penalty state
+  int64_t graph_bytes = 0;      // GPUs: graphs and what libraries take, from measurements
   int32_t kv_blocks = 0;
   [[nodiscard]] int64_t total_bytes() const {
-    return weight_bytes + activation_bytes + workspace_bytes +
+    return weight_bytes + activation_bytes + workspace_bytes + graph_bytes +
            static_cast<int64_t>(kv_blocks) * kv_block_bytes;
   }
 };
@@ -81,6 +82,19 @@ struct MemoryPlan {
 
 inline constexpr int32_t kBlockTokens = 16;  // as step::kBlockTokens
 inline constexpr int64_t kDefaultKvBytes = int64_t{2} << 30;
+
+// Blocks of one sequence.
+[[nodiscard]] constexpr int32_t SequenceBlocks(int32_t max_context) {
+  return (max_context + kBlockTokens - 1) / kBlockTokens;
+}
+
+// INVALID_ARGUMENT names what is out of range for this model.
+[[nodiscard]] absl::Status CheckMemoryOptions(const model::ModelSpec& spec,
+                                              const MemoryOptions& options);
+// Blocks that the options leave a rank whose other bytes are planned; the rules are PlanMemory's.
+[[nodiscard]] absl::StatusOr<int32_t> KvBlocksWithin(const RankMemoryPlan& rank,
+                                                     const MemoryOptions& options,
+                                                     int32_t max_context);
 
 // Refuses a checkpoint in which a tensor of the decoder is missing or does not fit, by name.
 // INVALID_ARGUMENT for options out of range; RESOURCE_EXHAUSTED with the numbers when the budget

@@ -5,10 +5,8 @@
 #include "base/check.h"
 
 namespace nibble::execution {
-namespace {
 
-// Every batch that the decode kernel takes, then steps of a quarter to a third.
-std::vector<int32_t> Batches(int32_t largest) {
+std::vector<int32_t> DecodeGraphBatches(int32_t largest) {
   std::vector<int32_t> batches;
   for (int32_t batch = 1; batch <= std::min(16, largest); ++batch) batches.push_back(batch);
   for (const int32_t batch : {24, 32, 48, 64, 96, 128, 192, 256}) {
@@ -17,13 +15,11 @@ std::vector<int32_t> Batches(int32_t largest) {
   return batches;
 }
 
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<DecodeGraphs>> DecodeGraphs::Capture(
     CudaDecoder* decoder, cudaStream_t stream, int32_t largest,
     const std::function<StepView(int32_t tokens)>& view_of) {
   std::unique_ptr<DecodeGraphs> graphs(new DecodeGraphs(stream));
-  for (const int32_t batch : Batches(largest)) {
+  for (const int32_t batch : DecodeGraphBatches(largest)) {
     RETURN_IF_ERROR(graphs->CaptureOne(decoder, view_of(batch)));
   }
   return graphs;

@@ -14,6 +14,10 @@
 
 namespace nibble::execution {
 
+// The batches that graphs are made for: every one that the decode kernel takes, then steps of a
+// quarter to a third.
+[[nodiscard]] std::vector<int32_t> DecodeGraphBatches(int32_t largest);
+
 class DecodeGraphs {
  public:
   // Batches of up to `largest` tokens. `view_of` says where a batch's inputs will lie.
