@@ -51,6 +51,11 @@ int Main(std::vector<std::string> words) {
   std::fputs(outcome.out.c_str(), stdout);
   std::fputs(outcome.error.c_str(), stderr);
   if (outcome.exit_code.has_value()) return *outcome.exit_code;
+  if (!rank->has_value()) {
+    const auto env = [](const char* name) -> const char* { return std::getenv(name); };
+    const absl::Status status = TakeLeaderWorkerSet(env, &options);
+    if (!status.ok()) return Fail(status);
+  }
   if (const absl::Status status = CompleteOptions(&options); !status.ok()) return Fail(status);
   if (rank->has_value()) return RunRank(options, **rank);
   if (const absl::Status status = InitLogging(

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
 #include "base/log_options.h"
@@ -80,6 +81,15 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
                  "Share of a GPU's free memory that its rank may take");
   parser->Int("kv_blocks", &options->memory.kv_blocks, {0, 1 << 28},
               "KV blocks of 16 positions; 0: what the budget leaves");
+  parser->Group("Several machines");
+  parser->Int("group_size", &options->group_size, {1, step::kMaxRanks},
+              "Machines that share the model; unset: LWS_GROUP_SIZE, else 1");
+  parser->Int("group_index", &options->group_index, {0, step::kMaxRanks - 1},
+              "This machine, the leader's is 0; unset: LWS_WORKER_INDEX");
+  parser->String("group_leader", &options->group_leader,
+                 "The leader's machine: host or host:port; unset: LWS_LEADER_ADDRESS");
+  parser->Time("join_timeout", &options->join_timeout, {std::chrono::seconds(1), hours(24)},
+               "For every machine to come");
   parser->Group("Listening");
   parser->String("listen", &options->listen, "gRPC: host:port or unix:PATH");
   parser->String("metrics_listen", &options->metrics_listen,
@@ -97,6 +107,53 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->Group("Logging");
   DeclareLogOptions(parser, &options->log_level, &options->log_format);
 }
+
+absl::Status TakeLeaderWorkerSet(const ConfigParser::GetEnv& env, WorkerOptions* options) {
+  const auto number = [&env](const char* name, bool unset, int32_t* target) {
+    const char* text = env(name);
+    if (!unset || text == nullptr) return absl::OkStatus();
+    if (absl::SimpleAtoi(text, target)) return absl::OkStatus();
+    return Bad(name, text, "a number");
+  };
+  RETURN_IF_ERROR(number("LWS_GROUP_SIZE", options->group_size == 0, &options->group_size));
+  RETURN_IF_ERROR(number("LWS_WORKER_INDEX", options->group_index < 0, &options->group_index));
+  const char* leader = env("LWS_LEADER_ADDRESS");
+  if (options->group_leader.empty() && leader != nullptr) options->group_leader = leader;
+  return absl::OkStatus();
+}
+
+group::MachinePlace PlaceOf(const WorkerOptions& options) {
+  return {.index = options.group_index,
+          .machines = options.group_size,
+          .ranks_each = options.tp / options.group_size};
+}
+
+namespace {
+
+absl::Status CompletePlace(WorkerOptions* options) {
+  if (options->group_size == 0) options->group_size = 1;
+  if (options->group_size < 1 || options->tp % options->group_size != 0) {
+    return Bad("group_size", absl::StrCat(options->group_size),
+               absl::StrCat("a divisor of tp, which is ", options->tp));
+  }
+  if (options->group_size == 1) {
+    options->group_index = 0;
+    return absl::OkStatus();
+  }
+  if (options->group_index < 0 || options->group_index >= options->group_size) {
+    return Bad("group_index", absl::StrCat(options->group_index),
+               absl::StrCat("0 to ", options->group_size - 1));
+  }
+  std::string with_port = options->group_leader;
+  if (!ParseHostPort(with_port).ok()) with_port = FormatHostPort(with_port, kGroupPort);
+  if (options->group_leader.empty() || !ParseHostPort(with_port).ok()) {
+    return Bad("group_leader", options->group_leader, "host or host:port of the leader's machine");
+  }
+  options->group_leader = with_port;
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::Status CompleteOptions(WorkerOptions* options) {
   if (options->model_name.empty()) {
@@ -117,7 +174,10 @@ absl::Status CompleteOptions(WorkerOptions* options) {
   if (!options->metrics_listen.empty() && !ParseHostPort(options->metrics_listen).ok()) {
     return Bad("metrics_listen", options->metrics_listen, "host:port, or nothing");
   }
-  if (options->threads == 0) options->threads = std::max(1, CoreCount() / options->tp);
+  RETURN_IF_ERROR(CompletePlace(options));
+  if (options->threads == 0) {
+    options->threads = std::max(1, CoreCount() / PlaceOf(*options).ranks_each);
+  }
   options->memory.threads = options->threads;
   return OnGpu(*options) ? execution::CheckGpuBuild() : absl::OkStatus();
 }
@@ -145,6 +205,12 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--log-level=", options.log_level),
       absl::StrCat("--log-format=", options.log_format),
   };
+  if (options.group_size > 1) {
+    words.push_back(absl::StrCat("--group-size=", options.group_size));
+    words.push_back(absl::StrCat("--group-index=", options.group_index));
+    words.push_back("--group-leader=" + options.group_leader);
+    words.push_back(absl::StrCat("--join-timeout=", FormatDuration(options.join_timeout)));
+  }
   for (const auto& [flag, file] : {std::pair{"--tls-cert=", &options.tls.certificate},
                                    std::pair{"--tls-key=", &options.tls.key},
                                    std::pair{"--tls-client-ca=", &options.tls.ca}}) {
@@ -154,11 +220,12 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
 }
 
 uint64_t ConfigHash(const WorkerOptions& options) {
-  return Fnv1a(absl::StrCat(
-      options.tp, " ", options.device, " ", NumericsWord(options.memory.numerics), " ",
-      HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
-      options.memory.max_step_tokens, " ", options.memory.max_context, " ",
-      options.memory.memory_bytes, " ", options.memory.kv_blocks, " ", options.fusion));
+  return Fnv1a(absl::StrCat(options.tp, " ", options.group_size, " ", options.device, " ",
+                            NumericsWord(options.memory.numerics), " ",
+                            HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
+                            options.memory.max_step_tokens, " ", options.memory.max_context, " ",
+                            options.memory.memory_bytes, " ", options.memory.kv_blocks, " ",
+                            options.fusion));
 }
 
 }  // namespace nibble::worker

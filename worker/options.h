@@ -9,14 +9,22 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/tls_files.h"
+#include "worker/group/machine_link.h"
 #include "worker/weights/memory_plan.h"
 
 namespace nibble::worker {
 
+inline constexpr uint16_t kGroupPort = 50053;  // where the machines of a group meet
+
 struct WorkerOptions {
   std::string model;       // folder
   std::string model_name;  // empty = the folder's
-  int32_t tp = 1;
+  int32_t tp = 1;          // ranks of the whole group
+  // Groups over several machines. Every machine has tp / group_size ranks.
+  int32_t group_size = 0;    // machines; 0 = not said, CompleteOptions() makes it 1
+  int32_t group_index = -1;  // this one; -1 = not said, 0 = the first, with the leader
+  std::string group_leader;  // host[:port] of the first machine, as the others reach it
+  Duration join_timeout = std::chrono::minutes(10);
   std::string device = "cpu";
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;
@@ -35,9 +43,17 @@ struct WorkerOptions {
 
 void DeclareOptions(ConfigParser* parser, WorkerOptions* options);
 
+// Takes what was not said from the variables that a LeaderWorkerSet sets in its pods:
+// LWS_LEADER_ADDRESS, LWS_GROUP_SIZE, LWS_WORKER_INDEX. INVALID_ARGUMENT where one is no number.
+[[nodiscard]] absl::Status TakeLeaderWorkerSet(const ConfigParser::GetEnv& env,
+                                               WorkerOptions* options);
+
 // What a range cannot say; fills in what is derived (model_name, threads). INVALID_ARGUMENT names
 // key, value and what is allowed.
 [[nodiscard]] absl::Status CompleteOptions(WorkerOptions* options);
+
+// Which part of the group this machine is. REQUIRES: CompleteOptions().
+[[nodiscard]] group::MachinePlace PlaceOf(const WorkerOptions& options);
 
 // The command line that the supervisor starts its ranks with: all of it but the metrics port and
 // the announcement, which are its own. No value in it is empty.

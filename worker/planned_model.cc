@@ -27,6 +27,14 @@ absl::StatusOr<weights::MemoryPlan> Plan(const WorkerOptions& options,
                                    .memory_fraction = options.memory_fraction});
 }
 
+weights::MemoryPlan OfThisMachine(const WorkerOptions& options, weights::MemoryPlan plan) {
+  const group::RankRange own = PlaceOf(options).own_ranks();
+  std::erase_if(plan.ranks, [&own](const weights::RankMemoryPlan& rank) {
+    return !own.Contains(rank.share.rank);
+  });
+  return plan;
+}
+
 }  // namespace
 
 Failure OpenAndPlan(const WorkerOptions& options, const execution::GpuInfo* gpu,
@@ -38,7 +46,8 @@ Failure OpenAndPlan(const WorkerOptions& options, const execution::GpuInfo* gpu,
   if (plan.ok()) {
     model->plan = *std::move(plan);
     if (OnGpu(options)) return {};
-    absl::Status fits = weights::CheckFits(model->plan, weights::MachineMemory());
+    absl::Status fits =
+        weights::CheckFits(OfThisMachine(options, model->plan), weights::MachineMemory());
     if (fits.ok()) return {};
     return {.exit_code = kExitNoMemory, .status = std::move(fits)};
   }
@@ -67,6 +76,7 @@ group::GroupFacts MetricFactsOf(const WorkerOptions& options, const PlannedModel
           .quantization = weights::LayoutName(quantization.layout),
           .group_size = quantized ? quantization.group_size : 0,
           .tensor_parallel = options.tp,
+          .ranks = PlaceOf(options).own_ranks(),
           .numerics = NumericsWord(options.memory.numerics),
           .head = HeadWord(options.memory.head),
           .max_context = model.plan.max_context,

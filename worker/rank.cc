@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "worker/collectives/event_word.h"
+#include "worker/collectives/gloo_communicator.h"
 #include "worker/collectives/self_communicator.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/counted.h"
@@ -97,8 +98,8 @@ class Rank {
     return std::max(options_.step_deadline, kWarmUpTime);
   }
   [[nodiscard]] step::PlanRingWait RingWait() const {
-    const bool a_core_each =
-        collectives::SpinBudget(options_.tp * options_.threads) > Duration::zero();
+    const int32_t waiting = PlaceOf(options_).ranks_each * options_.threads;
+    const bool a_core_each = collectives::SpinBudget(waiting) > Duration::zero();
     return {.clock = &clock_,
             .spin = a_core_each ? Duration(std::chrono::microseconds(20)) : Duration::zero()};
   }
@@ -123,7 +124,7 @@ class Rank {
 Failure Rank::Load() {
   const Deadline begin = clock_.Now();
   if (OnGpu(options_)) {
-    auto gpu = execution::OpenGpu(arguments_.rank);
+    auto gpu = execution::OpenGpu(arguments_.rank - PlaceOf(options_).own_ranks().first);
     if (!gpu.ok()) return {.exit_code = kExitNoMemory, .status = gpu.status()};
     gpu_ = *std::move(gpu);
   }
@@ -148,8 +149,19 @@ Failure Rank::Load() {
 }
 
 absl::Status Rank::Connect() {
+  const group::MachinePlace place = PlaceOf(options_);
   if (options_.tp == 1) {
     communicator_ = collectives::MakeSelfCommunicator();
+  } else if (place.machines > 1) {
+    const group::Rendezvous& meeting = control_->rendezvous;
+    ASSIGN_OR_RETURN(communicator_, collectives::MakeGlooCommunicator(
+                                        {.rank = arguments_.rank,
+                                         .size = options_.tp,
+                                         .bind_address = meeting.own_address.Get().value_or(""),
+                                         .store_host = meeting.host.Get().value_or(""),
+                                         .store_port = static_cast<uint16_t>(meeting.port.load()),
+                                         .group_key = meeting.key,
+                                         .timeout = PeerPatience()}));
   } else {
     ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Attach(arguments_.collectives_fd));
     region_ = std::make_unique<collectives::ShmRegion>(std::move(region));
@@ -244,8 +256,11 @@ bool Rank::AllUp() const {
 }
 
 absl::Status Rank::RunAsFollower() {
-  ASSIGN_OR_RETURN(const auto receiver, step::PlanRingReader::Attach(
-                                            arguments_.ring_fd, arguments_.rank - 1, RingWait()));
+  // The leader reads no plans, so on its machine the others count from rank 1.
+  const int32_t first = std::max(PlaceOf(options_).own_ranks().first, 1);
+  ASSIGN_OR_RETURN(
+      const auto receiver,
+      step::PlanRingReader::Attach(arguments_.ring_fd, arguments_.rank - first, RingWait()));
   slot_->phase.store(group::RankPhase::kServing, std::memory_order_release);
   return RunFollower(receiver.get(), counted_executor_.get(),
                      {.step_deadline = options_.step_deadline,

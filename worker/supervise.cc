@@ -22,6 +22,7 @@
 #include "worker/group/group_metrics.h"
 #include "worker/group/shared_memory.h"
 #include "worker/group/supervisor.h"
+#include "worker/machines.h"
 #include "worker/planned_model.h"
 #include "worker/rank_arguments.h"
 #include "worker/rpc/listen_address.h"
@@ -42,7 +43,7 @@ struct Shared {
   group::OwnedFd ring;                                  // several ranks only
   std::unique_ptr<collectives::ShmRegion> collectives;  // several ranks only
 
-  [[nodiscard]] static absl::StatusOr<Shared> Create(int32_t ranks) {
+  [[nodiscard]] static absl::StatusOr<Shared> Create(const group::MachinePlace& place) {
     ASSIGN_OR_RETURN(auto control,
                      group::SharedObject<group::GroupControl>::Create("nibble-control"));
     ASSIGN_OR_RETURN(auto stats, group::SharedObject<step::GroupStats>::Create("nibble-stats"));
@@ -50,10 +51,14 @@ struct Shared {
                   .stats = std::move(stats),
                   .ring = {},
                   .collectives = nullptr};
-    if (ranks == 1) return shared;
-    ASSIGN_OR_RETURN(const int ring, step::CreatePlanRing({.readers = ranks - 1}));
+    if (place.rank_count() == 1) return shared;
+    // The leader's machine: its other ranks and the other machines. Elsewhere: every rank.
+    const int32_t readers =
+        place.index == 0 ? place.ranks_each - 1 + place.machines - 1 : place.ranks_each;
+    ASSIGN_OR_RETURN(const int ring, step::CreatePlanRing({.readers = readers}));
     shared.ring = group::OwnedFd(ring);
-    ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(ranks));
+    if (place.machines > 1) return shared;  // ranks meet over the network
+    ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(place.ranks_each));
     shared.collectives = std::make_unique<collectives::ShmRegion>(std::move(region));
     return shared;
   }
@@ -69,7 +74,10 @@ struct Shared {
 group::SupervisorOptions GroupOptions(const WorkerOptions& options, const Shared& shared,
                                       const Clock* clock) {
   group::SupervisorOptions group_options;
-  group_options.ranks = options.tp;
+  const group::MachinePlace place = PlaceOf(options);
+  group_options.ranks = place.ranks_each;
+  group_options.first_rank = place.own_ranks().first;
+  group_options.group_ranks = options.tp;
   std::error_code error;
   group_options.executable = std::filesystem::read_symlink("/proc/self/exe", error).string();
   group_options.arguments = [&options, &shared](const group::RankDescriptors& own) {
@@ -111,7 +119,9 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const WorkerOptions&
 
 void LogPlan(const WorkerOptions& options, const PlannedModel& model) {
   if (OnGpu(options)) return;  // each rank's, once it has asked its GPU
+  const group::RankRange own = PlaceOf(options).own_ranks();
   for (const weights::RankMemoryPlan& rank : model.plan.ranks) {
+    if (!own.Contains(rank.share.rank)) continue;
     spdlog::info(
         "rank {} plans {}: weights {}, KV cache {} in {} blocks, activations {}, "
         "workspace {}",
@@ -124,7 +134,16 @@ void LogPlan(const WorkerOptions& options, const PlannedModel& model) {
 
 int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& shared) {
   const SteadyClock clock;
+  Machines machines;
+  const Failure connected = ConnectMachines(options, FactsOf(options, model),
+                                            {.control = shared.control.get(),
+                                             .stats = shared.stats.get(),
+                                             .clock = &clock,
+                                             .ring_fd = shared.ring.get()},
+                                            &machines);
+  if (!connected.ok()) return Refuse(connected);
   group::SupervisorOptions group_options = GroupOptions(options, shared, &clock);
+  group_options.others = machines.link.get();
   // The bar ends with its owner, before the line that says where the group serves.
   auto progress = std::make_unique<Progress>(Progress::ForStderr("loading weights", true), &clock);
   group_options.on_load_progress = [&progress](int64_t done, int64_t total) {
@@ -158,7 +177,9 @@ int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& s
 
 int Supervise(const WorkerOptions& options) {
   const auto listen = rpc::ParseListenAddress(options.listen);
-  absl::Status status = listen.ok() ? rpc::CheckAvailable(*listen) : listen.status();
+  absl::Status status = listen.status();
+  const bool has_leader = options.group_index == 0;
+  if (status.ok() && has_leader) status = rpc::CheckAvailable(*listen);
   if (status.ok()) status = CheckServerTls(options.tls);
   // Before minutes of loading, and in one line.
   if (status.ok()) {
@@ -168,7 +189,7 @@ int Supervise(const WorkerOptions& options) {
   PlannedModel model;
   if (const Failure failure = OpenAndPlan(options, nullptr, &model); !failure.ok())
     return Refuse(failure);
-  const auto shared = Shared::Create(options.tp);
+  const auto shared = Shared::Create(PlaceOf(options));
   if (!shared.ok()) return Refuse({.exit_code = kExitNoMemory, .status = shared.status()});
   LogPlan(options, model);
   return Run(options, model, *shared);

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 namespace nibble::testing {
 
@@ -41,6 +42,15 @@ class TwoNamespaces {
     return side == 0 ? "10.231.7.1" : "10.231.7.2";
   }
   [[nodiscard]] std::string link(int side) const { return links_[side]; }
+  // Words that start a program on that side.
+  [[nodiscard]] std::vector<std::string> Prefix(int side) const {
+    return {"/usr/sbin/ip", "netns", "exec", names_[side]};
+  }
+  // Pulls the cable: what is sent vanishes without a word.
+  [[nodiscard]] bool Cut() const {
+    return Run("ip -n " + names_[0] + " neigh replace " + address(1) + kNobody + links_[0]) &&
+           Run("ip -n " + names_[1] + " neigh replace " + address(0) + kNobody + links_[1]);
+  }
 
   // Moves the calling process.
   [[nodiscard]] bool Enter(int side) const {
@@ -51,6 +61,8 @@ class TwoNamespaces {
   }
 
  private:
+  static constexpr const char* kNobody = " lladdr 02:00:00:00:00:99 nud permanent dev ";
+
   static bool Run(const std::string& command) {
     return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
   }

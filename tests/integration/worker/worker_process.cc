@@ -60,13 +60,14 @@ bool Given(const std::vector<std::string>& flags, const std::string& flag) {
 
 }  // namespace
 
-WorkerProcess::WorkerProcess(std::vector<std::string> flags)
+WorkerProcess::WorkerProcess(std::vector<std::string> flags, std::vector<std::string> prefix)
     : folder_(std::filesystem::temp_directory_path() / "nibble-worker-test-XXXXXX") {
   EXPECT_NE(::mkdtemp(folder_.data()), nullptr);
   flags.push_back("--announce=" + folder_ + "/where.json");
   if (!Given(flags, "--listen=")) flags.push_back("--listen=127.0.0.1:0");
   if (!Given(flags, "--metrics-listen=")) flags.push_back("--metrics-listen=127.0.0.1:0");
-  std::vector<std::string> words = {BinaryDir() + "/nibble-worker"};
+  std::vector<std::string> words = std::move(prefix);
+  words.push_back(BinaryDir() + "/nibble-worker");
   words.insert(words.end(), flags.begin(), flags.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

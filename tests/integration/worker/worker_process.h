@@ -19,8 +19,8 @@ namespace nibble::testing {
 class WorkerProcess {
  public:
   // Starts the program with these flags beside --announce, and --listen and --metrics-listen on
-  // free ports where they are not given.
-  explicit WorkerProcess(std::vector<std::string> flags);
+  // free ports where they are not given. `prefix` stands before the program: what starts it.
+  explicit WorkerProcess(std::vector<std::string> flags, std::vector<std::string> prefix = {});
   ~WorkerProcess();
   WorkerProcess(const WorkerProcess&) = delete;
   WorkerProcess& operator=(const WorkerProcess&) = delete;

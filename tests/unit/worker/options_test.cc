@@ -74,6 +74,47 @@ TEST(WorkerOptions, CompletingFillsInNameAndThreads) {
   EXPECT_GE(options.threads, 1);
 }
 
+TEST(WorkerOptions, AMachineOfSeveralIsToldItsPlaceToo) {
+  WorkerOptions options = Parse({"--model=.", "--tp=6", "--group-size=3", "--group-index=2",
+                                 "--group-leader=first", "--join-timeout=7s", "--threads=1"});
+  ASSERT_TRUE(CompleteOptions(&options).ok());
+  EXPECT_EQ(options.group_leader, "first:50053");
+  WorkerOptions again = Parse(ToArguments(options));
+  ASSERT_TRUE(CompleteOptions(&again).ok());
+  EXPECT_EQ(again.group_leader, "first:50053");
+  EXPECT_EQ(again.join_timeout, std::chrono::seconds(7));
+  EXPECT_EQ(PlaceOf(again).machines, 3);
+  EXPECT_EQ(PlaceOf(again).own_ranks().first, 4);
+  EXPECT_EQ(PlaceOf(again).own_ranks().count, 2);
+  EXPECT_EQ(ToArguments(again), ToArguments(options));
+}
+
+TEST(WorkerOptions, ALeaderWorkerSetSaysWhatFlagsDoNot) {
+  const auto env = [](const char* name) -> const char* {
+    if (name == std::string("LWS_GROUP_SIZE")) return "2";
+    if (name == std::string("LWS_WORKER_INDEX")) return "1";
+    return name == std::string("LWS_LEADER_ADDRESS") ? "tiny-0.tiny.default" : nullptr;
+  };
+  WorkerOptions options = Parse({"--model=.", "--tp=2"});
+  ASSERT_TRUE(TakeLeaderWorkerSet(env, &options).ok());
+  ASSERT_TRUE(CompleteOptions(&options).ok());
+  EXPECT_EQ(options.group_size, 2);
+  EXPECT_EQ(options.group_index, 1);
+  EXPECT_EQ(options.group_leader, "tiny-0.tiny.default:50053");
+
+  WorkerOptions said =
+      Parse({"--model=.", "--tp=4", "--group-size=4", "--group-index=0", "--group-leader=[::1]:9"});
+  ASSERT_TRUE(TakeLeaderWorkerSet(env, &said).ok());
+  ASSERT_TRUE(CompleteOptions(&said).ok());
+  EXPECT_EQ(said.group_size, 4);
+  EXPECT_EQ(said.group_index, 0);
+  EXPECT_EQ(said.group_leader, "[::1]:9");
+
+  const auto nonsense = [](const char*) -> const char* { return "many"; };
+  WorkerOptions fresh;
+  EXPECT_FALSE(TakeLeaderWorkerSet(nonsense, &fresh).ok());
+}
+
 TEST(WorkerOptions, BadValuesNameTheKeyAndWhatIsAllowed) {
   struct Case {
     void (*spoil)(WorkerOptions*);
