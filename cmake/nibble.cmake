@@ -59,6 +59,12 @@ function(nibble_binary name)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} nibble_flags)
+  if(NIBBLE_CUDA)
+    # A bundle (tools/bundle.sh) has its libraries beside its programs: for all of them, however
+    # deep, so the old kind of tag.
+    set_target_properties(${name} PROPERTIES BUILD_RPATH "$ORIGIN/lib")
+    target_link_options(${name} PRIVATE -Wl,--disable-new-dtags)
+  endif()
 endfunction()
 
 # nibble_label(step_plan_test unit) makes the target part of the target tests_unit.

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cpu/kernels.h"
 #include "worker/execution/cpu/cpu_executor.h"
+#include "worker/execution/cpu/measure.h"
 #include "worker/weights/checkpoint.h"
 #include "worker/weights/memory_plan.h"
 
@@ -28,24 +29,6 @@ struct BenchOptions {
   int32_t runs = 3;  // each figure is the median of so many
   // Called before each measurement with what is measured; may be empty.
   std::function<void(const std::string& what)> progress = {};
-};
-
-// The median of the runs and the distance between the fastest and the slowest.
-struct BenchFigure {
-  double value = 0;
-  double spread = 0;
-};
-
-struct DecodeFigures {
-  int32_t batch = 0;
-  BenchFigure tokens_per_second = {};  // of all sequences together
-  double sample_ms = 0;                // of one step, after the last layer; with the head
-  double collective_ms = 0;            // of one step
-};
-struct PrefillFigures {
-  int32_t length = 0;
-  BenchFigure tokens_per_second = {};
-  BenchFigure first_token_ms = {};  // from launch to the first token, an idle executor
 };
 
 struct BenchResult {

@@ -1,0 +1,136 @@
+#include "services/cli/gpu_bench_report.h"
+
+#include <array>
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "base/units.h"
+#include "base/version.h"
+#include "services/cli/table.h"
+
+namespace nibble::cli {
+namespace {
+
+using execution::BenchFigure;
+using execution::GpuBenchResult;
+using execution::GpuMemoryUse;
+using Rows = std::vector<std::vector<std::string>>;
+
+std::string Share(const BenchFigure& figure) {
+  return absl::StrFormat("%.1f %%", figure.value > 0 ? 100 * figure.spread / figure.value : 0);
+}
+
+int64_t TotalBytes(const GpuMemoryUse& use) {
+  return use.weights + use.kv_cache + use.activations + use.workspace + use.graphs;
+}
+
+// Each owner with what the rank holds and what was planned.
+struct MemoryRow {
+  const char* name;
+  int64_t actual;
+  int64_t planned;
+};
+std::array<MemoryRow, 6> MemoryRows(const GpuBenchResult& result) {
+  const GpuMemoryUse& use = result.memory;
+  const weights::RankMemoryPlan& plan = result.planned;
+  return {{{"weights", use.weights, plan.weight_bytes},
+           {"kv_cache", use.kv_cache, plan.kv_block_bytes * plan.kv_blocks},
+           {"activations", use.activations, plan.activation_bytes},
+           {"workspace", use.workspace, plan.workspace_bytes},
+           {"graphs", use.graphs, plan.graph_bytes},
+           {"all", TotalBytes(use), plan.total_bytes()}}};
+}
+
+}  // namespace
+
+std::string GpuBenchTable(const GpuBenchResult& result) {
+  std::string text =
+      absl::StrFormat("%d x %s, CUDA %s, fusion %s, median of %d; loaded in %.1f s\n\n",
+                      result.ranks, result.gpu.name, result.gpu.driver,
+                      result.fusion ? "on" : "off", result.runs, result.load_seconds);
+  Rows decode = {{"decode, batch", "depth", "tokens/s", "spread", "ms a step", "on the device"}};
+  for (const execution::DecodeFigures& row : result.decode) {
+    const double rate = row.tokens_per_second.value;
+    decode.push_back({absl::StrCat(row.batch), absl::StrCat(row.depth),
+                      absl::StrFormat("%.1f", rate), Share(row.tokens_per_second),
+                      absl::StrFormat("%.3f", rate > 0 ? 1000.0 * row.batch / rate : 0),
+                      absl::StrFormat("%.3f", row.forward_ms)});
+  }
+  Rows prefill = {{"prefill, tokens", "tokens/s", "spread", "first token ms"}};
+  for (const execution::PrefillFigures& row : result.prefill) {
+    prefill.push_back(
+        {absl::StrCat(row.length), absl::StrFormat("%.1f", row.tokens_per_second.value),
+         Share(row.tokens_per_second), absl::StrFormat("%.2f", row.first_token_ms.value)});
+  }
+  Rows memory = {{"memory of rank 0", "bytes", "planned"}};
+  for (const MemoryRow& row : MemoryRows(result)) {
+    memory.push_back({row.name, FormatBytes(row.actual), FormatBytes(row.planned)});
+  }
+  memory.push_back({"taken before, with the context", FormatBytes(result.memory.context), ""});
+  absl::StrAppend(&text, FormatTable(decode), "\n", FormatTable(prefill), "\n",
+                  FormatTable(memory));
+  return text;
+}
+
+GpuState AskNvidiaSmi(int32_t ordinal) {
+  const std::string command = absl::StrCat(
+      "nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.mem --format=csv,noheader --id=",
+      ordinal, " 2>/dev/null");
+  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(command.c_str(), "r"), ::pclose);
+  std::array<char, 200> line{};
+  if (pipe == nullptr || std::fgets(line.data(), line.size(), pipe.get()) == nullptr) return {};
+  const std::vector<std::string> parts = absl::StrSplit(absl::StripSuffix(line.data(), "\n"), ", ");
+  if (parts.size() != 3) return {};
+  return {.driver = parts[0], .sm_clock = parts[1], .memory_clock = parts[2]};
+}
+
+nlohmann::ordered_json GpuBenchRecords(const GpuBenchResult& result, const std::string& model,
+                                       const std::string& command, const GpuState& state) {
+  auto records = nlohmann::ordered_json::array();
+  records.push_back({{"record", "header"},
+                     {"model", model},
+                     {"gpu", result.gpu.name},
+                     {"gpus", result.ranks},
+                     {"driver", state.driver},
+                     {"cuda", result.gpu.driver},
+                     {"sm_clock", state.sm_clock},
+                     {"memory_clock", state.memory_clock},
+                     {"commit", std::string(GetBuildInfo().git_revision)},
+                     {"command", command}});
+  const auto add = [&](const std::string& metric, const BenchFigure& figure, int32_t batch,
+                       int32_t prompt, int32_t depth) {
+    records.push_back({{"metric", metric},
+                       {"value", figure.value},
+                       {"tp", result.ranks},
+                       {"batch", batch},
+                       {"prompt", prompt},
+                       {"depth", depth},
+                       {"fusion", result.fusion ? "on" : "off"},
+                       {"kv_bits", 16},
+                       {"runs", result.runs},
+                       {"spread", figure.value > 0 ? figure.spread / figure.value : 0}});
+  };
+  for (const execution::DecodeFigures& row : result.decode) {
+    add("decode_tokens_per_s", row.tokens_per_second, row.batch, row.depth, row.depth);
+    add("decode_step_ms", {.value = row.forward_ms}, row.batch, row.depth, row.depth);
+  }
+  for (const execution::PrefillFigures& row : result.prefill) {
+    add("prefill_tokens_per_s", row.tokens_per_second, 1, row.length, 0);
+    add("ttft_ms", row.first_token_ms, 1, row.length, 0);
+  }
+  for (const MemoryRow& row : MemoryRows(result)) {
+    add(absl::StrCat("device_bytes_", row.name), {.value = static_cast<double>(row.actual)}, 0, 0,
+        0);
+    add(absl::StrCat("planned_bytes_", row.name), {.value = static_cast<double>(row.planned)}, 0, 0,
+        0);
+  }
+  add("load_seconds", {.value = result.load_seconds}, 0, 0, 0);
+  return records;
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,163 @@
+#include "worker/execution/cuda/gpu_bench.h"
+
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "worker/collectives/self_communicator.h"
+#include "worker/collectives/shm_communicator.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr Duration kPeerPatience = std::chrono::minutes(2);
+
+// One process of a group, all of which make the same plans.
+class BenchRank {
+ public:
+  BenchRank(const GpuModelSource& source, const GpuBenchOptions& options, int32_t rank)
+      : source_(source), options_(options), rank_(rank) {}
+
+  absl::StatusOr<GpuBenchResult> Run(collectives::Communicator* communicator) {
+    const auto begin = std::chrono::steady_clock::now();
+    Say("loading");
+    ASSIGN_OR_RETURN(result_.gpu, OpenGpu(rank_));
+    ASSIGN_OR_RETURN(const weights::MemoryPlan plan, PlanGpuMemory(source_, options_.ranks,
+                                                                   {.memory = Memory(),
+                                                                    .fusion = options_.fusion,
+                                                                    .gpu = &result_.gpu,
+                                                                    .memory_fraction = 1}));
+    ASSIGN_OR_RETURN(GpuExecutor made, CreateGpuExecutor(result_.gpu, source_, plan,
+                                                         {.rank = rank_,
+                                                          .fusion = options_.fusion,
+                                                          .communicator = communicator,
+                                                          .peer_patience = kPeerPatience}));
+    result_.load_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    result_.ranks = options_.ranks;
+    result_.runs = options_.runs;
+    result_.fusion = options_.fusion;
+    result_.memory = made.memory;
+    result_.planned = plan.ranks[static_cast<size_t>(rank_)];
+    RETURN_IF_ERROR(Measure(made.executor.get()));
+    return std::move(result_);
+  }
+
+ private:
+  void Say(const std::string& what) const {
+    if (rank_ == 0 && options_.progress) options_.progress(what);
+  }
+
+  // Room for the largest run.
+  [[nodiscard]] weights::MemoryOptions Memory() const {
+    weights::MemoryOptions memory;
+    memory.max_slots = 1;
+    memory.max_step_tokens = options_.max_step_tokens;
+    const auto take = [&memory](int32_t slots, int32_t positions) {
+      memory.max_slots = std::max(memory.max_slots, slots);
+      memory.max_context = std::max(memory.max_context, positions);
+      memory.kv_blocks = std::max(memory.kv_blocks, BenchBlocks(slots, positions));
+    };
+    for (const int32_t length : options_.prefill_lengths) take(1, length);
+    for (const int32_t depth : options_.decode_depths) {
+      for (const int32_t batch : options_.decode_batches) {
+        take(batch, depth + options_.decode_tokens + 2);
+      }
+    }
+    return memory;
+  }
+
+  absl::Status Measure(step::Executor* executor) {
+    Measurement measurement(executor, options_.runs);
+    for (const int32_t length : options_.prefill_lengths) {
+      Say(absl::StrCat("prefill of ", length));
+      ASSIGN_OR_RETURN(const PrefillFigures figures, measurement.Prefill(length));
+      result_.prefill.push_back(figures);
+    }
+    for (const int32_t depth : options_.decode_depths) {
+      for (const int32_t batch : options_.decode_batches) {
+        Say(absl::StrCat("decode, batch ", batch, " at depth ", depth));
+        ASSIGN_OR_RETURN(const DecodeFigures figures,
+                         measurement.Decode(batch, depth, options_.decode_tokens));
+        result_.decode.push_back(figures);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const GpuModelSource& source_;
+  const GpuBenchOptions& options_;
+  const int32_t rank_;
+  GpuBenchResult result_;
+};
+
+// The processes of ranks 1 and up; killed and reaped with their owner.
+class Forks {
+ public:
+  ~Forks() {
+    for (const pid_t pid : pids_) {
+      ::kill(pid, SIGKILL);
+      ::waitpid(pid, nullptr, 0);
+    }
+  }
+  // True in the new process.
+  absl::StatusOr<bool> Fork() {
+    const pid_t parent = ::getpid();
+    const pid_t pid = ::fork();
+    if (pid < 0) return absl::ResourceExhaustedError("bench: no process can be started");
+    if (pid > 0) {
+      pids_.push_back(pid);
+      return false;
+    }
+    pids_.clear();
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != parent) ::_exit(1);
+    return true;
+  }
+
+ private:
+  std::vector<pid_t> pids_;
+};
+
+absl::StatusOr<GpuBenchResult> RunRank(const GpuModelSource& source, const GpuBenchOptions& options,
+                                       int32_t rank, collectives::ShmRegion* region) {
+  ASSIGN_OR_RETURN(const auto communicator,
+                   collectives::MakeShmCommunicator(region, rank, {.timeout = kPeerPatience}));
+  auto result = BenchRank(source, options, rank).Run(communicator.get());
+  if (!result.ok()) communicator->Abort();
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<GpuBenchResult> RunGpuBench(const GpuModelSource& source,
+                                           const GpuBenchOptions& options) {
+  RETURN_IF_ERROR(CheckGpuBuild());
+  if (options.ranks == 1) {
+    const auto alone = collectives::MakeSelfCommunicator();
+    return BenchRank(source, options, 0).Run(alone.get());
+  }
+  ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(options.ranks));
+  Forks forks;
+  for (int32_t rank = 1; rank < options.ranks; ++rank) {
+    ASSIGN_OR_RETURN(const bool child, forks.Fork());
+    if (!child) continue;
+    const auto result = RunRank(source, options, rank, &region);
+    if (!result.ok()) {
+      std::fprintf(stderr, "rank %d: %s\n", rank, std::string(result.status().message()).c_str());
+    }
+    ::_exit(result.ok() ? 0 : 1);
+  }
+  return RunRank(source, options, 0, &region);
+}
+
+}  // namespace nibble::execution
