@@ -63,6 +63,19 @@ class Process:
         raise SystemExit(f"no announcement at {path}:\n{self.log.read_text()[-3000:]}")
 
 
+def await_ready(address, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"http://{address}/readyz", timeout=5) as reply:
+                if reply.status == 200:
+                    return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise SystemExit(f"{address} is not ready")
+
+
 def scrape(address):
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
         return reply.read().decode()
@@ -115,14 +128,15 @@ def compare(texts, goldens, reference, degree):
     for golden, text in zip(goldens, texts):
         expected = golden["generated_text_until_eos"]
         same = text.strip() == expected.strip()
-        print(f"  {golden['name']}: {'as the golden' if same else 'not the golden text'}")
+        print(f"  {golden['name']}: {'as the golden' if same else repr(text)}")
     same = sum(t.strip() == g["generated_text_until_eos"].strip() for t, g in zip(texts, goldens))
     check(same >= len(goldens) - 1, f"tp {degree}: {same} of {len(goldens)} golden texts")
     if reference is not None:
         check(texts == reference, f"tp {degree}: the same texts as the first degree")
 
 
-def run_degree(arguments, degree, goldens, reference, scratch):
+def run_degree(arguments, degree, goldens, reference, folder):
+    scratch = pathlib.Path(tempfile.mkdtemp(dir=folder))
     print(f"tp {degree}", flush=True)
     begin = time.monotonic()
     worker_file, gateway_file = scratch / f"w{degree}.json", scratch / f"g{degree}.json"
@@ -137,8 +151,9 @@ def run_degree(arguments, degree, goldens, reference, scratch):
                            "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0",
                            "--announce", gateway_file]
         with Process(gateway_command, scratch / f"g{degree}.log") as gateway:
-            server = gateway.announced(gateway_file)["grpc"]
-            texts = ask_all(arguments, server, goldens)
+            announced = gateway.announced(gateway_file)
+            await_ready(announced["metrics"])
+            texts = ask_all(arguments, announced["grpc"], goldens)
             compare(texts, goldens, reference, degree)
             metrics = scrape(addresses["metrics"])
             report_memory(metrics, degree)
@@ -179,6 +194,7 @@ def run_serve(arguments, goldens, reference, scratch):
                "--announce", file, "--context", "2048", "--memory-fraction", "0.2"]
     with Process(command, scratch / "serve.log") as serve:
         addresses = serve.announced(file)
+        await_ready(addresses["metrics"])
         texts = ask_all(arguments, addresses["grpc"], goldens)
         check(texts == reference, "serve: the same texts as the first degree")
 
