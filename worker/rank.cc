@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -117,6 +118,7 @@ class Rank {
   std::unique_ptr<collectives::Communicator> communicator_;
   std::unique_ptr<CountedCommunicator> counted_communicator_;
   execution::GpuInfo gpu_;
+  std::function<void()> abort_gpu_;
   std::unique_ptr<step::Executor> executor_;
   std::unique_ptr<CountedExecutor> counted_executor_;
 };
@@ -200,6 +202,7 @@ absl::Status Rank::CreateOnGpu() {
                                       slot->load_bytes_done = done;
                                     }}));
   executor_ = std::move(made.executor);
+  abort_gpu_ = std::move(made.abort);
   stats_->weights_bytes.Set(made.memory.weights);
   stats_->kv_cache_bytes.Set(made.memory.kv_cache);
   stats_->activations_bytes.Set(made.memory.activations);
@@ -315,7 +318,11 @@ absl::Status Rank::RunLeader() {
          if (::read(fd, &byte, 1) == 1) return static_cast<group::Command>(byte);
          return group::Command::kAbort;  // the supervisor is gone; the peer watch ends this process
        },
-       .on_abort = [this] { communicator_->Abort(); },
+       .on_abort =
+           [this] {
+             communicator_->Abort();
+             if (abort_gpu_) abort_gpu_();
+           },
        .drain_timeout = options_.drain_timeout,
        .clock = &clock_});
 }

@@ -83,7 +83,8 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
     ASSIGN_OR_RETURN(projected_, arena_.Allocate<float>(tokens * spec.hidden_size));
   }
   ASSIGN_OR_RETURN(logits_,
-                   arena_.Allocate<float>(int64_t{options_.sample_rows} * share.vocab.count()));
+                   arena_.Allocate<float>(int64_t{options_.sample_rows} * spec.vocab_size));
+  RETURN_IF_ERROR(AllocateForGroup());
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            kAttentionBlocks / share.kv_heads.count() + 1,
                                            share.kv_heads.count(), spec.head_dim)));
@@ -139,7 +140,8 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
 }
 
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
-  return options_.fusion && tokens <= kFewTokens;
+  const bool summed = !parallel() || (options_.group != nullptr && options_.group->exchange());
+  return options_.fusion && tokens <= kFewTokens && summed;
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
@@ -270,6 +272,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
 }
 
 absl::Status CudaDecoder::AddToResidual(const Product& product) {
+  if (parallel()) return AddOverRanks(product);
   Product sum = product;
   if (options_.fusion) {
     sum.output = cuda::DecodeOutput::kAddResidual;
@@ -375,11 +378,12 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
                             .x = normed_,
                             .normed_input = in_products,
                             .output = cuda::DecodeOutput::kFloat,
-                            .y_float = logits_}));
+                            .y_float = parallel() ? own_logits_ : logits_}));
+  if (parallel()) RETURN_IF_ERROR(JoinLogits(count));
   return CudaStatus(cuda::Sample({.logits = logits_,
                                   .rows = step.sample_rows + begin,
                                   .count = count,
-                                  .vocab_size = model_.head().rows,
+                                  .vocab_size = model_.spec().vocab_size,
                                   .sampled = step.sampled + begin,
                                   .last_tokens = last_tokens_},
                                  Launch()),

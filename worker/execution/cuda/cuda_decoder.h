@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
@@ -15,6 +16,7 @@
 #include "kernels/cuda/w4_large.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
+#include "worker/execution/cuda/gpu_group.h"
 #include "worker/execution/cuda/step_inputs.h"
 
 namespace nibble::execution {
@@ -25,6 +27,9 @@ struct DecoderOptions {
   int32_t kv_blocks = 0;    // without the one that serves padding
   int32_t sample_rows = 0;  // rows whose logits are held at a time
   bool fusion = true;
+  // Several ranks: every rank's share of the vocabulary, and this rank's group (borrowed).
+  std::vector<weights::Range> vocab_shares = {};
+  GpuGroup* group = nullptr;
   // kCount: a decoder that can only say what it would allocate; needs no device.
   DeviceArena::Mode mode = DeviceArena::Mode::kAllocate;
 };
@@ -65,6 +70,9 @@ class CudaDecoder {
   // The slots' last tokens where the host sampled; `pairs` on the device.
   [[nodiscard]] absl::Status SetLastTokens(const int32_t* pairs, int32_t count);
 
+  // Blocks of the largest sum over ranks that needs no NCCL.
+  [[nodiscard]] static int32_t ExchangeBlocks(const model::ModelSpec& spec);
+
   [[nodiscard]] const float* logits() const { return logits_; }
   [[nodiscard]] int64_t kv_bytes() const { return kv_arena_.bytes(); }
   [[nodiscard]] int64_t activation_bytes() const { return arena_.bytes(); }
@@ -102,6 +110,11 @@ class CudaDecoder {
   [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Mlp(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status AddToResidual(const Product& product);
+  // The same and more where several ranks hold parts (decoder_group.cc).
+  [[nodiscard]] bool parallel() const { return options_.vocab_shares.size() > 1; }
+  [[nodiscard]] absl::Status AllocateForGroup();
+  [[nodiscard]] absl::Status AddOverRanks(const Product& product);
+  [[nodiscard]] absl::Status JoinLogits(int32_t rows);
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
   // Few enough tokens for the decode kernel, between whose products norms take no kernel.
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
@@ -137,6 +150,9 @@ class CudaDecoder {
   float* projected_ = nullptr;  // without fusion
   half* mlp_ = nullptr;
   float* logits_ = nullptr;
+  float* partial_ = nullptr;          // several ranks: of o and down, fp32 or fp16
+  float* own_logits_ = nullptr;       // several ranks: [rows, vocab share]
+  float* gathered_logits_ = nullptr;  // several ranks: the ranks' own_logits_, padded
   float* attention_scratch_ = nullptr;
   int32_t* arrivals_ = nullptr;
 };

@@ -36,8 +36,10 @@ step::ExecutorLimits LimitsOf(const CudaModel& model, const CudaExecutorOptions&
 }  // namespace
 
 struct CudaExecutor::State {
-  State(std::unique_ptr<CudaModel> made, const CudaExecutorOptions& settings)
-      : model(std::move(made)),
+  State(std::unique_ptr<CudaModel> made, const CudaExecutorOptions& settings,
+        std::unique_ptr<GpuGroup> peers)
+      : group(std::move(peers)),
+        model(std::move(made)),
         options(settings),
         limits(LimitsOf(*model, options)),
         checker(limits),
@@ -70,8 +72,10 @@ struct CudaExecutor::State {
   };
   static void RunHostCall(void* call);
 
+  const std::unique_ptr<GpuGroup> group;
   const std::unique_ptr<CudaModel> model;
   const CudaExecutorOptions options;
+  int device = 0;  // of every thread that calls
   const step::ExecutorLimits limits;
   PlanChecker checker;
   StepInputs inputs;
@@ -112,6 +116,8 @@ DecoderOptions CudaExecutor::State::OptionsOfDecoder(DeviceArena::Mode mode) con
           .kv_blocks = limits.kv_blocks,
           .sample_rows = sample_rows,
           .fusion = options.fusion,
+          .vocab_shares = options.vocab_shares,
+          .group = group.get(),
           .mode = mode};
 }
 
@@ -128,20 +134,25 @@ absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
                    CudaDecoder::Create(model.get(), OptionsOfDecoder(kCount), nullptr));
   DeviceArena counted(kCount);
   RETURN_IF_ERROR(AllocateIn(&counted));
+  const auto ranks = static_cast<int32_t>(options.vocab_shares.size());
+  const int64_t exchange =
+      ranks > 1 ? GpuGroup::ExchangeBytes(ranks, CudaDecoder::ExchangeBlocks(model->spec())) : 0;
   return DeviceMemoryUse{.weights = model->bytes(),
                          .kv_cache = planned->kv_bytes(),
                          .activations = planned->activation_bytes(),
-                         .workspace = counted.bytes()};
+                         .workspace = counted.bytes() + exchange};
 }
 
 absl::Status CudaExecutor::State::Prepare() {
+  RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "asking for the device"));
   RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream"));
-  ASSIGN_OR_RETURN(const DeviceMemoryUse planned, Plan());
   ASSIGN_OR_RETURN(
       decoder,
       CudaDecoder::Create(model.get(), OptionsOfDecoder(DeviceArena::Mode::kAllocate), stream));
-  RETURN_IF_ERROR(arena.Reserve(planned.workspace));
+  DeviceArena counted(DeviceArena::Mode::kCount);
+  RETURN_IF_ERROR(AllocateIn(&counted));
+  RETURN_IF_ERROR(arena.Reserve(counted.bytes()));
   RETURN_IF_ERROR(AllocateIn(&arena));
   ASSIGN_OR_RETURN(host_logits,
                    PinnedMemory::Allocate(int64_t{sample_rows} * limits.vocab_size * 4));
@@ -326,11 +337,12 @@ CudaExecutor::~CudaExecutor() = default;
 
 absl::StatusOr<DeviceMemoryUse> CudaExecutor::Plan(std::unique_ptr<CudaModel> planned,
                                                    const CudaExecutorOptions& options) {
-  return State(std::move(planned), options).Plan();
+  return State(std::move(planned), options, nullptr).Plan();
 }
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
-    std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options) {
+    std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options,
+    std::unique_ptr<GpuGroup> group) {
   const int32_t needed = (model->max_context() + step::kBlockTokens - 1) / step::kBlockTokens;
   if (options.kv_blocks < needed || options.max_slots < 1 || options.max_step_tokens < 1) {
     return absl::InvalidArgumentError(
@@ -338,7 +350,7 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
                      ", max_step_tokens ", options.max_step_tokens, "; at least ", needed,
                      " blocks (one sequence), one slot and one token"));
   }
-  auto state = std::make_unique<State>(std::move(model), options);
+  auto state = std::make_unique<State>(std::move(model), options, std::move(group));
   RETURN_IF_ERROR(state->Prepare());
   return std::unique_ptr<CudaExecutor>(new CudaExecutor(std::move(state)));
 }
@@ -347,6 +359,7 @@ absl::Status CudaExecutor::Launch(const step::StepPlan& plan) {
   State& state = *state_;
   if (!state.failure.ok()) return state.failure;
   RETURN_IF_ERROR(state.checker.Check(plan));
+  RETURN_IF_ERROR(CudaStatus(cudaSetDevice(state.device), "choosing the device"));
   if (state.launched - state.waited == kDepth) {
     return absl::FailedPreconditionError(
         absl::StrCat("step ", plan.step_id, " launched while ", kDepth, " are in flight"));
@@ -383,10 +396,14 @@ absl::Status CudaExecutor::Wait(Deadline deadline, step::StepResult* result) {
       return absl::DeadlineExceededError(
           absl::StrCat("step ", record.step_id, " is not done by its deadline"));
     }
-    if (now - begin > kSpin) std::this_thread::sleep_for(kNap);
+    if (now - begin > kSpin) {
+      if (state.group != nullptr) RETURN_IF_ERROR(state.group->Poll());
+      std::this_thread::sleep_for(kNap);
+    }
     error = cudaEventQuery(record.done);
   }
   state.failure = CudaStatus(error, absl::StrCat("step ", record.step_id));
+  if (state.failure.ok() && state.group != nullptr) state.failure = state.group->Poll();
   if (state.failure.ok()) state.failure = record.status;
   if (!state.failure.ok()) return state.failure;
   state.Collect(&record, result);
@@ -397,10 +414,15 @@ absl::Status CudaExecutor::Wait(Deadline deadline, step::StepResult* result) {
 const step::ExecutorLimits& CudaExecutor::limits() const { return state_->limits; }
 
 DeviceMemoryUse CudaExecutor::memory_use() const {
-  return {.weights = state_->model->bytes(),
-          .kv_cache = state_->decoder->kv_bytes(),
-          .activations = state_->decoder->activation_bytes(),
-          .workspace = state_->arena.bytes()};
+  return {
+      .weights = state_->model->bytes(),
+      .kv_cache = state_->decoder->kv_bytes(),
+      .activations = state_->decoder->activation_bytes(),
+      .workspace = state_->arena.bytes() + (state_->group != nullptr ? state_->group->bytes() : 0)};
+}
+
+void CudaExecutor::Abort() {
+  if (state_->group != nullptr) state_->group->Abort();
 }
 
 void CudaExecutor::set_logits_observer(LogitsObserver observer) {

@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/execution/cuda/cuda_model.h"
+#include "worker/execution/cuda/gpu_group.h"
 #include "worker/step/executor.h"
 
 namespace nibble::execution {
@@ -18,6 +20,8 @@ struct CudaExecutorOptions {
   int32_t kv_blocks = 0;  // at least one sequence of the model's max_context
   bool fusion = true;     // false: a kernel per operation, no graphs
   bool graphs = true;     // with fusion: decode steps as graphs
+  // Of every rank, where several hold parts of the model.
+  std::vector<weights::Range> vocab_shares = {};
 };
 
 // Bytes of device memory, by owner.
@@ -34,8 +38,10 @@ struct DeviceMemoryUse {
 class CudaExecutor final : public step::Executor {
  public:
   // The device of the calling thread; Launch and Wait must come from a thread with the same one.
+  // `group`: with several ranks only.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(
-      std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options);
+      std::unique_ptr<CudaModel> model, const CudaExecutorOptions& options,
+      std::unique_ptr<GpuGroup> group = nullptr);
   ~CudaExecutor() override;
 
   // What Create will allocate, for a model of CudaModel::Plan; needs no device.
@@ -48,6 +54,9 @@ class CudaExecutor final : public step::Executor {
   [[nodiscard]] const step::ExecutorLimits& limits() const override;
 
   [[nodiscard]] DeviceMemoryUse memory_use() const;
+
+  // Any thread: waits for peers end, on the device too.
+  void Abort();
 
   // Called with the logits of each sampled row, before penalties. For tests and perplexity.
   using LogitsObserver =

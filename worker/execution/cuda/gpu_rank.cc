@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "kernels/cuda/probe.h"
+#include "worker/execution/cuda/cuda_decoder.h"
 #include "worker/execution/cuda/cuda_executor.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/decode_graphs.h"
@@ -20,6 +21,7 @@ namespace {
 
 // Measured with driver 580.159 and CUDA 13.0: what the driver and cuBLAS hold beside graphs, and a
 // kernel's place in a graph.
+constexpr int64_t kNcclBytes = int64_t{256} << 20;
 constexpr int64_t kLibraryBytes = int64_t{71} << 20;
 constexpr int64_t kGraphNodeBytes = 3072;
 constexpr int64_t kKernelsALayer = 5;
@@ -88,20 +90,29 @@ absl::StatusOr<ModelFormats> FormatsOf(const GpuModelSource& source,
   return RandomFormats(source.spec, share, source.group);
 }
 
-CudaExecutorOptions OptionsOf(const weights::MemoryPlan& plan, bool fusion) {
+std::vector<weights::Range> VocabShares(const std::vector<weights::RankShare>& shares) {
+  std::vector<weights::Range> ranges;
+  for (const weights::RankShare& share : shares) ranges.push_back(share.vocab);
+  return ranges;
+}
+
+CudaExecutorOptions OptionsOf(const weights::MemoryPlan& plan, bool fusion,
+                              const std::vector<weights::RankShare>& shares) {
   return {.max_slots = plan.options.max_slots,
           .max_step_tokens = plan.options.max_step_tokens,
           .kv_blocks = plan.kv_blocks,
-          .fusion = fusion};
+          .fusion = fusion,
+          .vocab_shares = VocabShares(shares)};
 }
 
 absl::StatusOr<weights::RankMemoryPlan> PlanRank(const GpuModelSource& source,
+                                                 const std::vector<weights::RankShare>& shares,
                                                  const weights::RankShare& share,
                                                  const weights::MemoryPlan& plan,
                                                  const GpuPlanOptions& options) {
   ASSIGN_OR_RETURN(const ModelFormats formats, FormatsOf(source, share));
   ASSIGN_OR_RETURN(auto model, CudaModel::Plan(source.shape(), share, formats, plan.max_context));
-  CudaExecutorOptions executor = OptionsOf(plan, options.fusion);
+  CudaExecutorOptions executor = OptionsOf(plan, options.fusion, shares);
   executor.kv_blocks = 0;  // leaves the block that serves padding
   ASSIGN_OR_RETURN(const DeviceMemoryUse use, CudaExecutor::Plan(std::move(model), executor));
   weights::RankMemoryPlan rank;
@@ -111,6 +122,7 @@ absl::StatusOr<weights::RankMemoryPlan> PlanRank(const GpuModelSource& source,
   rank.activation_bytes = use.activations;
   rank.workspace_bytes = use.workspace + use.kv_cache;
   rank.graph_bytes = GraphBytes(source.shape(), options.memory, options.fusion);
+  if (share.rank_count > 1) rank.graph_bytes += kNcclBytes;
   return rank;
 }
 
@@ -196,7 +208,7 @@ absl::StatusOr<weights::MemoryPlan> PlanGpuMemory(const GpuModelSource& source, 
   plan.max_context = options.memory.max_context > 0 ? options.memory.max_context : spec.max_context;
   ASSIGN_OR_RETURN(const auto shares, SharesOf(source, rank_count));
   for (const weights::RankShare& share : shares) {
-    ASSIGN_OR_RETURN(weights::RankMemoryPlan rank, PlanRank(source, share, plan, options));
+    ASSIGN_OR_RETURN(weights::RankMemoryPlan rank, PlanRank(source, shares, share, plan, options));
     ASSIGN_OR_RETURN(rank.kv_blocks, RankBlocks(rank, options, plan.max_context));
     plan.kv_blocks = plan.ranks.empty() ? rank.kv_blocks : std::min(plan.kv_blocks, rank.kv_blocks);
     plan.ranks.push_back(rank);
@@ -213,8 +225,18 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
                                               const GpuExecutorOptions& options) {
   const weights::RankMemoryPlan& rank = plan.ranks[static_cast<size_t>(options.rank)];
   ASSIGN_OR_RETURN(auto model, MakeModel(source, rank, plan, options));
+  std::vector<weights::RankShare> shares;
+  for (const weights::RankMemoryPlan& each : plan.ranks) shares.push_back(each.share);
+  std::unique_ptr<GpuGroup> group;
+  if (shares.size() > 1) {
+    ASSIGN_OR_RETURN(group,
+                     GpuGroup::Join({.host = options.communicator,
+                                     .exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape()),
+                                     .patience = options.peer_patience}));
+  }
   ASSIGN_OR_RETURN(auto executor,
-                   CudaExecutor::Create(std::move(model), OptionsOf(plan, options.fusion)));
+                   CudaExecutor::Create(std::move(model), OptionsOf(plan, options.fusion, shares),
+                                        std::move(group)));
   const DeviceMemoryUse use = executor->memory_use();
   GpuExecutor made;
   made.memory = {.weights = use.weights,
@@ -225,6 +247,7 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
   ASSIGN_OR_RETURN(const int64_t free, FreeBytes());
   made.memory.graphs = std::max<int64_t>(
       0, gpu.free_bytes - free - use.weights - use.kv_cache - use.activations - use.workspace);
+  made.abort = [target = executor.get()] { target->Abort(); };
   made.executor = std::move(executor);
   return made;
 }

@@ -85,6 +85,7 @@ struct GpuMemoryUse {
 struct GpuExecutor {
   std::unique_ptr<step::Executor> executor;
   GpuMemoryUse memory;
+  std::function<void()> abort;  // any thread: waits for peers end; while the executor lives
 };
 
 // REQUIRES: `gpu` was opened on this thread, `plan` is PlanGpuMemory's with the group's kv_blocks.

@@ -1,0 +1,88 @@
+// What the decoder does where several ranks hold parts of the model: partial results of o and down
+// are summed, and the shares of the vocabulary joined.
+#include <algorithm>
+
+#include "kernels/cuda/all_reduce.h"
+#include "worker/execution/cuda/cuda_decoder.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr int32_t kExchangeTokens = 16;  // the decode kernel's
+constexpr int32_t kFloatTokens = 64;     // partial results of more tokens travel as fp16
+
+int32_t LargestShare(const std::vector<weights::Range>& shares) {
+  int32_t largest = 0;
+  for (const weights::Range& share : shares) largest = std::max(largest, share.count());
+  return largest;
+}
+
+}  // namespace
+
+int32_t CudaDecoder::ExchangeBlocks(const model::ModelSpec& spec) {
+  return kExchangeTokens * cuda::ExchangeParts(spec.hidden_size);
+}
+
+absl::Status CudaDecoder::AllocateForGroup() {
+  if (!parallel()) return absl::OkStatus();
+  const int64_t hidden = model_.spec().hidden_size;
+  const int64_t tokens = options_.max_step_tokens;
+  const int64_t floats = std::max(std::min<int64_t>(tokens, kFloatTokens), (tokens + 1) / 2);
+  ASSIGN_OR_RETURN(partial_, arena_.Allocate<float>(floats * hidden));
+  const int64_t padded = int64_t{options_.sample_rows} * LargestShare(options_.vocab_shares);
+  const auto ranks = static_cast<int64_t>(options_.vocab_shares.size());
+  ASSIGN_OR_RETURN(own_logits_, arena_.Allocate<float>(padded));
+  ASSIGN_OR_RETURN(gathered_logits_, arena_.Allocate<float>(ranks * padded));
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecoder::AddOverRanks(const Product& product) {
+  const int32_t hidden = product.matrix->rows;
+  const int64_t count = int64_t{product.tokens} * hidden;
+  const bool as_half = product.tokens > kFloatTokens;
+  auto* halves = reinterpret_cast<half*>(partial_);
+  Product part = product;
+  part.output = as_half ? cuda::DecodeOutput::kHalf : cuda::DecodeOutput::kFloat;
+  part.y_half = as_half ? halves : nullptr;
+  part.y_float = as_half ? nullptr : partial_;
+  RETURN_IF_ERROR(Multiply(part));
+  if (NormsInProducts(product.tokens)) {
+    square_parts_ = cuda::ExchangeParts(hidden);
+    return CudaStatus(cuda::AllReduceAdd({.exchange = *options_.group->exchange(),
+                                          .partial = partial_,
+                                          .residual = residual_,
+                                          .tokens = product.tokens,
+                                          .hidden = hidden,
+                                          .next = {.x = normed_,
+                                                   .norm_weight = product.next_norm,
+                                                   .scale = scales_[scale_],
+                                                   .square_sums = square_sums_}},
+                                         Launch()),
+                      "summing over ranks");
+  }
+  RETURN_IF_ERROR(
+      options_.group->AllReduce(partial_, count, as_half ? kNcclHalf : kNcclFloat, stream_));
+  // Behind NCCL's kernel, which lets nobody start early.
+  return CudaStatus(cuda::AddPartial({.residual = residual_,
+                                      .partial_float = as_half ? nullptr : partial_,
+                                      .partial_half = as_half ? halves : nullptr,
+                                      .count = count},
+                                     {.stream = stream_}),
+                    "adding to the residual stream");
+}
+
+absl::Status CudaDecoder::JoinLogits(int32_t rows) {
+  const std::vector<weights::Range>& shares = options_.vocab_shares;
+  const int64_t padded = int64_t{rows} * LargestShare(shares);
+  RETURN_IF_ERROR(options_.group->AllGather(own_logits_, gathered_logits_, padded, stream_));
+  cuda::JoinLogitsParams params{.gathered = gathered_logits_,
+                                .rank_stride = padded,
+                                .ranks = static_cast<int32_t>(shares.size()),
+                                .rows = rows,
+                                .logits = logits_};
+  for (size_t rank = 0; rank < shares.size(); ++rank) params.begin[rank] = shares[rank].begin;
+  params.begin[shares.size()] = model_.spec().vocab_size;
+  return CudaStatus(cuda::JoinLogits(params, {.stream = stream_}), "joining logits");
+}
+
+}  // namespace nibble::execution

@@ -1,0 +1,175 @@
+#include "worker/execution/cuda/gpu_group.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr auto kNap = std::chrono::microseconds(20);
+
+// What a rank tells the others of its slots.
+struct PeerHandle {
+  cudaIpcMemHandle_t slots;
+};
+
+template <typename T>
+absl::Status Gather(collectives::Communicator* host, const T& mine, std::vector<T>* all) {
+  all->resize(static_cast<size_t>(host->size()));
+  return host->AllGather(std::as_bytes(std::span(&mine, 1)),
+                         std::as_writable_bytes(std::span(*all)));
+}
+
+}  // namespace
+
+int64_t GpuGroup::ExchangeBytes(int32_t ranks, int32_t exchange_blocks) {
+  DeviceArena counted(DeviceArena::Mode::kCount);
+  static_cast<void>(counted.Allocate<uint8_t>(cuda::ExchangeSlotBytes(ranks, exchange_blocks)));
+  static_cast<void>(counted.Allocate<uint32_t>(exchange_blocks));
+  static_cast<void>(counted.Allocate<uint32_t>(1));
+  return counted.bytes();
+}
+
+absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Join(const GpuGroupOptions& options) {
+  std::unique_ptr<GpuGroup> group(
+      new GpuGroup(options.host->rank(), options.host->size(), options.patience));
+  RETURN_IF_ERROR(group->StartNccl(options.host));
+  RETURN_IF_ERROR(group->OpenPeers(options));
+  return group;
+}
+
+GpuGroup::~GpuGroup() {
+  if (exchange_.has_value()) {
+    for (int32_t peer = 0; peer < ranks_; ++peer) {
+      if (peer != rank_) static_cast<void>(cudaIpcCloseMemHandle(exchange_->slots[peer]));
+    }
+  }
+  // Not finalized first: that waits for peers, which may be gone.
+  if (communicator_ != nullptr) static_cast<void>(nccl_->abort(communicator_));
+}
+
+absl::Status GpuGroup::StartNccl(collectives::Communicator* host) {
+  // Multicast across GPUs can take a host's NVLink fabric out of service: an operator's choice.
+  ::setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
+  ASSIGN_OR_RETURN(nccl_, NcclLibrary::Open());
+  NcclId id{};
+  if (rank_ == 0) {
+    const int result = nccl_->get_unique_id(&id);
+    if (result != kNcclSuccess) {
+      return absl::InternalError(absl::StrCat("NCCL: ", nccl_->get_error_string(result)));
+    }
+  }
+  RETURN_IF_ERROR(host->Broadcast(std::as_writable_bytes(std::span(id.bytes)), 0));
+  NcclConfig config;
+  return Finish(nccl_->init_rank_config(&communicator_, ranks_, id, rank_, &config),
+                "joining the group");
+}
+
+absl::Status GpuGroup::Finish(int result, const char* what) {
+  const auto until = std::chrono::steady_clock::now() + patience_;
+  while (result == kNcclInProgress) {
+    const int asked = nccl_->get_async_error(communicator_, &result);
+    if (asked != kNcclSuccess) result = asked;
+    if (result != kNcclInProgress) break;
+    if (std::chrono::steady_clock::now() > until) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("NCCL, ", what, ": rank ", rank_, " waited for a peer for too long"));
+    }
+    std::this_thread::sleep_for(kNap);
+  }
+  if (result == kNcclSuccess) return absl::OkStatus();
+  return absl::AbortedError(
+      absl::StrCat("NCCL, ", what, ": ", nccl_->get_error_string(result), " (rank ", rank_, ")"));
+}
+
+absl::StatusOr<bool> GpuGroup::AllCanReachEachOther(collectives::Communicator* host) const {
+  int device = 0;
+  RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "asking for the device"));
+  int32_t reaches = ranks_ <= cuda::kPeersMax ? 1 : 0;
+  for (int32_t peer = 0; reaches != 0 && peer < ranks_; ++peer) {
+    int can = 1;
+    if (peer != device && cudaDeviceCanAccessPeer(&can, device, peer) != cudaSuccess) can = 0;
+    reaches = can;
+  }
+  static_cast<void>(cudaGetLastError());
+  std::vector<int32_t> all;
+  RETURN_IF_ERROR(Gather(host, reaches, &all));
+  for (const int32_t each : all) {
+    if (each == 0) return false;
+  }
+  return true;
+}
+
+absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
+  ASSIGN_OR_RETURN(const bool reach, AllCanReachEachOther(options.host));
+  if (!reach || options.exchange_blocks == 0) return absl::OkStatus();
+  cuda::PeerExchange exchange{
+      .rank = rank_, .ranks = ranks_, .blocks_max = options.exchange_blocks};
+  // An allocation of its own: a handle stands for a whole one.
+  ASSIGN_OR_RETURN(uint8_t * slots, arena_.Allocate<uint8_t>(
+                                        cuda::ExchangeSlotBytes(ranks_, options.exchange_blocks)));
+  ASSIGN_OR_RETURN(exchange.epochs, arena_.Allocate<uint32_t>(options.exchange_blocks));
+  ASSIGN_OR_RETURN(exchange.failed, arena_.Allocate<uint32_t>(1));
+  ASSIGN_OR_RETURN(words_, PinnedMemory::Allocate(2 * sizeof(uint32_t)));
+  std::memset(words_.as<uint32_t>(), 0, 2 * sizeof(uint32_t));
+  exchange.abort_word = words_.as<uint32_t>();
+  exchange.fault = words_.as<uint32_t>() + 1;
+  exchange.limit_ns = static_cast<uint64_t>(patience_.count());
+  // The slots are zero before any peer can write to them.
+  RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "clearing exchange memory"));
+  PeerHandle mine{};
+  RETURN_IF_ERROR(CudaStatus(cudaIpcGetMemHandle(&mine.slots, slots), "sharing exchange memory"));
+  std::vector<PeerHandle> all;
+  RETURN_IF_ERROR(Gather(options.host, mine, &all));
+  for (int32_t peer = 0; peer < ranks_; ++peer) {
+    void* mapped = slots;
+    if (peer != rank_) {
+      RETURN_IF_ERROR(CudaStatus(cudaIpcOpenMemHandle(&mapped, all[static_cast<size_t>(peer)].slots,
+                                                      cudaIpcMemLazyEnablePeerAccess),
+                                 absl::StrCat("mapping the exchange memory of rank ", peer)));
+    }
+    exchange.slots[peer] = static_cast<uint4*>(mapped);
+  }
+  exchange_ = exchange;
+  return absl::OkStatus();
+}
+
+absl::Status GpuGroup::AllReduce(void* data, int64_t count, NcclType type, cudaStream_t stream) {
+  return Finish(nccl_->all_reduce(data, data, static_cast<size_t>(count), type, kNcclSum,
+                                  communicator_, stream),
+                "summing");
+}
+
+absl::Status GpuGroup::AllGather(const float* mine, float* all, int64_t count,
+                                 cudaStream_t stream) {
+  return Finish(
+      nccl_->all_gather(mine, all, static_cast<size_t>(count), kNcclFloat, communicator_, stream),
+      "gathering");
+}
+
+absl::Status GpuGroup::Poll() {
+  if (exchange_.has_value() && *exchange_->fault != 0) {
+    const bool late = *exchange_->fault == static_cast<uint32_t>(cuda::ExchangeFault::kTimeout);
+    return absl::AbortedError(absl::StrCat(
+        "rank ", rank_, late ? " waited for a peer for too long" : " was told to end"));
+  }
+  int result = kNcclSuccess;
+  const int asked = nccl_->get_async_error(communicator_, &result);
+  if (asked != kNcclSuccess) result = asked;
+  if (result == kNcclSuccess || result == kNcclInProgress) return absl::OkStatus();
+  return absl::AbortedError(
+      absl::StrCat("NCCL: ", nccl_->get_error_string(result), " (rank ", rank_, ")"));
+}
+
+void GpuGroup::Abort() {
+  if (exchange_.has_value()) *static_cast<volatile uint32_t*>(words_.as<uint32_t>()) = 1;
+}
+
+}  // namespace nibble::execution
