@@ -9,6 +9,7 @@
 
 #include "base/config.h"
 #include "base/exit_codes.h"
+#include "base/last_words.h"
 #include "base/logging.h"
 #include "worker/options.h"
 #include "worker/rank.h"
@@ -28,17 +29,18 @@ void BlockSignals() {
   std::signal(SIGPIPE, SIG_IGN);
 }
 
-int Fail(const absl::Status& status) {
+int Fail(const WorkerOptions& options, const absl::Status& status) {
   std::fprintf(stderr, "nibble-worker: %s\n", std::string(status.message()).c_str());
+  WriteLastWords(options.termination_log, kExitConfiguration, std::string(status.message()));
   return kExitConfiguration;
 }
 
 int Main(std::vector<std::string> words) {
   BlockSignals();
-  const auto rank = TakeRankArguments(&words);
-  if (!rank.ok()) return Fail(rank.status());
-
   WorkerOptions options;
+  const auto rank = TakeRankArguments(&words);
+  if (!rank.ok()) return Fail(options, rank.status());
+
   ConfigParser parser(
       {.name = "nibble-worker",
        .summary = "Serves one model to gateways, from one or several ranks of this machine.",
@@ -50,18 +52,24 @@ int Main(std::vector<std::string> words) {
   });
   std::fputs(outcome.out.c_str(), stdout);
   std::fputs(outcome.error.c_str(), stderr);
-  if (outcome.exit_code.has_value()) return *outcome.exit_code;
+  if (outcome.exit_code.has_value()) {
+    if (!outcome.error.empty()) {
+      WriteLastWords(options.termination_log, *outcome.exit_code, outcome.error);
+    }
+    return *outcome.exit_code;
+  }
   if (!rank->has_value()) {
     const auto env = [](const char* name) -> const char* { return std::getenv(name); };
     const absl::Status status = TakeLeaderWorkerSet(env, &options);
-    if (!status.ok()) return Fail(status);
+    if (!status.ok()) return Fail(options, status);
   }
-  if (const absl::Status status = CompleteOptions(&options); !status.ok()) return Fail(status);
+  if (const absl::Status status = CompleteOptions(&options); !status.ok())
+    return Fail(options, status);
   if (rank->has_value()) return RunRank(options, **rank);
   if (const absl::Status status = InitLogging(
           {.level = options.log_level, .format = options.log_format, .process = "worker"});
       !status.ok()) {
-    return Fail(status);
+    return Fail(options, status);
   }
   return Supervise(options);
 }

@@ -106,6 +106,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
                "After SIGTERM, what runs may take this long");
   parser->Group("Logging");
   DeclareLogOptions(parser, &options->log_level, &options->log_format);
+  DeclareTerminationLog(parser, &options->termination_log);
 }
 
 absl::Status TakeLeaderWorkerSet(const ConfigParser::GetEnv& env, WorkerOptions* options) {

@@ -39,6 +39,7 @@ struct WorkerOptions {
   Duration drain_timeout = std::chrono::seconds(60);
   std::string log_level = "info";
   std::string log_format = "text";
+  std::string termination_log;
 };
 
 void DeclareOptions(ConfigParser* parser, WorkerOptions* options);

@@ -355,6 +355,15 @@ v1::GetModelInfoResponse Rank::ModelInfo(int32_t context) const {
   info.set_kv_blocks(static_cast<uint32_t>(limits.kv_blocks));
   info.set_block_tokens(step::kBlockTokens);
   info.set_queue_size(static_cast<uint32_t>(options_.queue_size));
+  for (const weights::RankMemoryPlan& plan : model_.plan.ranks) {
+    v1::RankMemory* memory = info.add_memory();
+    memory->set_rank(static_cast<uint32_t>(plan.share.rank));
+    memory->set_weights_bytes(static_cast<uint64_t>(plan.weight_bytes));
+    memory->set_kv_cache_bytes(static_cast<uint64_t>(plan.kv_block_bytes * model_.plan.kv_blocks));
+    memory->set_activations_bytes(static_cast<uint64_t>(plan.activation_bytes));
+    memory->set_workspace_bytes(static_cast<uint64_t>(plan.workspace_bytes));
+    memory->set_graphs_bytes(static_cast<uint64_t>(plan.graph_bytes));
+  }
   return info;
 }
 

@@ -6,12 +6,14 @@
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/announce.h"
 #include "base/exit_codes.h"
+#include "base/last_words.h"
 #include "base/logging.h"
 #include "base/metrics_server.h"
 #include "base/progress.h"
@@ -20,6 +22,7 @@
 #include "base/units.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/group/group_metrics.h"
+#include "worker/group/orphans.h"
 #include "worker/group/shared_memory.h"
 #include "worker/group/supervisor.h"
 #include "worker/machines.h"
@@ -31,9 +34,36 @@
 namespace nibble::worker {
 namespace {
 
-int Refuse(const Failure& failure) {
-  std::fprintf(stderr, "nibble-worker: %s\n", std::string(failure.status.message()).c_str());
-  return failure.exit_code;
+constexpr Duration kOrphansGoneMax = std::chrono::seconds(5);
+constexpr auto kOrphansPoll = std::chrono::milliseconds(50);
+
+// Says on standard error, and where the place wants it, why this process ends.
+int Say(const WorkerOptions& options, int exit_code, const std::string& why) {
+  std::fprintf(stderr, "nibble-worker: %s\n", why.c_str());
+  if (exit_code != kExitDrained) WriteLastWords(options.termination_log, exit_code, why);
+  return exit_code;
+}
+
+int Refuse(const WorkerOptions& options, const Failure& failure) {
+  return Say(options, failure.exit_code, std::string(failure.status.message()));
+}
+
+// Ranks leave within seconds of their supervisor; one that does not would share its memory with the
+// new ones.
+absl::Status AwaitNoOrphans() {
+  const SteadyClock clock;
+  const Deadline until = clock.Now() + kOrphansGoneMax;
+  for (;;) {
+    const std::vector<group::Orphan> orphans = group::FindOrphans();
+    if (orphans.empty()) return absl::OkStatus();
+    if (clock.Now() >= until) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("process ", orphans.front().pid, ", a rank of an earlier group, holds ",
+                       FormatBytes(orphans.front().resident_bytes),
+                       " and does not leave; ranks without a supervisor: ", orphans.size()));
+    }
+    std::this_thread::sleep_for(kOrphansPoll);
+  }
 }
 
 // What all ranks share, made before they start and unmade with the last descriptor.
@@ -141,7 +171,7 @@ int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& s
                                              .clock = &clock,
                                              .ring_fd = shared.ring.get()},
                                             &machines);
-  if (!connected.ok()) return Refuse(connected);
+  if (!connected.ok()) return Refuse(options, connected);
   group::SupervisorOptions group_options = GroupOptions(options, shared, &clock);
   group_options.others = machines.link.get();
   // The bar ends with its owner, before the line that says where the group serves.
@@ -161,14 +191,15 @@ int Run(const WorkerOptions& options, const PlannedModel& model, const Shared& s
 
   group::Supervisor supervisor(std::move(group_options));
   auto started = StartMetrics(options, model, shared.stats.get(), &clock, &supervisor);
-  if (!started.ok()) return Refuse({.exit_code = kExitConfiguration, .status = started.status()});
+  if (!started.ok())
+    return Refuse(options, {.exit_code = kExitConfiguration, .status = started.status()});
   metrics = *std::move(started);
   const group::GroupEnd end = supervisor.Run();
   progress.reset();
   if (end.exit_code == kExitDrained) {
     spdlog::info("the group has ended: {}", end.reason);
   } else {
-    std::fprintf(stderr, "nibble-worker: %s\n", end.reason.c_str());
+    return Say(options, end.exit_code, end.reason);
   }
   return end.exit_code;
 }
@@ -185,12 +216,16 @@ int Supervise(const WorkerOptions& options) {
   if (status.ok()) {
     status = ReadTlsFiles(options.tls, ServerTlsNames(), std::time(nullptr)).status();
   }
-  if (!status.ok()) return Refuse({.exit_code = kExitConfiguration, .status = std::move(status)});
+  if (!status.ok())
+    return Refuse(options, {.exit_code = kExitConfiguration, .status = std::move(status)});
+  if (status = AwaitNoOrphans(); !status.ok()) {
+    return Refuse(options, {.exit_code = kExitNoMemory, .status = std::move(status)});
+  }
   PlannedModel model;
   if (const Failure failure = OpenAndPlan(options, nullptr, &model); !failure.ok())
-    return Refuse(failure);
+    return Refuse(options, failure);
   const auto shared = Shared::Create(PlaceOf(options));
-  if (!shared.ok()) return Refuse({.exit_code = kExitNoMemory, .status = shared.status()});
+  if (!shared.ok()) return Refuse(options, {.exit_code = kExitNoMemory, .status = shared.status()});
   LogPlan(options, model);
   return Run(options, model, *shared);
 }

@@ -12,6 +12,8 @@ namespace nibble::cli {
 [[nodiscard]] int RunServe(int argc, const char* const* argv);
 [[nodiscard]] int RunChat(int argc, const char* const* argv);
 [[nodiscard]] int RunGenerate(int argc, const char* const* argv);
+[[nodiscard]] int RunDrain(int argc, const char* const* argv);
+[[nodiscard]] int RunUndrain(int argc, const char* const* argv);
 [[nodiscard]] int RunInspect(int argc, const char* const* argv);
 [[nodiscard]] int RunPlan(int argc, const char* const* argv);
 [[nodiscard]] int RunQuantize(int argc, const char* const* argv);

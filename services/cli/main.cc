@@ -22,6 +22,8 @@ constexpr std::array kCommands = {
     Command{"serve", "Serve a model: a gateway and a group of workers on this machine", RunServe},
     Command{"chat", "Talk to a server, one question or many", RunChat},
     Command{"generate", "Continue a text", RunGenerate},
+    Command{"drain", "Let a gateway take no new work and finish what it has", RunDrain},
+    Command{"undrain", "Let it take work again", RunUndrain},
     Command{"inspect", "Say what is in a model folder and how it splits over ranks", RunInspect},
     Command{"plan", "Say what a model takes in memory, before anything is loaded", RunPlan},
     Command{"quantize", "Turn a 16-bit model into a 4-bit AWQ checkpoint", RunQuantize},

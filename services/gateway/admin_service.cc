@@ -38,6 +38,29 @@ grpc::ServerUnaryReactor* AdminServiceHandlers::GetServerInfo(
   return Done(context);
 }
 
+grpc::ServerUnaryReactor* AdminServiceHandlers::GetMemoryPlan(
+    grpc::CallbackServerContext* context, const admin::v1::GetMemoryPlanRequest* /*request*/,
+    admin::v1::GetMemoryPlanResponse* response) {
+  for (const GroupSnapshot& snapshot : core_->router.Snapshot()) {
+    if (!snapshot.connected) continue;
+    admin::v1::GroupMemory* group = response->add_groups();
+    group->set_address(snapshot.address);
+    group->set_model(snapshot.model);
+    group->set_kv_blocks(snapshot.info.kv_blocks());
+    group->set_block_tokens(snapshot.info.block_tokens());
+    for (const worker::v1::RankMemory& planned : snapshot.info.memory()) {
+      admin::v1::RankMemory* rank = group->add_ranks();
+      rank->set_rank(planned.rank());
+      rank->set_weights_bytes(planned.weights_bytes());
+      rank->set_kv_cache_bytes(planned.kv_cache_bytes());
+      rank->set_activations_bytes(planned.activations_bytes());
+      rank->set_workspace_bytes(planned.workspace_bytes());
+      rank->set_graphs_bytes(planned.graphs_bytes());
+    }
+  }
+  return Done(context);
+}
+
 grpc::ServerUnaryReactor* AdminServiceHandlers::Drain(grpc::CallbackServerContext* context,
                                                       const admin::v1::DrainRequest* /*request*/,
                                                       admin::v1::DrainResponse* response) {

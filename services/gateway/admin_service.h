@@ -20,6 +20,9 @@ class AdminServiceHandlers final : public admin::v1::AdminService::CallbackServi
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const admin::v1::GetServerInfoRequest* request,
                                           admin::v1::GetServerInfoResponse* response) override;
+  grpc::ServerUnaryReactor* GetMemoryPlan(grpc::CallbackServerContext* context,
+                                          const admin::v1::GetMemoryPlanRequest* request,
+                                          admin::v1::GetMemoryPlanResponse* response) override;
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
                                   const admin::v1::DrainRequest* request,
                                   admin::v1::DrainResponse* response) override;

@@ -42,6 +42,8 @@ std::shared_ptr<grpc::Channel> NewWorkerChannel(const std::string& address,
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
+  // A group whose pod was replaced has another address under the same name, at once.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1'000);
   // What a worker may send ahead of a stream that is not read, for a slow client's sake.
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 32 << 10);
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);

@@ -17,6 +17,7 @@
 #include "base/announce.h"
 #include "base/config.h"
 #include "base/exit_codes.h"
+#include "base/last_words.h"
 #include "base/logging.h"
 #include "base/version.h"
 #include "services/gateway/options.h"
@@ -45,8 +46,9 @@ bool WaitForSignal(std::chrono::milliseconds limit) {
   return ::sigtimedwait(&signals, nullptr, &time) > 0;
 }
 
-int Fail(const absl::Status& status) {
+int Fail(const ProgramOptions& options, const absl::Status& status) {
   std::fprintf(stderr, "nibble-gateway: %s\n", std::string(status.message()).c_str());
+  WriteLastWords(options.termination_log, kExitConfiguration, std::string(status.message()));
   return kExitConfiguration;
 }
 
@@ -95,21 +97,23 @@ int Main(int argc, char** argv) {
                        .example = "nibble-gateway --groups 127.0.0.1:50052"});
   DeclareOptions(&parser, &options);
   if (const auto exit_code = parser.ParseMain(argc, argv)) return *exit_code;
-  if (const absl::Status status = CompleteOptions(&options); !status.ok()) return Fail(status);
+  if (const absl::Status status = CompleteOptions(&options); !status.ok()) {
+    return Fail(options, status);
+  }
   if (const absl::Status status = InitLogging(
           {.level = options.log_level, .format = options.log_format, .process = "gateway"});
       !status.ok()) {
-    return Fail(status);
+    return Fail(options, status);
   }
   gpr_set_log_function(LogGrpc);
   auto server = GatewayServer::Start(options.gateway);
-  if (!server.ok()) return Fail(server.status());
+  if (!server.ok()) return Fail(options, server.status());
   spdlog::info("{}", VersionLine("nibble-gateway"));
   spdlog::info("serves clients at {}, metrics at {}, {} worker groups", (*server)->address(),
                (*server)->metrics_address(), options.gateway.groups.size());
   if (!options.announce.empty()) {
     if (const absl::Status status = Announce(options.announce, **server); !status.ok()) {
-      return Fail(status);
+      return Fail(options, status);
     }
   }
   while (!WaitForSignal(std::chrono::hours(1))) {

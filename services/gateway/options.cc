@@ -61,6 +61,7 @@ void DeclareOptions(ConfigParser* parser, ProgramOptions* options) {
                "After SIGTERM, what runs may take this long");
   parser->Group("Logging");
   DeclareLogOptions(parser, &options->log_level, &options->log_format);
+  DeclareTerminationLog(parser, &options->termination_log);
 }
 
 absl::Status CompleteOptions(ProgramOptions* options) {

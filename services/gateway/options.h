@@ -17,6 +17,7 @@ struct ProgramOptions {
   Duration drain_timeout = std::chrono::seconds(60);
   std::string log_level = "info";
   std::string log_format = "text";
+  std::string termination_log;
 
   ProgramOptions() { gateway.metrics_listen = "127.0.0.1:9100"; }
 };

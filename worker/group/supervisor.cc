@@ -29,10 +29,14 @@ constexpr Duration kTellOthersMax = std::chrono::milliseconds(300);
 // The leader counts the drain's time itself; it gets this much more to leave.
 constexpr Duration kDrainGrace = std::chrono::seconds(3);
 
+std::string ReadOfProcess(pid_t pid, const char* file_name) {
+  std::ifstream file(absl::StrCat("/proc/", pid, "/", file_name));
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
 // The state letter of /proc/PID/stat: T is a stopped process, D one that waits for a disk.
 char ProcessState(pid_t pid) {
-  std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::string text = ReadOfProcess(pid, "stat");
   const size_t name_end = text.rfind(')');
   return name_end != std::string::npos && name_end + 2 < text.size() ? text[name_end + 2] : '?';
 }
@@ -227,11 +231,34 @@ std::optional<GroupEnd> Supervisor::TickHang(Deadline now) {
                                         std::string(1, ProcessState(pid)),
                                         ") made no progress for ", Seconds(finding.age), " s");
   if (finding.verdict == HangWatch::Verdict::kSoft) {
-    if (before == HangWatch::Verdict::kFine) spdlog::warn("{}", what);
+    if (before == HangWatch::Verdict::kFine) {
+      spdlog::warn("{}", what);
+      LogRanks(now);
+    }
     return std::nullopt;
   }
   hung_rank_ = index;
   return GroupEnd{.exit_code = kExitHang, .reason = what};
+}
+
+void Supervisor::LogRanks(Deadline now) const {
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    const int32_t rank = options_.first_rank + static_cast<int32_t>(i);
+    const step::RankStats& stats = options_.stats->ranks[static_cast<size_t>(rank)];
+    const pid_t pid = ranks_[i].process.pid();
+    const std::string waits = ReadOfProcess(pid, "wchan");
+    spdlog::warn(
+        "rank {}: process {}, state {}, in the kernel at {}, {} steps, {} collective bytes, "
+        "last progress {:.2f} s ago",
+        rank, pid, ProcessState(pid), waits.empty() || waits == "0" ? "nothing" : waits,
+        stats.steps.Get(), stats.collective_bytes.Get(),
+        Seconds(now - Deadline(Duration(stats.progress_ns.Get()))));
+  }
+  if (!HasLeader()) return;
+  const step::EngineStats& engine = options_.stats->engine;
+  spdlog::warn("engine: {} steps in flight, {} requests running, {} waiting, {} KV blocks used",
+               engine.steps_in_flight.Get(), engine.requests_running.Get(),
+               engine.requests_waiting.Get(), engine.kv_blocks_used.Get());
 }
 
 bool Supervisor::AllServe() const {

@@ -93,6 +93,8 @@ class Supervisor {
   [[nodiscard]] std::optional<GroupEnd> Tick();
   [[nodiscard]] std::optional<GroupEnd> TickLoading(Deadline now);
   [[nodiscard]] std::optional<GroupEnd> TickHang(Deadline now);
+  // What each rank is doing, for whoever asks later why a group hung.
+  void LogRanks(Deadline now) const;
   [[nodiscard]] bool AllServe() const;
   // True when a rank has ended otherwise than a drain allows.
   [[nodiscard]] bool RankLost();

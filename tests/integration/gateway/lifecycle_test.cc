@@ -178,6 +178,15 @@ TEST_F(LifecycleTest, AdminPortShowsAndDrains) {
   }
   {
     grpc::ClientContext context;
+    admin::v1::GetMemoryPlanResponse plan;
+    ASSERT_TRUE(stub->GetMemoryPlan(&context, {}, &plan).ok());
+    ASSERT_EQ(plan.groups_size(), 1);
+    EXPECT_EQ(plan.groups(0).address(), workers_[0]->address());
+    ASSERT_EQ(plan.groups(0).ranks_size(), 1);
+    EXPECT_EQ(plan.groups(0).ranks(0).weights_bytes(), 1234U);
+  }
+  {
+    grpc::ClientContext context;
     admin::v1::DrainResponse response;
     ASSERT_TRUE(stub->Drain(&context, {}, &response).ok());
     EXPECT_EQ(response.remaining(), 0U);

@@ -98,6 +98,7 @@ Script SpeakLetters() {
 ScriptedWorker::ScriptedWorker() {
   info.set_model("m");
   info.set_model_hash("model-hash");
+  info.add_memory()->set_weights_bytes(1234);
   info.set_tokenizer_hash("tokenizer-hash");
   info.set_vocab_size(258);
   info.set_context_length(512);

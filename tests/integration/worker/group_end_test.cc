@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -129,8 +130,13 @@ void EndUnderLoad(WorkerProcess* worker, int exit_code, seconds streams_limit, c
 }
 
 TEST(GroupEnd, AKilledFollowerEndsTheGroup) {
-  WorkerProcess worker(Flags());
+  const std::string last_words = ::testing::TempDir() + "/nibble-last-words";
+  WorkerProcess worker(Flags({"--termination-log=" + last_words}));
   EndUnderLoad(&worker, kExitRankLost, kStreamsEnded, [&] { ::kill(worker.ranks()[1], SIGKILL); });
+  std::string line;
+  std::getline(std::ifstream(last_words), line);
+  EXPECT_THAT(line, ::testing::StartsWith("exit code 5: rank 1 was killed by signal 9"));
+  ::unlink(last_words.c_str());
   EXPECT_THAT(worker.Errors(), ::testing::HasSubstr("rank 1 was killed by signal 9"));
 }
 
@@ -153,6 +159,13 @@ TEST(GroupEnd, AFollowerThatAbortsEndsTheGroup) {
 TEST(GroupEnd, AStoppedFollowerIsAHang) {
   WorkerProcess worker(Flags({kShortDeadline}));
   EndUnderLoad(&worker, kExitHang, kHangEnded, [&] { ::kill(worker.ranks()[1], SIGSTOP); });
+  // The soft half of the deadline: every rank, the stopped one by its state.
+  const std::string errors = worker.Errors();
+  for (const char* what : {"rank 0: process", "rank 2: process", "engine: "}) {
+    EXPECT_THAT(errors, ::testing::HasSubstr(what));
+  }
+  EXPECT_THAT(errors, ::testing::HasSubstr(
+                          absl::StrCat("rank 1: process ", worker.ranks()[1], ", state T")));
 }
 
 TEST(GroupEnd, AStoppedLeaderIsAHang) {

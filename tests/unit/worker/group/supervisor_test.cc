@@ -6,9 +6,12 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -113,6 +116,37 @@ TEST_F(SupervisorTest, ASignalWhileLoadingEndsTheGroup) {
   Supervisor supervisor(std::move(options_));
   kill(getpid(), SIGTERM);
   EXPECT_EQ(supervisor.Run().reason, "stopped while loading");
+}
+
+// As far as its parent can see, a process that is traced has not ended until its tracer has looked;
+// like one that waits in the kernel for a disk it outlasts SIGKILL.
+TEST_F(SupervisorTest, ARankThatCannotBeKilledIsLeftBehind) {
+  options_.ranks = 2;
+  const std::string pid_file = ::testing::TempDir() + "/nibble-stuck-rank.pid";
+  options_.arguments = [&](const RankDescriptors& of) {
+    const std::string script = of.rank == 0
+                                   ? "while test ! -e " + pid_file + ".held; do :; done; exit 7"
+                                   : "echo $$ > " + pid_file + "; exec sleep 1000";
+    return std::vector<std::string>{"-c", script};
+  };
+  const pid_t tracer = fork();
+  if (tracer == 0) {
+    pid_t rank = 0;
+    while (!(std::ifstream(pid_file) >> rank)) usleep(1000);
+    const bool held = ptrace(PTRACE_SEIZE, rank, nullptr, nullptr) == 0;
+    std::ofstream(pid_file + ".held") << "\n";
+    pause();
+    _exit(held ? 0 : 1);
+  }
+  const GroupEnd end = Supervisor(std::move(options_)).Run();
+  EXPECT_NE(end.exit_code, 0);
+  EXPECT_THAT(end.reason, HasSubstr("rank 0"));
+  EXPECT_EQ(kill(tracer, 0), 0);
+  // With its tracer gone the rank's end shows.
+  kill(tracer, SIGKILL);
+  EXPECT_EQ(waitpid(tracer, nullptr, 0), tracer);
+  unlink(pid_file.c_str());
+  unlink((pid_file + ".held").c_str());
 }
 
 TEST_F(SupervisorTest, AFollowerWithoutProgressIsNamed) {
