@@ -161,7 +161,7 @@ def run_degree(arguments, degree, goldens, reference, folder):
             check(value(metrics, "nibble_rank_steps_total", f'rank="{degree - 1}"') > 0,
                   "the last rank counts its steps")
             if arguments.faults and degree > 1:
-                kill_a_rank(worker, degree)
+                kill_a_rank(arguments, worker, announced["grpc"], degree)
     return texts
 
 
@@ -170,16 +170,23 @@ def children(pid):
     return [int(word) for word in listed]
 
 
-def kill_a_rank(worker, degree):
+def kill_a_rank(arguments, worker, server, degree):
     ranks = children(worker.popen.pid)
     check(len(ranks) == degree, f"{degree} rank processes")
     before = gpu_memory_used()
+    # While the others compute, so that kernels wait for the one that is gone.
+    client = subprocess.Popen([arguments.bundle / "nibble", "generate", "--server", server,
+                               "--temperature", "1", "--seed", "7", "--max-tokens", "1900", "Once"],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    client.stdout.read(40)
     begin = time.monotonic()
     os.kill(ranks[-1], signal.SIGKILL)
     code = worker.popen.wait(30)
     seconds = time.monotonic() - begin
     check(code == 5 and seconds < 10,
           f"a killed rank ends the group in {seconds:.1f} s, exit {code}")
+    _, error = client.communicate(timeout=30)
+    check("UNAVAILABLE" in error, "its stream ends UNAVAILABLE")
     time.sleep(1)
     after = gpu_memory_used()
     print(f"  GPU memory in use: {before} MB, then {after} MB")
@@ -220,6 +227,19 @@ def run_refusals(arguments):
             ["--kv-blocks", "100000000", "--context", "2048"], 4, "% of what is free on GPU 0")
 
 
+def run_full_gpu(arguments, scratch):
+    """A second group on a GPU whose memory a first one has taken."""
+    print("a GPU that another process holds", flush=True)
+    file = scratch / "holder.json"
+    command = [arguments.bundle / "nibble-worker", "--model", arguments.model, "--device", "cuda",
+               "--listen", "127.0.0.1:0", "--metrics-listen", "", "--announce", file,
+               "--kv-blocks", "380000", "--memory-fraction", "0.99"]
+    with Process(command, scratch / "holder.log") as holder:
+        holder.announced(file)
+        print(f"  GPU memory in use: {gpu_memory_used()} MB")
+        refusal(arguments, "a GPU used up", ["--kv-blocks", "40000"], 4, "free on GPU 0")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=pathlib.Path, required=True)
@@ -238,6 +258,8 @@ def main():
             reference = reference or texts
         if arguments.serve:
             run_serve(arguments, goldens, reference, scratch)
+        if arguments.faults:
+            run_full_gpu(arguments, scratch)
     if arguments.faults:
         run_refusals(arguments)
     print(f"{len(FAILURES)} failed" if FAILURES else "all of it holds")
