@@ -1,6 +1,6 @@
 # Thin fronts for the CMake presets and tools/. `make help` lists them.
 .DEFAULT_GOAL := build
-.PHONY: help build cuda debug test test-deploy test-tsan test-faults test-fuzz demo bench format check tidy clean
+.PHONY: help build cuda bundle debug test test-deploy test-tsan test-faults test-fuzz demo bench format check tidy clean
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 30
@@ -18,11 +18,14 @@ debug: ## the same with debug information and without optimisation, into build/d
 	cmake --preset debug
 	cmake --build --preset debug -j $(JOBS)
 
-cuda: ## the GPU kernels, executor and their checks for Hopper, into build/cuda; needs no GPU
+cuda: ## the programs with GPU support, and its checks, for Hopper into build/cuda; needs no GPU
 	tools/setup build
 	tools/cuda_toolkit.sh
 	cmake --preset cuda
 	cmake --build --preset cuda -j $(JOBS)
+
+bundle: cuda ## build/bundle: the programs of build/cuda with their libraries, for another machine
+	tools/bundle.sh build/cuda build/bundle
 
 test: ## everything CI runs: all tests, sanitized unit tests, linters, end to end
 	python3 tools/run_tests.py

@@ -57,6 +57,7 @@ def count_lint(output, _ok):
 def phases():
     host, host_report = ctest("release", "-LE", "slow|e2e", "-j", JOBS)
     e2e, e2e_report = ctest("release", "-L", "e2e", "-LE", "slow")
+    cuda, cuda_report = ctest("cuda", "-L", "gpu_host")
     asan, asan_report = ctest("asan", "-L", "unit|fuzz|sanitized", "-LE", "slow", "-j", JOBS)
     return [
         Phase("setup", [["bash", "tools/setup"]]),
@@ -68,6 +69,12 @@ def phases():
                              ["cmake", "--build", "--preset", "asan", "-j", JOBS]],
               needs="setup"),
         Phase("asan-test", [asan], needs="asan-build", count=count_junit(asan_report)),
+        # Kernels are compiled and linked, and programs refuse to run: there is no GPU here.
+        Phase("cuda-build", [["sh", "tools/cuda_toolkit.sh"],
+                             ["cmake", "--preset", "cuda"],
+                             ["cmake", "--build", "--preset", "cuda", "-j", JOBS]],
+              needs="setup"),
+        Phase("cuda-test", [cuda], needs="cuda-build", count=count_junit(cuda_report)),
         Phase("lint", [[sys.executable, "tools/lint.py"]], needs="setup",
               count=count_lint),
     ]

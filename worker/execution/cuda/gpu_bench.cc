@@ -1,13 +1,15 @@
 #include "worker/execution/cuda/gpu_bench.h"
 
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <memory>
 #include <utility>
 
@@ -128,12 +130,46 @@ class Forks {
   std::vector<pid_t> pids_;
 };
 
+// Why the ranks that are forks ended, for the one that is not.
+class Reasons {
+ public:
+  [[nodiscard]] static absl::StatusOr<Reasons> Create() {
+    void* memory =
+        ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return absl::ResourceExhaustedError("bench: no shared memory");
+    return Reasons(static_cast<Shared*>(memory));
+  }
+  // In a fork; the first one's stays.
+  void Set(const absl::Status& status) const {
+    if (shared_->claimed.exchange(true)) return;
+    const auto text = status.message();
+    const size_t size = text.copy(shared_->text.data(), shared_->text.size() - 1);
+    shared_->text[size] = '\0';
+    shared_->code.store(static_cast<int>(status.code()), std::memory_order_release);
+  }
+  // The forks' where `own` only says that a peer was lost.
+  [[nodiscard]] absl::Status Best(const absl::Status& own) const {
+    const int code = shared_->code.load(std::memory_order_acquire);
+    const bool peers = absl::IsAborted(own) || absl::IsDeadlineExceeded(own);
+    if (!peers || code == 0) return own;
+    return absl::Status(static_cast<absl::StatusCode>(code), shared_->text.data());
+  }
+
+ private:
+  struct Shared {
+    std::atomic<bool> claimed;
+    std::atomic<int> code;
+    std::array<char, 500> text;
+  };
+  explicit Reasons(Shared* shared) : shared_(shared) {}
+  Shared* shared_;  // for the life of the processes
+};
+
 absl::StatusOr<GpuBenchResult> RunRank(const GpuModelSource& source, const GpuBenchOptions& options,
                                        int32_t rank, collectives::ShmRegion* region) {
   ASSIGN_OR_RETURN(const auto communicator,
                    collectives::MakeShmCommunicator(region, rank, {.timeout = kPeerPatience}));
   auto result = BenchRank(source, options, rank).Run(communicator.get());
-  if (!result.ok()) communicator->Abort();
   return result;
 }
 
@@ -147,17 +183,21 @@ absl::StatusOr<GpuBenchResult> RunGpuBench(const GpuModelSource& source,
     return BenchRank(source, options, 0).Run(alone.get());
   }
   ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(options.ranks));
+  ASSIGN_OR_RETURN(const Reasons reasons, Reasons::Create());
   Forks forks;
   for (int32_t rank = 1; rank < options.ranks; ++rank) {
     ASSIGN_OR_RETURN(const bool child, forks.Fork());
     if (!child) continue;
     const auto result = RunRank(source, options, rank, &region);
     if (!result.ok()) {
-      std::fprintf(stderr, "rank %d: %s\n", rank, std::string(result.status().message()).c_str());
+      reasons.Set(result.status());
+      region.Abort();  // after the reason: the others look for it when they are woken
     }
     ::_exit(result.ok() ? 0 : 1);
   }
-  return RunRank(source, options, 0, &region);
+  auto result = RunRank(source, options, 0, &region);
+  if (!result.ok()) return reasons.Best(result.status());
+  return result;
 }
 
 }  // namespace nibble::execution
