@@ -1,0 +1,286 @@
+// Holds the sums over GPUs to plain ones, times them, and sees waits for a lost peer end.
+//
+//   group_check [RANKS]    one GPU a rank; 2 unless given
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "kernels/cuda/all_reduce.h"
+#include "tests/gpu/device_array.h"
+#include "worker/collectives/shm_communicator.h"
+#include "worker/execution/cuda/gpu_group.h"
+
+namespace nibble::gpu_check {
+namespace {
+
+using cuda::DeviceArray;
+using execution::GpuGroup;
+
+constexpr int32_t kTokensMax = 16;
+constexpr int32_t kHiddenMax = 8192;
+
+template <typename T>
+T Must(absl::StatusOr<T> made) {
+  CHECK_MSG(made.ok(), made.status().ToString());
+  return std::move(*made);
+}
+void Must(const absl::Status& status) { CHECK_MSG(status.ok(), status.ToString()); }
+
+std::vector<float> Normal(size_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// What a sum takes in and leaves, on this rank's device.
+struct Sum {
+  Sum(int32_t rank, int32_t tokens_of, int32_t hidden_of)
+      : tokens(tokens_of),
+        hidden(hidden_of),
+        count(static_cast<size_t>(tokens) * static_cast<size_t>(hidden)),
+        partial(Normal(count, 100 + static_cast<uint32_t>(rank))),
+        residual(Normal(count, 1)),
+        weight(count),
+        scale(std::vector<float>(static_cast<size_t>(tokens), 3.0f)),
+        x(count),
+        squares(static_cast<size_t>(tokens * cuda::ExchangeParts(hidden))) {
+    weight.Set(std::vector<half>(count, __float2half(1.5f)));
+  }
+  [[nodiscard]] cuda::AllReduceAddParams Params(const GpuGroup& group) const {
+    return {.exchange = *group.exchange(),
+            .partial = partial.get(),
+            .residual = residual.get(),
+            .tokens = tokens,
+            .hidden = hidden,
+            .next = {.x = x.get(),
+                     .norm_weight = weight.get(),
+                     .scale = scale.get(),
+                     .square_sums = squares.get()}};
+  }
+
+  const int32_t tokens, hidden;
+  const size_t count;
+  DeviceArray<float> partial, residual;
+  DeviceArray<half> weight;
+  DeviceArray<float> scale;
+  DeviceArray<half> x;
+  DeviceArray<float> squares;
+};
+
+bool CheckSum(const GpuGroup& group, int32_t tokens, int32_t hidden, cudaStream_t stream) {
+  constexpr int kRounds = 5;
+  Sum sum(group.rank(), tokens, hidden);
+  for (int round = 0; round < kRounds; ++round) {
+    CUDA_OK(cuda::AllReduceAdd(sum.Params(group), {.stream = stream, .dependent = true}));
+  }
+  CUDA_OK(cudaStreamSynchronize(stream));
+  std::vector<float> total(sum.count, 0.0f);
+  for (int32_t rank = 0; rank < group.ranks(); ++rank) {
+    const auto part = Normal(sum.count, 100 + static_cast<uint32_t>(rank));
+    for (size_t i = 0; i < sum.count; ++i) total[i] += part[i];
+  }
+  std::vector<float> want = Normal(sum.count, 1);
+  for (int round = 0; round < kRounds; ++round) {
+    for (size_t i = 0; i < sum.count; ++i) want[i] += total[i];
+  }
+  const std::vector<float> got = sum.residual.Get();
+  const std::vector<half> x = sum.x.Get();
+  const std::vector<float> squares = sum.squares.Get();
+  size_t wrong = 0;
+  double squares_want = 0, squares_got = 0, x_error = 0;
+  for (size_t i = 0; i < sum.count; ++i) {
+    if (got[i] != want[i]) ++wrong;  // in rank order: the same bits
+    squares_want += static_cast<double>(want[i]) * want[i];
+    const double normed = static_cast<double>(want[i]) * 4.5 * cuda::kNormedInputFactor;
+    x_error = std::max(x_error, std::abs(static_cast<double>(__half2float(x[i])) - normed));
+  }
+  for (const float part : squares) squares_got += static_cast<double>(part);
+  const bool ok = wrong == 0 && std::abs(squares_got / squares_want - 1) < 1e-5 && x_error < 2e-3;
+  std::printf("%s rank %d: sum of %d x %d: %zu values differ, squares %.2e, x %.1e\n",
+              ok ? "ok  " : "FAIL", group.rank(), tokens, hidden, wrong,
+              squares_got / squares_want - 1, x_error);
+  return ok;
+}
+
+// Through NCCL, and the head's shares, of different sizes, joined.
+bool CheckLarge(GpuGroup* group, cudaStream_t stream) {
+  constexpr size_t kCount = 1 << 20;
+  DeviceArray<float> data(Normal(kCount, 100 + static_cast<uint32_t>(group->rank())));
+  Must(group->AllReduce(data.get(), kCount, execution::kNcclFloat, stream));
+  constexpr int32_t kRows = 3, kShare = 48;
+  const int32_t ranks = group->ranks();
+  const int32_t own = kShare - 16 * (group->rank() % 2);
+  DeviceArray<float> mine(
+      std::vector<float>(kRows * kShare, 1.0f + static_cast<float>(group->rank())));
+  DeviceArray<float> gathered(static_cast<size_t>(ranks * kRows * kShare));
+  Must(group->AllGather(mine.get(), gathered.get(), kRows * kShare, stream));
+  cuda::JoinLogitsParams join{
+      .gathered = gathered.get(), .rank_stride = kRows * kShare, .ranks = ranks, .rows = kRows};
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    join.begin[rank + 1] = join.begin[rank] + kShare - 16 * (rank % 2);
+  }
+  const int32_t vocab = join.begin[ranks];
+  DeviceArray<float> logits(static_cast<size_t>(kRows * vocab));
+  join.logits = logits.get();
+  CUDA_OK(cuda::JoinLogits(join, {.stream = stream}));
+  CUDA_OK(cudaStreamSynchronize(stream));
+  double worst = 0;
+  std::vector<float> want(kCount, 0.0f);
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    const auto part = Normal(kCount, 100 + static_cast<uint32_t>(rank));
+    for (size_t i = 0; i < kCount; ++i) want[i] += part[i];
+  }
+  const auto got = data.Get();
+  for (size_t i = 0; i < kCount; ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(got[i] - want[i])));
+  }
+  size_t misplaced = 0;
+  const auto joined = logits.Get();
+  for (int32_t i = 0; i < kRows * vocab; ++i) {
+    int32_t rank = 0;
+    while (i % vocab >= join.begin[rank + 1]) ++rank;
+    if (joined[static_cast<size_t>(i)] != 1.0f + static_cast<float>(rank)) ++misplaced;
+  }
+  const bool ok = worst < 1e-5 && misplaced == 0 && own > 0;
+  std::printf("%s rank %d: NCCL sum off by %.1e, %zu logits misplaced\n", ok ? "ok  " : "FAIL",
+              group->rank(), worst, misplaced);
+  return ok;
+}
+
+template <typename Launch>
+double MicrosecondsEach(cudaStream_t stream, const Launch& launch) {
+  constexpr int kLaunches = 200, kRuns = 11;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+  for (int i = 0; i < kLaunches; ++i) launch();
+  CUDA_OK(cudaStreamEndCapture(stream, &graph));
+  CUDA_OK(cudaGraphInstantiate(&executable, graph, 0));
+  cudaEvent_t begin = nullptr, end = nullptr;
+  CUDA_OK(cudaEventCreate(&begin));
+  CUDA_OK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int run = 0; run < kRuns; ++run) {
+    CUDA_OK(cudaEventRecord(begin, stream));
+    CUDA_OK(cudaGraphLaunch(executable, stream));
+    CUDA_OK(cudaEventRecord(end, stream));
+    CUDA_OK(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    CUDA_OK(cudaEventElapsedTime(&milliseconds, begin, end));
+    times.push_back(milliseconds);
+  }
+  std::sort(times.begin(), times.end());
+  CUDA_OK(cudaGraphExecDestroy(executable));
+  CUDA_OK(cudaGraphDestroy(graph));
+  return static_cast<double>(times[kRuns / 2]) * 1e3 / kLaunches;
+}
+
+void Time(GpuGroup* group, cudaStream_t stream) {
+  for (const int32_t hidden : {4096, 8192}) {
+    for (const int32_t tokens : {1, 4, 8, 16}) {
+      Sum sum(group->rank(), tokens, hidden);
+      const double own = MicrosecondsEach(stream, [&] {
+        CUDA_OK(cuda::AllReduceAdd(sum.Params(*group), {.stream = stream, .dependent = true}));
+      });
+      const double nccl = MicrosecondsEach(stream, [&] {
+        Must(group->AllReduce(sum.partial.get(), static_cast<int64_t>(sum.count),
+                              execution::kNcclFloat, stream));
+        CUDA_OK(cuda::AddPartial({.residual = sum.residual.get(),
+                                  .partial_float = sum.partial.get(),
+                                  .count = static_cast<int64_t>(sum.count)},
+                                 {.stream = stream}));
+      });
+      if (group->rank() != 0) continue;
+      std::printf("%2d tokens x %d, %4zu KB: own kernel %.2f us, NCCL and add %.2f us\n", tokens,
+                  hidden, sum.count * 4 / 1024, own, nccl);
+    }
+  }
+}
+
+// A peer that never comes: the wait ends by the abort word, or by its limit.
+bool CheckLostPeer(GpuGroup* group, cudaStream_t stream, bool abort) {
+  if (group->rank() != 0) return true;
+  Sum sum(0, 1, 4096);
+  const auto begin = std::chrono::steady_clock::now();
+  CUDA_OK(cuda::AllReduceAdd(sum.Params(*group), {.stream = stream}));
+  if (abort) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    group->Abort();
+  }
+  CUDA_OK(cudaStreamSynchronize(stream));
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const absl::Status status = group->Poll();
+  const bool ok = absl::IsAborted(status) && seconds < (abort ? 0.2 : 3.0);
+  std::printf("%s %s: %.3f s, \"%s\"\n", ok ? "ok  " : "FAIL",
+              abort ? "told to end" : "past its limit", seconds,
+              std::string(status.message()).c_str());
+  return ok;
+}
+
+bool RunRank(int32_t rank, collectives::ShmRegion* region) {
+  CUDA_OK(cudaSetDevice(rank));
+  const auto host =
+      Must(collectives::MakeShmCommunicator(region, rank, {.timeout = std::chrono::seconds(60)}));
+  const int32_t blocks = kTokensMax * cuda::ExchangeParts(kHiddenMax);
+  cudaStream_t stream = nullptr;
+  CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  bool ok = true;
+  const auto group = Must(GpuGroup::Join(
+      {.host = host.get(), .exchange_blocks = blocks, .patience = std::chrono::seconds(30)}));
+  CHECK_MSG(group->exchange() != nullptr, "the GPUs cannot write to each other's memory");
+  for (const int32_t hidden : {64, 576, 4096, 5120, 8192}) {
+    for (const int32_t tokens : {1, 3, 16}) {
+      ok = CheckSum(*group, tokens, hidden, stream) && ok;
+    }
+  }
+  ok = CheckLarge(group.get(), stream) && ok;
+  Time(group.get(), stream);
+  ok = CheckLostPeer(group.get(), stream, true) && ok;
+  const auto impatient = Must(GpuGroup::Join(
+      {.host = host.get(), .exchange_blocks = blocks, .patience = std::chrono::seconds(2)}));
+  ok = CheckLostPeer(impatient.get(), stream, false) && ok;
+  return ok;
+}
+
+int Run(int32_t ranks) {
+  auto region = Must(collectives::ShmRegion::Create(ranks));
+  std::vector<pid_t> forks;
+  for (int32_t rank = 1; rank < ranks; ++rank) {
+    const pid_t pid = ::fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+      const bool ok = RunRank(rank, &region);
+      std::fflush(stdout);
+      ::_exit(ok ? 0 : 1);
+    }
+    forks.push_back(pid);
+  }
+  bool ok = RunRank(0, &region);
+  for (const pid_t pid : forks) {
+    int status = 0;
+    ok = ::waitpid(pid, &status, 0) == pid && status == 0 && ok;
+  }
+  std::printf("%s\n", ok ? "all of it holds" : "FAILED");
+  return ok ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace nibble::gpu_check
+
+int main(int argc, char** argv) {
+  return nibble::gpu_check::Run(argc > 1 ? std::atoi(argv[1]) : 2);
+}
