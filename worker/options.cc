@@ -180,7 +180,11 @@ absl::Status CompleteOptions(WorkerOptions* options) {
     options->threads = std::max(1, CoreCount() / PlaceOf(*options).ranks_each);
   }
   options->memory.threads = options->threads;
-  return OnGpu(*options) ? execution::CheckGpuBuild() : absl::OkStatus();
+  if (!OnGpu(*options)) return absl::OkStatus();
+  if (options->group_size > 1) {
+    return Bad("device", options->device, "cpu, for a group over several machines");
+  }
+  return execution::CheckGpuBuild();
 }
 
 std::vector<std::string> ToArguments(const WorkerOptions& options) {

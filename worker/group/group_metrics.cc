@@ -125,6 +125,8 @@ constexpr std::array<MemoryKind, 4> kMemoryKinds = {
      {"workspace", &step::RankStats::workspace_bytes, &step::RankStats::workspace_planned_bytes}}};
 constexpr MemoryKind kGraphs = {"graphs", &step::RankStats::graphs_bytes,
                                 &step::RankStats::graphs_planned_bytes};
+// Taken when the rank had opened its GPU, by its own context and by others: nobody planned it.
+constexpr MemoryKind kContext = {"context", &step::RankStats::context_bytes, nullptr};
 constexpr const char* kCpu = "cpu";
 
 // The ranks of this machine, each with the text of its label.
@@ -145,7 +147,9 @@ void AddMemory(const step::GroupStats& stats, const GroupFacts& facts,
                {{"device", facts.device}, {"rank", name}, {"kind", kind.name}});
     };
     for (const MemoryKind& kind : kMemoryKinds) add(kind);
-    if (facts.device != kCpu) add(kGraphs);
+    if (facts.device == kCpu) return;
+    add(kGraphs);
+    if (which == &MemoryKind::actual) add(kContext);
   });
 }
 
@@ -155,17 +159,6 @@ void AddRanks(const step::GroupStats& stats, const GroupFacts& facts, MetricFami
   out->Begin("nibble_memory_planned_bytes", "Bytes that the memory plan foresaw, by owner.",
              MetricType::Gauge);
   AddMemory(stats, facts, &MemoryKind::planned, out);
-  if (facts.device != kCpu) {
-    out->Begin(
-        "nibble_device_context_bytes",
-        "Device memory that was taken when the rank had opened its GPU: its own context, and "
-        "other processes.",
-        MetricType::Gauge);
-    ForEachRank(stats, facts, [out](const step::RankStats& rank, const std::string& name) {
-      out->Add(rank.context_bytes, {{"rank", name}});
-    });
-  }
-
   out->Begin("nibble_rank_up", "1 while the rank runs steps.", MetricType::Gauge);
   ForEachRank(stats, facts, [out](const step::RankStats& rank, const std::string& name) {
     out->Add(rank.up, {{"rank", name}});

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "worker/execution/cuda/gpu_rank.h"
+
 namespace nibble::worker {
 namespace {
 
@@ -23,7 +25,8 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
              "--memory=2GiB",     "--kv-blocks=99",         "--listen=unix:/tmp/x",
              "--queue-size=9",    "--step-deadline=2500ms", "--drain-timeout=90s",
              "--log-level=debug", "--log-format=json",      "--tls-cert=c.pem",
-             "--tls-key=k.pem",   "--tls-client-ca=a.pem"});
+             "--tls-key=k.pem",   "--tls-client-ca=a.pem",  "--device=cuda",
+             "--fusion=off",      "--memory-fraction=0.35"});
   const WorkerOptions again = Parse(ToArguments(options));
   EXPECT_EQ(again.model, ".");
   EXPECT_EQ(again.model_name, "n n");
@@ -45,6 +48,9 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
   EXPECT_EQ(again.tls.certificate, "c.pem");
   EXPECT_EQ(again.tls.key, "k.pem");
   EXPECT_EQ(again.tls.ca, "a.pem");
+  EXPECT_TRUE(OnGpu(again));
+  EXPECT_FALSE(again.fusion);
+  EXPECT_EQ(again.memory_fraction, 0.35);
   EXPECT_EQ(ToArguments(again), ToArguments(options));
 }
 
@@ -63,6 +69,7 @@ TEST(WorkerOptions, TheConfigHashCoversWhatAStepDependsOn) {
   EXPECT_TRUE(differs([](auto* o) { o->memory.max_context = 1; }));
   EXPECT_TRUE(differs([](auto* o) { o->memory.memory_bytes = 1; }));
   EXPECT_TRUE(differs([](auto* o) { o->memory.kv_blocks = 1; }));
+  EXPECT_TRUE(differs([](auto* o) { o->fusion = false; }));
   EXPECT_FALSE(differs([](auto* o) { o->listen = std::string("elsewhere:1"); }));
 }
 
@@ -72,6 +79,20 @@ TEST(WorkerOptions, CompletingFillsInNameAndThreads) {
   ASSERT_TRUE(CompleteOptions(&options).ok());
   EXPECT_EQ(options.model_name, "tiny-model");
   EXPECT_GE(options.threads, 1);
+}
+
+TEST(WorkerOptions, GpusAreRefusedWhereTheBuildHasNone) {
+  WorkerOptions options = Parse({"--model=.", "--device=cuda"});
+  const absl::Status status = CompleteOptions(&options);
+  EXPECT_EQ(status, execution::CheckGpuBuild());
+  const bool named = std::string(status.message()).find("NIBBLE_CUDA") != std::string::npos;
+  EXPECT_NE(status.ok(), named);
+}
+
+TEST(WorkerOptions, AGroupOfSeveralMachinesHasNoGpus) {
+  WorkerOptions options = Parse({"--model=.", "--tp=2", "--device=cuda", "--group-size=2",
+                                 "--group-index=0", "--group-leader=first"});
+  EXPECT_TRUE(absl::IsInvalidArgument(CompleteOptions(&options)));
 }
 
 TEST(WorkerOptions, AMachineOfSeveralIsToldItsPlaceToo) {

@@ -38,11 +38,25 @@ TEST(ServeOptions, ReachTheWorker) {
   }
 }
 
+TEST(ServeOptions, WhatOnlyGpusHaveReachesTheWorkerWithThem) {
+  ServeOptions options;
+  ASSERT_EQ(
+      Parse({".", "--device", "cuda", "--fusion", "off", "--memory-fraction", "0.5"}, &options)
+          .error,
+      "");
+  const auto line = WorkerCommandLine(options, kPaths);
+  for (const char* word : {"--device=cuda", "--fusion=off", "--memory-fraction=0.5"}) {
+    EXPECT_THAT(line, Contains(word));
+  }
+  EXPECT_EQ(CheckServeOptions(options).ok(), CheckDevice("cuda").ok());
+}
+
 TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
   ServeOptions options;
   ASSERT_EQ(Parse({"."}, &options).error, "");
   const auto line = WorkerCommandLine(options, kPaths);
-  for (const char* flag : {"--memory", "--context", "--threads", "--model-name", "--kv-blocks"}) {
+  for (const char* flag : {"--memory", "--context", "--threads", "--model-name", "--kv-blocks",
+                           "--fusion", "--memory-fraction"}) {
     EXPECT_THAT(line, Not(Contains(StartsWith(flag))));
   }
 }

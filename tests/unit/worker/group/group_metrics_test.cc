@@ -19,7 +19,7 @@ namespace {
 
 class GroupMetricsTest : public ::testing::Test {
  protected:
-  std::string Text() {
+  std::string Text(const std::string& device = "cpu") {
     GroupMetrics metrics(stats_.get(), &clock_,
                          {.model = "tiny",
                           .architecture = "LlamaForCausalLM",
@@ -28,7 +28,8 @@ class GroupMetricsTest : public ::testing::Test {
                           .tensor_parallel = 2,
                           .numerics = "fast",
                           .head = "int8",
-                          .max_context = 2048});
+                          .max_context = 2048,
+                          .device = device});
     return prometheus::TextSerializer().Serialize(metrics.Collect());
   }
   std::unique_ptr<step::GroupStats> stats_ = std::make_unique<step::GroupStats>();
@@ -68,6 +69,20 @@ TEST_F(GroupMetricsTest, ExportsWhatWasCounted) {
     EXPECT_THAT(text, ::testing::HasSubstr(line));
   }
   EXPECT_THAT(text, ::testing::Not(::testing::HasSubstr("rank=\"2\"")));
+}
+
+TEST_F(GroupMetricsTest, OnGpusGraphsAndTheContextAreOwnersToo) {
+  stats_->ranks[1].graphs_bytes.Set(7);
+  stats_->ranks[1].graphs_planned_bytes.Set(8);
+  stats_->ranks[1].context_bytes.Set(9);
+  const std::string rank = "{model=\"tiny\",device=\"cuda\",rank=\"1\",kind=\"";
+  const std::string text = Text("cuda");
+  for (const std::string& line : {"nibble_memory_bytes" + rank + "graphs\"} 7\n",
+                                  "nibble_memory_planned_bytes" + rank + "graphs\"} 8\n",
+                                  "nibble_memory_bytes" + rank + "context\"} 9\n"}) {
+    EXPECT_THAT(text, ::testing::HasSubstr(line));
+  }
+  EXPECT_THAT(Text("cpu"), ::testing::Not(::testing::HasSubstr("kind=\"graphs\"")));
 }
 
 // Names are an interface: dashboards and alerts are written against them.
