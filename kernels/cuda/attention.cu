@@ -1,506 +1,524 @@
 #include "kernels/cuda/attention.h"
 
+#include "kernels/cuda/attention_prompt.cuh"
+#include "kernels/cuda/attention_stream.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int32_t kWarps = 4;
-constexpr int32_t kThreads = kWarps * 32;
-constexpr int32_t kBlockTokens = 16;
-constexpr float kNever = -1e30f;  // below every score; finite, so that differences stay numbers
+using namespace stream;
 
-// The order of head_dim inside a fragment is free as long as queries and keys share it: lane column
-// c holds eight elements side by side for every two k-steps, so that keys load as 16-byte vectors.
-template <int32_t kD>
-struct Fragment {
-  // First of the four elements of lane column c at a k-step.
-  static __device__ __forceinline__ int32_t Element(int32_t step, int32_t c) {
-    if constexpr (kD == 16) return 4 * c;
-    return step / 2 * 32 + 8 * c + step % 2 * 4;
-  }
-};
-
-// What a block works on.
-struct Work {
-  AttentionTile tile;
-  int32_t group;  // query heads of a KV head
-  int32_t kv_head;
-  int32_t rows;  // of the tile that exist
-  int32_t last;  // position of the tile's last token
-  int32_t begin_block, end_block;
-  int32_t splits;  // that have work: short sequences are not worth a meeting
-};
-
-__device__ __forceinline__ Work MakeWork(const AttentionParams& p) {
-  Work work;
-  work.tile = p.tiles[blockIdx.x];
-  work.group = p.heads / p.kv_heads;
-  work.kv_head = static_cast<int32_t>(blockIdx.y);
-  work.rows = work.tile.tokens * work.group;
-  work.last = work.tile.first_position + work.tile.tokens - 1;
-  const int32_t first_seen = p.window > 0 ? max(0, work.tile.first_position - p.window + 1) : 0;
-  const int32_t begin = first_seen / kBlockTokens;
-  const int32_t count = work.last / kBlockTokens + 1 - begin;
-  work.splits = min(p.splits, (count + kWarps - 1) / kWarps);
-  const int32_t share = (count + work.splits - 1) / work.splits;
-  work.splits = (count + share - 1) / share;
-  work.begin_block = begin + share * static_cast<int32_t>(blockIdx.z);
-  work.end_block = min(begin + count, work.begin_block + share);
-  return work;
-}
-
-template <int32_t kD>
+// What a warp knows of an item's rows. Products are of keys with queries, and of values with
+// weights: positions, then elements of a head, are the sixteen rows of the tensor cores' tiles, and
+// the item's rows are their columns, eight a tile. Lane l has columns 2 (l % 4) and the next.
+template <typename S>
 struct RowState {
-  float out[kD / 8][4];  // accumulator tiles: rows r, r + 8
-  float max[2];
-  float sum[2];
-};
+  static constexpr int32_t kD = S::kD;
+  static constexpr int32_t kRowTiles = S::kRowTiles;
+  float out[kD / 16][kRowTiles][4];
+  float max[kRowTiles][2];
+  float sum[kRowTiles][2];  // of this lane's positions
+  int32_t position[kRowTiles][2];
 
-template <int32_t kD>
-__device__ __forceinline__ void LoadQueries(const AttentionParams& p, const Work& work,
-                                            int32_t lane, uint32_t (&q)[kD / 16][4]) {
+  __device__ __forceinline__ void Begin(const Item& item, int32_t group, int32_t lane) {
 #pragma unroll
-  for (int32_t upper = 0; upper < 2; ++upper) {
-    const int32_t row = lane / 4 + 8 * upper;
-    const bool exists = row < work.rows;
-    const int32_t token = exists ? row / work.group : 0;
-    const int32_t head = work.kv_head * work.group + (exists ? row % work.group : 0);
-    const half* source = p.q + (work.tile.first_row + token) * p.q_stride + head * kD;
+    for (int32_t t = 0; t < kRowTiles; ++t) {
 #pragma unroll
-    for (int32_t step = 0; step < kD / 16; ++step) {
-      const uint2 four =
-          *reinterpret_cast<const uint2*>(source + Fragment<kD>::Element(step, lane % 4));
-      q[step][upper] = exists ? four.x : 0;
-      q[step][2 + upper] = exists ? four.y : 0;
+      for (int32_t i = 0; i < 2; ++i) {
+        const int32_t row = min(t * 8 + 2 * (lane % 4) + i, item.tokens * group - 1);
+        position[t][i] = item.first_position + (item.tokens == 1 ? 0 : row / group);
+        max[t][i] = kNever;
+        sum[t][i] = 0;
+      }
+#pragma unroll
+      for (int32_t step = 0; step < kD / 16; ++step) {
+#pragma unroll
+        for (int32_t i = 0; i < 4; ++i) out[step][t][i] = 0;
+      }
     }
   }
+};
+
+// Lane offsets into a piece for ldmatrix: the four 8x8 matrices are those of both groups of
+// positions and of two neighbouring chunks of eight elements.
+template <typename S>
+struct Offsets {
+  static constexpr int32_t kD = S::kD;
+  uint32_t keys, values;
+
+  __device__ __forceinline__ explicit Offsets(int32_t lane) {
+    const int32_t matrix = lane / 8, row = lane % 8;
+    keys = static_cast<uint32_t>(2 * KvOffset(matrix % 2 * 8 + row, matrix / 2 * 8, kD));
+    values = static_cast<uint32_t>(2 * KvOffset(matrix / 2 * 8 + row, matrix % 2 * 8, kD));
+  }
+  // `offset` for chunks 2 * step and the next.
+  static __device__ __forceinline__ uint32_t At(uint32_t offset, int32_t step) {
+    const int32_t byte = step * 32;
+    return (offset ^ static_cast<uint32_t>(byte % S::kRowBytes)) +
+           static_cast<uint32_t>(byte / S::kRowBytes * S::kPanelBytes);
+  }
+};
+
+// Scores of 16 positions with the item's rows. Two chains of products a row tile.
+template <typename S>
+__device__ __forceinline__ void Scores(uint32_t keys, uint32_t queries, int32_t lane,
+                                       float (&s)[S::kRowTiles][4]) {
+  constexpr int32_t kD = S::kD, kRowTiles = S::kRowTiles;
+  constexpr int32_t kRowBytes = S::kQueryStride * 2;
+  const uint32_t q_at = queries + lane % 8 * kRowBytes + lane / 8 * 16;
+  float odd[kRowTiles][4] = {};
+#pragma unroll
+  for (int32_t t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) s[t][i] = 0;
+  }
+#pragma unroll
+  for (int32_t step = 0; step < kD / 16; step += 2) {
+    uint32_t a[4], b[kRowTiles][4];
+#pragma unroll
+    for (int32_t t = 0; t < kRowTiles; ++t) {
+      LoadMatrices(q_at + t * 8 * kRowBytes + step * 32, b[t]);
+    }
+    LoadMatrices(Offsets<S>::At(keys, step), a);
+#pragma unroll
+    for (int32_t t = 0; t < kRowTiles; ++t) MmaF16(s[t], a, b[t][0], b[t][1]);
+    if (kD == 16) break;
+    LoadMatrices(Offsets<S>::At(keys, step + 1), a);
+#pragma unroll
+    for (int32_t t = 0; t < kRowTiles; ++t) MmaF16(odd[t], a, b[t][2], b[t][3]);
+  }
+#pragma unroll
+  for (int32_t t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) s[t][i] += odd[t][i];
+  }
 }
 
-// Keys and values of one KV block and head, as fragments.
-template <int32_t kD>
-struct KvFragments {
-  // Column n of key tile t is position 4 * (n / 2) + 2 * t + n % 2: then a lane's scores are of
-  // four positions side by side, as its values are.
-  uint2 keys[2][kD / 16];
-  uint2 values[kD / 8];
-
-  static __device__ __forceinline__ int32_t KeyPosition(int32_t t, int32_t lane) {
-    return lane / 8 * 4 + 2 * t + lane / 4 % 2;
-  }
-  __device__ __forceinline__ void Load(const KvLayer& cache, int64_t at, int32_t lane) {
+// Hides positions that a row must not see, takes the scores into the running maxima and sums and
+// leaves the weights as the next product's input.
+template <typename S>
+__device__ __forceinline__ void Softmax(const AttentionParams& p, int32_t first_key, int32_t lane,
+                                        float (&s)[S::kRowTiles][4], RowState<S>* state,
+                                        uint32_t (&weights)[S::kRowTiles][2]) {
+  const float to_base_2 = p.scale * 1.4426950408889634f;
 #pragma unroll
-    for (int32_t t = 0; t < 2; ++t) {
-      const half* key = cache.keys + at + KeyPosition(t, lane) * kD;
-      if constexpr (kD == 16) {
-        keys[t][0] = *reinterpret_cast<const uint2*>(key + 4 * (lane % 4));
-      } else {
+  for (int32_t t = 0; t < S::kRowTiles; ++t) {
+    float keep[2];
 #pragma unroll
-        for (int32_t pair = 0; pair < kD / 32; ++pair) {
-          const uint4 eight = *reinterpret_cast<const uint4*>(key + pair * 32 + 8 * (lane % 4));
-          keys[t][2 * pair] = make_uint2(eight.x, eight.y);
-          keys[t][2 * pair + 1] = make_uint2(eight.z, eight.w);
-        }
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t position = state->position[t][i];
+      float most = kNever;
+#pragma unroll
+      for (int32_t upper = 0; upper < 2; ++upper) {
+        const int32_t key = first_key + lane / 4 + 8 * upper;
+        float& score = s[t][2 * upper + i];
+        const bool seen = key <= position && (p.window == 0 || key > position - p.window);
+        score = seen ? score * to_base_2 : kNever;
+        most = fmaxf(most, score);
+      }
+#pragma unroll
+      for (int32_t offset = 4; offset < 32; offset *= 2) {
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+      }
+      const float max = fmaxf(state->max[t][i], most);
+      keep[i] = Exp2(state->max[t][i] - max);
+      state->max[t][i] = max;
+      state->sum[t][i] *= keep[i];
+#pragma unroll
+      for (int32_t upper = 0; upper < 2; ++upper) {
+        float& score = s[t][2 * upper + i];
+        // NaN stays NaN: it must reach this sequence's logits.
+        score = score <= kNever ? 0.0f : Exp2(score - max);
+        state->sum[t][i] += score;
       }
     }
 #pragma unroll
-    for (int32_t column = 0; column < kD / 8; ++column) {
-      values[column] = *reinterpret_cast<const uint2*>(
-          cache.values + at + (column * 8 + lane / 4) * kBlockTokens + 4 * (lane % 4));
+    for (int32_t upper = 0; upper < 2; ++upper) {
+      const half2 pair = __floats2half2_rn(s[t][2 * upper], s[t][2 * upper + 1]);
+      weights[t][upper] = Transpose(*reinterpret_cast<const uint32_t*>(&pair));
     }
-  }
-};
-
-// Scores of the tile's rows against the 16 positions of a KV block.
-template <int32_t kD>
-__device__ __forceinline__ void Scores(const KvFragments<kD>& kv, const uint32_t (&q)[kD / 16][4],
-                                       float (&s)[2][4]) {
 #pragma unroll
-  for (int32_t t = 0; t < 2; ++t) {
+    for (int32_t step = 0; step < S::kD / 16; ++step) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) s[t][i] = 0;
-#pragma unroll
-    for (int32_t step = 0; step < kD / 16; ++step) {
-      MmaF16(s[t], q[step], kv.keys[t][step].x, kv.keys[t][step].y);
+      for (int32_t i = 0; i < 4; ++i) state->out[step][t][i] *= keep[i % 2];
     }
   }
 }
 
-// Hides positions that a row must not see and takes the scores into the running maximum and sum.
-template <int32_t kD>
-__device__ __forceinline__ void Softmax(const AttentionParams& p, const Work& work,
-                                        int32_t first_key, int32_t lane, float (&s)[2][4],
-                                        RowState<kD>* state) {
-  const float to_base_2 = p.scale * 1.4426950408889634f;
+template <typename S>
+__device__ __forceinline__ void AddValues(uint32_t values,
+                                          const uint32_t (&weights)[S::kRowTiles][2],
+                                          RowState<S>* state) {
 #pragma unroll
-  for (int32_t upper = 0; upper < 2; ++upper) {
-    const int32_t row = lane / 4 + 8 * upper;
-    const int32_t position = work.tile.first_position + min(row, work.rows - 1) / work.group;
-    float most = kNever;
+  for (int32_t step = 0; step < S::kD / 16; ++step) {
+    uint32_t a[4];
+    LoadTransposed(Offsets<S>::At(values, step), a);
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      const int32_t key = first_key + 4 * (lane % 4) + i;
-      float& score = s[i / 2][2 * upper + i % 2];
-      const bool seen = key <= position && (p.window == 0 || key > position - p.window);
-      score = seen ? score * to_base_2 : kNever;
-      most = fmaxf(most, score);
-    }
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-    const float max = fmaxf(state->max[upper], most);
-    const float keep = exp2f(state->max[upper] - max);
-    state->max[upper] = max;
-    float sum = 0;
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      float& score = s[i / 2][2 * upper + i % 2];
-      // NaN stays NaN: it must reach this sequence's logits.
-      score = score <= kNever ? 0.0f : exp2f(score - max);
-      sum += score;
-    }
-    state->sum[upper] = state->sum[upper] * keep + sum;
-#pragma unroll
-    for (int32_t column = 0; column < kD / 8; ++column) {
-      state->out[column][2 * upper] *= keep;
-      state->out[column][2 * upper + 1] *= keep;
+    for (int32_t t = 0; t < S::kRowTiles; ++t) {
+      MmaF16(state->out[step][t], a, weights[t][0], weights[t][1]);
     }
   }
 }
 
-__device__ __forceinline__ uint32_t PackHalves(float low, float high) {
-  const half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// Positions of a KV block past the sequence's end hold what an earlier sequence left there.
-__device__ __forceinline__ uint2 KeepFirst(uint2 four, int32_t count) {
-  if (count < 4) four.y &= count == 3 ? 0x0000ffffu : 0u;
-  if (count < 2) four.x &= count == 1 ? 0x0000ffffu : 0u;
-  return four;
-}
-
-template <int32_t kD>
-__device__ __forceinline__ void AddValues(const KvFragments<kD>& kv, int32_t lane, int32_t valid,
-                                          const float (&s)[2][4], RowState<kD>* state) {
-  const uint32_t p[4] = {PackHalves(s[0][0], s[0][1]), PackHalves(s[0][2], s[0][3]),
-                         PackHalves(s[1][0], s[1][1]), PackHalves(s[1][2], s[1][3])};
-  const int32_t first = 4 * (lane % 4);
-#pragma unroll
-  for (int32_t column = 0; column < kD / 8; ++column) {
-    uint2 four = kv.values[column];
-    if (valid < kBlockTokens) four = KeepFirst(four, max(0, valid - first));
-    MmaF16(state->out[column], p, four.x, four.y);
-  }
-}
-
-// One part's rows: out [16][kD], then max [16], then sum [16].
-template <int32_t kD>
-constexpr int32_t kPartFloats = kAttentionRows*(kD + 2);
-
-template <int32_t kD>
-__device__ __forceinline__ void StorePart(const RowState<kD>& state, int32_t lane, float* part) {
-#pragma unroll
-  for (int32_t upper = 0; upper < 2; ++upper) {
-    const int32_t row = lane / 4 + 8 * upper;
-#pragma unroll
-    for (int32_t column = 0; column < kD / 8; ++column) {
-      *reinterpret_cast<float2*>(part + row * kD + column * 8 + lane % 4 * 2) =
-          make_float2(state.out[column][2 * upper], state.out[column][2 * upper + 1]);
-    }
-    if (lane % 4 == 0) {
-      part[kAttentionRows * kD + row] = state.max[upper];
-      part[kAttentionRows * (kD + 1) + row] = state.sum[upper];
-    }
-  }
-}
-
+// Two elements of a row, of a maximum and a sum that belong to them.
 struct Merged {
   float max = kNever;
   float sum = 0;
-};
+  float2 out = {0, 0};
 
-// One output element over the parts, in their order: not divided by the sum yet.
-template <int32_t kD>
-__device__ __forceinline__ float MergeParts(const float* parts, int32_t count, int32_t row,
-                                            int32_t column, Merged* merged) {
-  for (int32_t i = 0; i < count; ++i) {
-    merged->max = fmaxf(merged->max, parts[i * kPartFloats<kD> + kAttentionRows * kD + row]);
-  }
-  float out = 0;
-  for (int32_t i = 0; i < count; ++i) {
-    const float* part = parts + i * kPartFloats<kD>;
-    const float weight = exp2f(part[kAttentionRows * kD + row] - merged->max);
-    merged->sum += weight * part[kAttentionRows * (kD + 1) + row];
-    out += weight * part[row * kD + column];
-  }
-  return out;
-}
-
-template <int32_t kD>
-__device__ __forceinline__ void WriteOut(const AttentionParams& p, const Work& work,
-                                         const float* parts, int32_t count) {
-  for (int32_t i = threadIdx.x; i < work.rows * kD; i += kThreads) {
-    const int32_t row = i / kD, column = i % kD;
-    Merged merged;
-    const float out = MergeParts<kD>(parts, count, row, column, &merged);
-    const int64_t token = work.tile.first_row + row / work.group;
-    const int32_t head = work.kv_head * work.group + row % work.group;
-    p.out[(token * p.heads + head) * kD + column] = __float2half(out / merged.sum);
-  }
-}
-
-// With splits: leaves this block's part in the scratch memory; the last block adds all parts up.
-template <int32_t kD>
-__device__ __forceinline__ void FinishSplit(const AttentionParams& p, const Work& work,
-                                            const float* shared_parts) {
-  const int64_t place = static_cast<int64_t>(blockIdx.x) * p.kv_heads + work.kv_head;
-  float* parts = p.scratch + place * p.splits * kPartFloats<kD>;
-  float* mine = parts + blockIdx.z * kPartFloats<kD>;
-  for (int32_t i = threadIdx.x; i < work.rows * kD; i += kThreads) {
-    const int32_t row = i / kD, column = i % kD;
-    Merged merged;
-    mine[i] = MergeParts<kD>(shared_parts, kWarps, row, column, &merged);
-    if (column == 0) {
-      mine[kAttentionRows * kD + row] = merged.max;
-      mine[kAttentionRows * (kD + 1) + row] = merged.sum;
-    }
-  }
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(p.arrivals + place, 1) == work.splits - 1;
-    if (last) p.arrivals[place] = 0;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  WriteOut<kD>(p, work, parts, work.splits);
-}
-
-// Cosines and sines of a position for a lane's elements of the first half of a head. The second
-// half's elements, which they are rotated with, are the same lane's too.
-template <int32_t kD>
-struct Angles {
-  static constexpr int32_t kSteps = kD / 32;
-  float2 cos[kSteps][2], sin[kSteps][2];
-
-  __device__ __forceinline__ void Load(const AttentionRotation& rotation, int32_t position,
-                                       int32_t lane) {
-#pragma unroll
-    for (int32_t step = 0; step < kSteps; ++step) {
-#pragma unroll
-      for (int32_t pair = 0; pair < 2; ++pair) {
-        const int64_t at = static_cast<int64_t>(position) * (kD / 2) +
-                           Fragment<kD>::Element(step, lane % 4) + 2 * pair;
-        cos[step][pair] = *reinterpret_cast<const float2*>(rotation.cos + at);
-        sin[step][pair] = *reinterpret_cast<const float2*>(rotation.sin + at);
-      }
-    }
+  __device__ __forceinline__ void Add(float other_max, float other_sum, float2 other) {
+    const float most = fmaxf(max, other_max);
+    const float mine = Exp2(max - most), theirs = Exp2(other_max - most);
+    max = most;
+    sum = sum * mine + other_sum * theirs;
+    out.x = out.x * mine + other.x * theirs;
+    out.y = out.y * mine + other.y * theirs;
   }
 };
 
-__device__ __forceinline__ float2 Widen(uint32_t bits) {
-  return __half22float2(*reinterpret_cast<const half2*>(&bits));
+template <typename S>
+__device__ __forceinline__ void WriteOut(const AttentionParams& p, const Item& item, int32_t row,
+                                         int32_t column, const Merged& merged) {
+  const int32_t group = p.heads / p.kv_heads;
+  const int64_t token = item.first_row + (item.tokens == 1 ? 0 : row / group);
+  const int32_t head = item.kv_head * group + (item.tokens == 1 ? row : row % group);
+  const float inverse = 1.0f / merged.sum;
+  *reinterpret_cast<half2*>(p.out + (token * p.heads + head) * S::kD + column) =
+      __floats2half2_rn(merged.out.x * inverse, merged.out.y * inverse);
 }
 
-// One row of a head: x[step][pair], normed where there is a norm, and rotated.
-template <int32_t kD>
-__device__ __forceinline__ void Rotate(const Angles<kD>& angles, const half* norm, float epsilon,
-                                       int32_t lane, uint2 (&x)[kD / 16]) {
-  float inverse = 1;
-  if (norm != nullptr) {
-    float squares = 0;
-#pragma unroll
-    for (int32_t step = 0; step < kD / 16; ++step) {
-      const float2 a = Widen(x[step].x), b = Widen(x[step].y);
-      squares += a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y;
+// Where one part of an item leaves its rows: two elements of a row with the row's maximum and sum
+// in 16 bytes, whose words say by themselves that they have arrived: zero is "not yet", a value of
+// zero is written as -0. Whoever reads it leaves it zero.
+template <typename S>
+__device__ __forceinline__ uint4* PlaceOfPart(const AttentionParams& p, const Item& item,
+                                              int32_t part, int32_t pair) {
+  const int64_t place = static_cast<int64_t>(item.place + part) * p.kv_heads + item.kv_head;
+  return reinterpret_cast<uint4*>(p.scratch) + place * (kAttentionRows * S::kD / 2) + pair;
+}
+
+__device__ __forceinline__ uint32_t NotZero(float value) {
+  return value == 0.0f ? 0x80000000u : __float_as_uint(value);
+}
+
+__device__ __forceinline__ Merged TakePart(uint4* place) {
+  uint4 words;
+  do {
+    words = LoadRelaxed(place);
+  } while (words.x == 0 || words.y == 0 || words.z == 0 || words.w == 0);
+  __stcg(place, make_uint4(0, 0, 0, 0));
+  Merged merged;
+  merged.max = __uint_as_float(words.z);
+  merged.sum = __uint_as_float(words.w);
+  merged.out = make_float2(__uint_as_float(words.x), __uint_as_float(words.y));
+  return merged;
+}
+
+// Every part's block finishes a share of the item's rows: a group of lanes takes one pair of
+// elements, a lane one part or several, and they meet in a fixed order. Every thread of the block,
+// after all its items have left their parts: blocks that wait for one another must not work in
+// between.
+template <typename S>
+__device__ __forceinline__ void Collect(const AttentionParams& p, const Item& item) {
+  const int32_t pairs = item.tokens * (p.heads / p.kv_heads) * (S::kD / 2);
+  int32_t lanes = 32;
+  while (lanes / 2 >= item.parts) lanes /= 2;
+  const int32_t begin = pairs * item.part / item.parts;
+  const int32_t end = pairs * (item.part + 1) / item.parts;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  for (int32_t first = begin; first < end; first += kThreads / lanes) {
+    const int32_t pair = first + thread / lanes;
+    Merged merged;
+    for (int32_t part = thread % lanes; pair < end && part < item.parts; part += lanes) {
+      const Merged other = TakePart(PlaceOfPart<S>(p, item, part, pair));
+      merged.Add(other.max, other.sum, other.out);
     }
-    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
-    inverse = rsqrtf(squares / static_cast<float>(kD) + epsilon);
+    for (int32_t offset = 1; offset < lanes; offset *= 2) {
+      const float max = __shfl_xor_sync(0xffffffffu, merged.max, offset);
+      const float sum = __shfl_xor_sync(0xffffffffu, merged.sum, offset);
+      const float x = __shfl_xor_sync(0xffffffffu, merged.out.x, offset);
+      const float y = __shfl_xor_sync(0xffffffffu, merged.out.y, offset);
+      merged.Add(max, sum, make_float2(x, y));
+    }
+    if (pair < end && thread % lanes == 0) {
+      WriteOut<S>(p, item, pair / (S::kD / 2), pair % (S::kD / 2) * 2, merged);
+    }
   }
+}
+
+// One pass of a warp's columns: lays them down for another warp, or (`kAdd`) first adds the other's
+// to them.
+template <typename S, bool kAdd>
+__device__ __forceinline__ void ShareRows(const Shared<S>& shared, int32_t pass, int32_t rows,
+                                          int32_t merger, int32_t lane, RowState<S>* state) {
+  constexpr int32_t kSteps = S::kColumns / 16;
 #pragma unroll
-  for (int32_t step = 0; step < kD / 32; ++step) {
+  for (int32_t t = 0; t < S::kRowTiles; ++t) {
 #pragma unroll
-    for (int32_t pair = 0; pair < 2; ++pair) {
-      float2 low = Widen(pair == 0 ? x[step].x : x[step].y);
-      float2 high = Widen(pair == 0 ? x[step + kD / 32].x : x[step + kD / 32].y);
-      if (norm != nullptr) {
-        const half* weight = norm + Fragment<kD>::Element(step, lane % 4) + 2 * pair;
-        const float2 a = __half22float2(*reinterpret_cast<const half2*>(weight));
-        const float2 b = __half22float2(*reinterpret_cast<const half2*>(weight + kD / 2));
-        low = make_float2(low.x * inverse * a.x, low.y * inverse * a.y);
-        high = make_float2(high.x * inverse * b.x, high.y * inverse * b.y);
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t row = t * 8 + 2 * (lane % 4) + i;
+      if (row >= rows) continue;
+      float* part = shared.parts + (merger * S::kRows + row) * S::kPartStride + lane / 4;
+#pragma unroll
+      for (int32_t j = 0; j < 2 * kSteps; ++j) {
+        float value = state->out[pass * kSteps + j / 2][t][j % 2 * 2 + i];
+        if constexpr (kAdd) value = value * state->max[t][i] + part[j * 8] * state->sum[t][i];
+        part[j * 8] = value;
       }
-      const float2 c = angles.cos[step][pair], s = angles.sin[step][pair];
-      const uint32_t new_low = PackHalves(low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y);
-      const uint32_t new_high = PackHalves(high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y);
-      if (pair == 0) {
-        x[step].x = new_low;
-        x[step + kD / 32].x = new_high;
-      } else {
-        x[step].y = new_low;
-        x[step + kD / 32].y = new_high;
+    }
+  }
+}
+
+// Maxima and sums of a warp's rows for another warp, or (`kAdd`) of both for all: then they become
+// what the own and the other's outputs are multiplied by.
+template <typename S, bool kAdd>
+__device__ __forceinline__ void ShareStates(const Shared<S>& shared, int32_t rows, int32_t merger,
+                                            int32_t lane, RowState<S>* state) {
+#pragma unroll
+  for (int32_t t = 0; t < S::kRowTiles; ++t) {
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t row = t * 8 + 2 * (lane % 4) + i;
+      float2* to = shared.states + merger * S::kRows + row;
+      float2 both = make_float2(state->max[t][i], state->sum[t][i]);
+      if (kAdd && row < rows) {
+        const float2 other = *to;
+        const float max = fmaxf(both.x, other.x);
+        state->max[t][i] = Exp2(both.x - max);
+        state->sum[t][i] = Exp2(other.x - max);
+        both = make_float2(max, both.y * state->max[t][i] + other.y * state->sum[t][i]);
       }
+      __syncwarp();
+      if (row < rows && lane / 4 == 0) *to = both;
     }
   }
 }
 
-template <int32_t kD>
-__device__ __forceinline__ void RotateQueries(const AttentionParams& p, const Angles<kD>& angles,
-                                              int32_t lane, uint32_t (&q)[kD / 16][4]) {
+// What one pass over the warps' results gives: the item's output, or this part of it.
+template <typename S>
+__device__ __forceinline__ void WritePass(const AttentionParams& p, const Item& item,
+                                          const Shared<S>& shared, int32_t pass, int32_t rows) {
+  constexpr int32_t kPairs = S::kColumns / 2;
+  for (int32_t i = threadIdx.x; i < rows * kPairs; i += kThreads) {
+    const int32_t row = i / kPairs, column = i % kPairs * 2;
+    Merged merged;
 #pragma unroll
-  for (int32_t upper = 0; upper < 2; ++upper) {
-    uint2 row[kD / 16];
-#pragma unroll
-    for (int32_t step = 0; step < kD / 16; ++step) {
-      row[step] = make_uint2(q[step][upper], q[step][2 + upper]);
+    for (int32_t j = 0; j < kMergers; ++j) {
+      const int32_t at = j * S::kRows + row;
+      const float2 state = shared.states[at];
+      merged.Add(state.x, state.y,
+                 *reinterpret_cast<const float2*>(shared.parts + at * S::kPartStride + column));
     }
-    Rotate<kD>(angles, p.rotation.q_norm, p.rotation.epsilon, lane, row);
-#pragma unroll
-    for (int32_t step = 0; step < kD / 16; ++step) {
-      q[step][upper] = row[step].x;
-      q[step][2 + upper] = row[step].y;
+    const int32_t whole = pass * S::kColumns + column;
+    if (item.parts == 1) {
+      WriteOut<S>(p, item, row, whole, merged);
+    } else {
+      __stcg(PlaceOfPart<S>(p, item, item.part, row * (S::kD / 2) + whole / 2),
+             make_uint4(NotZero(merged.out.x), NotZero(merged.out.y), NotZero(merged.max),
+                        NotZero(merged.sum)));
     }
   }
 }
 
-// The step's own key and value: into the cache, and into the fragments of the block they belong to.
-template <int32_t kD>
-__device__ __forceinline__ void TakeNewest(const AttentionParams& p, const Work& work,
-                                           const Angles<kD>& angles, int64_t at, int32_t lane,
-                                           KvFragments<kD>* kv) {
-  const half* row = p.q + work.tile.first_row * p.q_stride;
-  const half* key = row + (p.heads + work.kv_head) * kD;
-  const half* value = row + (p.heads + p.kv_heads + work.kv_head) * kD;
-  const int32_t place = work.last % kBlockTokens;
-  uint2 newest[kD / 16];
-#pragma unroll
-  for (int32_t step = 0; step < kD / 16; ++step) {
-    newest[step] = *reinterpret_cast<const uint2*>(key + Fragment<kD>::Element(step, lane % 4));
-  }
-  Rotate<kD>(angles, p.rotation.k_norm, p.rotation.epsilon, lane, newest);
-#pragma unroll
-  for (int32_t step = 0; step < kD / 16; ++step) {
-    if (lane < 4) {
-      *reinterpret_cast<uint2*>(p.cache.keys + at + place * kD +
-                                Fragment<kD>::Element(step, lane)) = newest[step];
-    }
-#pragma unroll
-    for (int32_t t = 0; t < 2; ++t) {
-      if (KvFragments<kD>::KeyPosition(t, lane) == place) kv->keys[t][step] = newest[step];
-    }
-  }
-#pragma unroll
-  for (int32_t column = 0; column < kD / 8; ++column) {
-    const int32_t d = column * 8 + lane / 4;
-    const half element = value[d];
-    if (lane % 4 != place / 4) continue;
-    p.cache.values[at + d * kBlockTokens + place] = element;
-    const uint32_t bits = __half_as_ushort(element);
-    const uint2 old = kv->values[column];
-    const uint32_t pair = place % 4 < 2 ? old.x : old.y;
-    const uint32_t now =
-        place % 2 == 0 ? (pair & 0xffff0000u) | bits : (pair & 0xffffu) | bits << 16;
-    kv->values[column] = make_uint2(place % 4 < 2 ? now : old.x, place % 4 < 2 ? old.y : now);
-  }
-}
-
-template <int32_t kD, bool kRotates>
-__global__ void __launch_bounds__(kThreads)
-    AttentionKernel(const __grid_constant__ AttentionParams p) {
-  __shared__ __align__(16) float parts[kWarps * kPartFloats<kD>];
-  if constexpr (!kRotates) WaitForPreviousKernel();
+// The warps' results meet. Every thread of the block.
+template <typename S>
+__device__ __forceinline__ void Finish(const AttentionParams& p, const Item& item, int32_t rows,
+                                       const Shared<S>& shared, RowState<S>* state) {
   const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Work work = MakeWork(p);
-  const bool idle = work.tile.tokens == 0 || static_cast<int32_t>(blockIdx.z) >= work.splits;
-  const int32_t* table = p.block_tables + static_cast<int64_t>(work.tile.slot) * p.table_size;
-  const auto place_of = [&](int32_t block) {
-    return (static_cast<int64_t>(table[block]) * p.kv_heads + work.kv_head) * kBlockTokens * kD;
-  };
-  int32_t block = work.begin_block + warp;
-  const int32_t end = work.end_block;
-  int64_t at = 0;
-  KvFragments<kD> kv;
-  Angles<kRotates ? kD : 32> angles;
-  // Blocks without work leave at once: the next kernel wants their place.
-  if (idle) return;
-  // What earlier steps wrote needs no waiting for the kernel before.
-  if (block < end) kv.Load(p.cache, at = place_of(block), lane);
-  if constexpr (kRotates) {
-    angles.Load(p.rotation, work.last, lane);
-    WaitForPreviousKernel();
-  }
-  LetNextKernelStart();
-  uint32_t q[kD / 16][4];
-  LoadQueries<kD>(p, work, lane, q);
-  if constexpr (kRotates) RotateQueries<kD>(p, angles, lane, q);
-  RowState<kD> state = {};
-  state.max[0] = state.max[1] = kNever;
-  while (block < end) {
-    if constexpr (kRotates) {
-      if (block == work.last / kBlockTokens) TakeNewest<kD>(p, work, angles, at, lane, &kv);
-    }
-    float s[2][4];
-    Scores<kD>(kv, q, s);
-    Softmax<kD>(p, work, block * kBlockTokens, lane, s, &state);
-    AddValues<kD>(kv, lane, work.last + 1 - block * kBlockTokens, s, &state);
-    block += kWarps;
-    if (block < end) kv.Load(p.cache, at = place_of(block), lane);
-  }
 #pragma unroll
-  for (int32_t upper = 0; upper < 2; ++upper) {
-    float& sum = state.sum[upper];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  for (int32_t t = 0; t < S::kRowTiles; ++t) {
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int32_t offset = 4; offset < 32; offset *= 2) {
+        state->sum[t][i] += __shfl_xor_sync(0xffffffffu, state->sum[t][i], offset);
+      }
+    }
   }
-  StorePart<kD>(state, lane, parts + warp * kPartFloats<kD>);
-  __syncthreads();
-  if (work.splits == 1) {
-    WriteOut<kD>(p, work, parts, kWarps);
-  } else {
-    FinishSplit<kD>(p, work, parts);
+  const int32_t merger = warp % kMergers;
+#pragma unroll
+  for (int32_t pass = 0; pass < S::kPasses; ++pass) {
+    if (pass > 0) __syncthreads();
+    if (warp >= kMergers) {
+      if (pass == 0) ShareStates<S, false>(shared, rows, merger, lane, state);
+      ShareRows<S, false>(shared, pass, rows, merger, lane, state);
+    }
+    __syncthreads();
+    if (warp < kMergers) {
+      if (pass == 0) ShareStates<S, true>(shared, rows, merger, lane, state);
+      ShareRows<S, true>(shared, pass, rows, merger, lane, state);
+    }
+    __syncthreads();
+    WritePass<S>(p, item, shared, pass, rows);
   }
 }
 
-template <int32_t kD>
-cudaError_t LaunchAttention(const AttentionParams& params, const LaunchOptions& options) {
-  const LaunchShape shape{
-      .grid = dim3(static_cast<uint32_t>(params.tile_count), static_cast<uint32_t>(params.kv_heads),
-                   static_cast<uint32_t>(params.splits)),
-      .block = dim3(kThreads),
-      .stream = options.stream,
-      .dependent = options.dependent};
-  if constexpr (AttentionRotates(kD)) {
-    if (params.rotation.cos != nullptr) {
-      return LaunchKernel(AttentionKernel<kD, true>, shape, params);
+// A warp's elements of an item.
+template <typename S, bool kRotates>
+__device__ __forceinline__ void Attend(const AttentionParams& p, const Item& item, int32_t element,
+                                       const Shared<S>& shared, const Offsets<S>& offsets,
+                                       int32_t lane, Ring<S>* ring, Feeder<S>* feeder,
+                                       RowState<S>* state) {
+  const uint32_t queries = SharedAddress(shared.queries);
+  const int32_t last_block = item.Last() / kKvBlockTokens;
+  for (; element < item.count; element += kWarps) {
+    const int32_t block = item.begin + element;
+    uint8_t* keys = ring->Wait();
+    const bool last = block == last_block;
+    if (kRotates && last) PutNewest<S>(item, shared.newest, keys, lane);
+    float s[S::kRowTiles][4];
+    uint32_t weights[S::kRowTiles][2];
+    Scores<S>(SharedAddress(keys) + offsets.keys, queries, lane, s);
+    feeder->Issue(p, *ring, ring->slot, kRotates && last, lane);
+    ring->Advance();
+    Softmax<S>(p, block * kKvBlockTokens, lane, s, state, weights);
+    uint8_t* values = ring->Wait();
+    if (last) {
+      if (kRotates) PutNewest<S>(item, shared.newest + S::kD, values, lane);
+      ZeroBehind<S>(item, values, lane);
+    }
+    AddValues<S>(SharedAddress(values) + offsets.values, weights, state);
+    feeder->Issue(p, *ring, ring->slot, last, lane);
+    ring->Advance();
+  }
+}
+
+// What a block's walk over its pages needs besides.
+template <typename S>
+struct Walk {
+  const AttentionParams& p;
+  const Shared<S>& shared;
+  const Offsets<S>& offsets;
+  int32_t warp, lane, group;
+
+  // The page's items, one after the other; true if one of them has left a part.
+  template <bool kRotates>
+  __device__ __forceinline__ bool Items(int32_t count, bool first_page, Ring<S>* ring) const {
+    Feeder<S> feeder{
+        .items = shared.items, .count = count, .element = warp, .policy = EvictFirstPolicy()};
+    feeder.Seek(p);
+    for (int32_t i = 0; i < S::kSlots; ++i) {
+      feeder.Issue(p, *ring, (ring->slot + i) % S::kSlots, false, lane);
+    }
+    Token<S> token;
+    if constexpr (kRotates) {
+      token.angles.Load(p.rotation, shared.items[0].Last(), lane);
+      if (first_page) WaitForPreviousKernel();
+      token.Load(p, shared.items[0], group, warp, lane);
+    }
+    bool parts = false;
+    int32_t element = warp;  // of the item
+    for (int32_t i = 0; i < count; ++i) {
+      const Item& item = shared.items[i];
+      if constexpr (kRotates) {
+        token.Take(p, item, group, shared, warp, lane);
+      } else {
+        TakeQueries<S>(p, item, shared);
+      }
+      RowState<S> state;
+      state.Begin(item, group, lane);
+      __syncthreads();
+      if (kRotates && i + 1 < count) {
+        token.angles.Load(p.rotation, shared.items[i + 1].Last(), lane);
+        token.Load(p, shared.items[i + 1], group, warp, lane);
+      }
+      Attend<S, kRotates>(p, item, element, shared, offsets, lane, ring, &feeder, &state);
+      element = (element - item.count % kWarps + kWarps) % kWarps;
+      Finish<S>(p, item, item.tokens * group, shared, &state);
+      parts = parts || item.parts > 1;
+    }
+    return parts;
+  }
+};
+
+template <typename S, bool kRotates>
+__global__ void __launch_bounds__(kThreads, 2)
+    AttentionKernel(const __grid_constant__ AttentionParams p) {
+  LetNextKernelStart();
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const Shared<S> shared(memory);
+  const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // Without rotation even keys and values are the kernel's before this one.
+  if constexpr (!kRotates) WaitForPreviousKernel();
+  if (static_cast<int32_t>(threadIdx.x) < kWarps * S::kSlots) {
+    BarrierInit(shared.full + threadIdx.x, 1);
+  }
+  FenceBarrierInit();
+  const Offsets<S> offsets(lane);
+  const Walk<S> walk{p, shared, offsets, warp, lane, p.heads / p.kv_heads};
+  Ring<S> ring(shared, warp);
+  bool parts = false;
+  int32_t pages = 0, count = kPageItems;
+  for (; count == kPageItems; ++pages) {
+    if (pages > 0) __syncthreads();
+    count = LoadPage(p, pages, shared.items);
+    __syncthreads();
+    if (count > 0) parts = walk.template Items<kRotates>(count, pages == 0, &ring) || parts;
+  }
+  if constexpr (kRotates) WaitForPreviousKernel();  // blocks without work
+  for (int32_t page = 0; parts && page < pages; ++page) {
+    if (pages > 1) {
+      __syncthreads();
+      count = LoadPage(p, page, shared.items);
+      __syncthreads();
+    }
+    for (int32_t i = 0; i < count; ++i) {
+      if (shared.items[i].parts > 1) Collect<S>(p, shared.items[i]);
     }
   }
-  return LaunchKernel(AttentionKernel<kD, false>, shape, params);
+}
+
+template <int32_t kD, int32_t kRows, bool kRotates>
+cudaError_t LaunchStream(const AttentionParams& params, const LaunchOptions& options) {
+  const auto kernel = AttentionKernel<Shape<kD, kRows>, kRotates>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  if (error != cudaSuccess) return error;
+  return LaunchKernel(kernel,
+                      {.grid = dim3(static_cast<uint32_t>(params.blocks)),
+                       .block = dim3(kThreads),
+                       .shared_bytes = kSharedBytes,
+                       .stream = options.stream,
+                       .dependent = options.dependent},
+                      params);
+}
+
+template <int32_t kD>
+cudaError_t LaunchUnits(const AttentionParams& params, const LaunchOptions& options) {
+  if (params.rotation.cos == nullptr) return LaunchStream<kD, 16, false>(params, options);
+  const int32_t group = params.heads / params.kv_heads;
+  if constexpr (kD >= 64) {
+    if (group <= 4) return LaunchStream<kD, 4, true>(params, options);
+  }
+  if (group <= 8) return LaunchStream<kD, 8, true>(params, options);
+  return LaunchStream<kD, 16, true>(params, options);
+}
+
+cudaError_t LaunchUnitsOf(const AttentionParams& params, const LaunchOptions& options) {
+  switch (params.head_dim) {
+    case 16:
+      return LaunchUnits<16>(params, options);
+    case 32:
+      return LaunchUnits<32>(params, options);
+    case 64:
+      return LaunchUnits<64>(params, options);
+    default:
+      return LaunchUnits<128>(params, options);
+  }
 }
 
 }  // namespace
 
 cudaError_t Attention(const AttentionParams& params, const LaunchOptions& options) {
-  if (params.rotation.cos != nullptr && !AttentionRotates(params.head_dim)) {
+  if (!AttentionSupports(params.heads, params.kv_heads, params.head_dim) || params.blocks < 1) {
     return cudaErrorInvalidValue;
   }
-  if (!AttentionSupports(params.heads, params.kv_heads, params.head_dim) || params.splits < 1 ||
-      params.splits > kAttentionSplitsMax) {
-    return cudaErrorInvalidValue;
+  if (params.unit_count > 0) {
+    const cudaError_t error = LaunchUnitsOf(params, options);
+    if (error != cudaSuccess) return error;
   }
-  switch (params.head_dim) {
-    case 16:
-      return LaunchAttention<16>(params, options);
-    case 32:
-      return LaunchAttention<32>(params, options);
-    case 64:
-      return LaunchAttention<64>(params, options);
-    default:
-      return LaunchAttention<128>(params, options);
-  }
+  return params.tile_count > 0 ? AttendPrompt(params, options) : cudaSuccess;
 }
 
 }  // namespace nibble::cuda

@@ -1,9 +1,9 @@
 // Paged attention for prefill and decode alike: grouped queries, causal, sliding window.
 //
-// A tile is up to 16 rows, a row being one (token, query head) of one sequence and KV head: the m16
-// of the tensor cores. The four warps of a block take the tile's KV blocks in turn and meet in
-// shared memory; with splits > 1 several blocks share the tile's KV blocks, and the last one to
-// finish adds their parts up in order, so that results do not vary from run to run.
+// Two kernels. One streams keys and values: a unit is up to 16 rows, a row being one (token, query
+// head) of one sequence and KV head, against a range of KV blocks; decode steps and small pieces of
+// prompts go there. The other (attention_prompt.cu) takes tiles of up to 128 rows on Hopper's
+// warpgroup products; prompts go there. Results do not vary from run to run.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -15,23 +15,47 @@
 
 namespace nibble::cuda {
 
-inline constexpr int32_t kAttentionRows = 16;
-inline constexpr int32_t kAttentionSplitsMax = 32;
+inline constexpr int32_t kAttentionRows = 16;         // of a unit
+inline constexpr int32_t kAttentionPromptRows = 128;  // of a tile of the prompt kernel
+inline constexpr int32_t kAttentionBlocks = 132;      // that PlanAttention reckons with
+inline constexpr int32_t kAttentionUnitsExtraMax = 128;
 
-// Tokens of one sequence at consecutive positions; at most AttentionTileTokens of them.
+// Tokens of one sequence at consecutive positions.
 struct AttentionTile {
   int32_t first_row = 0;  // input row of the step
-  int32_t tokens = 0;     // 0: an empty tile
+  int32_t tokens = 0;
   int32_t first_position = 0;
   int32_t slot = 0;
 };
 
+// Tokens of one sequence at consecutive positions against some of its KV blocks.
+struct alignas(16) AttentionUnit {
+  int32_t first_row = 0;  // input row of the step
+  int32_t first_position = 0;
+  int32_t slot = 0;
+  int16_t tokens = 0;  // at most AttentionTileTokens; 0: this unit and those behind it are empty
+  int16_t parts = 1;   // units that share the tokens' KV blocks
+  int32_t begin_block = 0;
+  int32_t end_block = 0;  // may lie behind what the tokens see
+  int32_t place = 0;      // with parts > 1: of part 0 in the scratch memory
+  int32_t part = 0;
+};
+static_assert(sizeof(AttentionUnit) == 32);
+
 [[nodiscard]] constexpr int32_t AttentionTileTokens(int32_t heads, int32_t kv_heads) {
   return kAttentionRows / (heads / kv_heads);
+}
+[[nodiscard]] constexpr int32_t AttentionPromptTokens(int32_t heads, int32_t kv_heads) {
+  return kAttentionPromptRows / (heads / kv_heads);
 }
 [[nodiscard]] constexpr bool AttentionSupports(int32_t heads, int32_t kv_heads, int32_t head_dim) {
   return heads / kv_heads <= kAttentionRows &&
          (head_dim == 16 || head_dim == 32 || head_dim == 64 || head_dim == 128);
+}
+
+// Whether the prompt kernel takes tiles of such heads.
+[[nodiscard]] constexpr bool AttentionTakesPrompts(int32_t head_dim) {
+  return head_dim == 64 || head_dim == 128;
 }
 
 // For steps of one token a sequence: attention norms and rotates queries and keys itself, and
@@ -43,9 +67,6 @@ struct AttentionRotation {
   const half* k_norm = nullptr;
   float epsilon = 0;
 };
-[[nodiscard]] constexpr bool AttentionRotates(int32_t head_dim) {
-  return head_dim == 64 || head_dim == 128;
-}
 
 struct AttentionParams {
   // [tokens, q_stride]: heads * head_dim queries, rotated; behind them keys and values.
@@ -56,21 +77,24 @@ struct AttentionParams {
   KvLayer cache;
   const int32_t* block_tables = nullptr;  // [slots, table_size]
   int32_t table_size = 0;
-  const AttentionTile* tiles = nullptr;  // [tile_count]
+  const AttentionUnit* units = nullptr;  // [unit_count], from PlanAttention; then empty ones
+  int32_t unit_count = 0;
+  const AttentionTile* tiles = nullptr;  // [tile_count]: of AttentionPromptTokens at most
   int32_t tile_count = 0;
   int32_t heads = 0;
   int32_t kv_heads = 0;
   int32_t head_dim = 0;
   int32_t window = 0;  // 0 = all positions are seen
   float scale = 0;
-  int32_t splits = 1;           // 1 … kAttentionSplitsMax
-  float* scratch = nullptr;     // AttentionScratchFloats(…) where splits > 1
-  int32_t* arrivals = nullptr;  // [tile_count * kv_heads], zero; left zero
+  // Of the kernel that streams. Where units have parts, all must fit the device at once, two a
+  // multiprocessor: they wait for one another.
+  int32_t blocks = kAttentionBlocks;
+  float* scratch = nullptr;  // AttentionScratchFloats(AttentionPlaces(…), …), zero; left zero
 };
 
-[[nodiscard]] constexpr int64_t AttentionScratchFloats(int64_t tiles_times_splits, int32_t kv_heads,
+[[nodiscard]] constexpr int64_t AttentionScratchFloats(int64_t places, int32_t kv_heads,
                                                        int32_t head_dim) {
-  return tiles_times_splits * kv_heads * kAttentionRows * (head_dim + 2);
+  return places * kv_heads * kAttentionRows * head_dim * 2;
 }
 
 // REQUIRES: AttentionSupports(heads, kv_heads, head_dim).

@@ -1,5 +1,6 @@
 #include "kernels/cuda/elementwise.h"
 
+#include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -8,7 +9,6 @@ namespace {
 
 constexpr int32_t kThreads = 256;
 constexpr int32_t kWarps = kThreads / 32;
-constexpr int32_t kBlockTokens = 16;  // positions of a KV block
 
 __device__ __forceinline__ float WarpSum(float value) {
 #pragma unroll
@@ -111,21 +111,24 @@ struct HeadPair {
   float low, high;
 };
 
-__device__ __forceinline__ void StoreKey(const RopeParams& p, int32_t token, int32_t kv_head,
-                                         int32_t element, float value) {
-  const int64_t row =
-      (static_cast<int64_t>(p.blocks[token]) * p.kv_heads + kv_head) * kBlockTokens +
-      p.positions[token] % kBlockTokens;
-  p.cache.keys[row * p.head_dim + element] = __float2half(value);
+// A KV block and head of keys or values, and the token's place in it.
+struct CachePlace {
+  half* tile;
+  int32_t position;
+};
+
+__device__ __forceinline__ CachePlace PlaceOf(const RopeParams& p, half* cache, int32_t token,
+                                              int32_t kv_head) {
+  const int64_t tile = static_cast<int64_t>(p.blocks[token]) * p.kv_heads + kv_head;
+  return {cache + tile * kKvBlockTokens * p.head_dim, p.positions[token] % kKvBlockTokens};
 }
 
 __device__ __forceinline__ void StoreValue(const RopeParams& p, int32_t token, int32_t kv_head,
                                            const half* values, int32_t lane) {
-  half* out =
-      p.cache.values +
-      (static_cast<int64_t>(p.blocks[token]) * p.kv_heads + kv_head) * p.head_dim * kBlockTokens +
-      p.positions[token] % kBlockTokens;
-  for (int32_t i = lane; i < p.head_dim; i += 32) out[i * kBlockTokens] = values[i];
+  const CachePlace to = PlaceOf(p, p.cache.values, token, kv_head);
+  for (int32_t i = lane; i < p.head_dim; i += 32) {
+    to.tile[KvOffset(to.position, i, p.head_dim)] = values[i];
+  }
 }
 
 // One warp: a query or key head, normed and rotated.
@@ -153,8 +156,9 @@ __device__ __forceinline__ void RotateHead(const RopeParams& p, int32_t token, i
     const float c = p.cos[angle + i], s = p.sin[angle + i];
     const HeadPair y{x.low * c - x.high * s, x.high * c + x.low * s};
     if (is_key) {
-      StoreKey(p, token, head - p.heads, i, y.low);
-      StoreKey(p, token, head - p.heads, i + half_dim, y.high);
+      const CachePlace to = PlaceOf(p, p.cache.keys, token, head - p.heads);
+      to.tile[KvOffset(to.position, i, p.head_dim)] = __float2half(y.low);
+      to.tile[KvOffset(to.position, i + half_dim, p.head_dim)] = __float2half(y.high);
     } else {
       values[i] = __float2half(y.low);
       values[i + half_dim] = __float2half(y.high);

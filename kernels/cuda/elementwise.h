@@ -62,9 +62,8 @@ struct SiluMulParams {
 };
 [[nodiscard]] cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options);
 
-// One layer's part of the KV cache. Keys [block][kv head][16 positions][head_dim]; values the other
-// way round, [block][kv head][head_dim][16 positions], so that the tensor cores read pairs of
-// positions as they lie.
+// One layer's part of the KV cache: keys, and values, [block][kv head][16 positions * head_dim],
+// the innermost as attention_layout.h says.
 struct KvLayer {
   half* keys = nullptr;
   half* values = nullptr;

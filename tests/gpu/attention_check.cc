@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_layout.h"
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/elementwise.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
@@ -15,8 +17,60 @@ namespace nibble::cuda {
 namespace {
 
 struct AttentionCase {
-  int32_t heads, kv_heads, head_dim, window, splits;
+  int32_t heads, kv_heads, head_dim, window;
+  int32_t blocks;  // of the kernel that streams; 0: the prompt kernel
   std::vector<std::pair<int32_t, int32_t>> sequences;  // first position, tokens
+};
+
+std::vector<AttentionTile> TilesOf(const AttentionCase& c) {
+  const int32_t step = c.blocks > 0 ? AttentionTileTokens(c.heads, c.kv_heads)
+                                    : AttentionPromptTokens(c.heads, c.kv_heads);
+  std::vector<AttentionTile> tiles;
+  int32_t row = 0;
+  for (size_t slot = 0; slot < c.sequences.size(); ++slot) {
+    const auto& [first, tokens] = c.sequences[slot];
+    for (int32_t t = 0; t < tokens; t += step) {
+      tiles.push_back({row + t, std::min(step, tokens - t), first + t, static_cast<int32_t>(slot)});
+    }
+    row += tokens;
+  }
+  return tiles;
+}
+
+std::vector<int32_t> Shuffled(int32_t count) {
+  std::vector<int32_t> order;
+  for (int32_t i = 0; i < count; ++i) order.push_back(i);
+  std::shuffle(order.begin(), order.end(), Random());
+  return order;
+}
+
+// What units need on the device beside their inputs; some empty units follow.
+struct UnitMemory {
+  UnitMemory(const std::vector<AttentionTile>& tiles, int32_t kv_heads, int32_t head_dim,
+             int32_t window, int32_t blocks)
+      : units(Plan(tiles, kv_heads, window, blocks)),
+        scratch(std::vector<float>(static_cast<size_t>(
+            AttentionScratchFloats(AttentionPlaces(kv_heads), kv_heads, head_dim)))) {}
+
+  std::vector<AttentionUnit> Plan(const std::vector<AttentionTile>& tiles, int32_t kv_heads,
+                                  int32_t window, int32_t blocks) {
+    std::vector<AttentionUnit> plan;
+    PlanAttention(tiles, {.kv_heads = kv_heads, .blocks = blocks, .window = window}, &plan);
+    for (const AttentionUnit& unit : plan) parts = std::max<int32_t>(parts, unit.parts);
+    plan.resize(tiles.size() + kAttentionUnitsExtraMax);
+    count = static_cast<int32_t>(plan.size());
+    return plan;
+  }
+  void Use(int32_t blocks, AttentionParams* params) const {
+    params->units = units.get();
+    params->unit_count = count;
+    params->blocks = blocks;
+    params->scratch = scratch.get();
+  }
+
+  int32_t parts = 1, count = 0;
+  const DeviceArray<AttentionUnit> units;
+  const DeviceArray<float> scratch;
 };
 
 // Keys, values and queries of every sequence, and their places in a scrambled cache.
@@ -28,223 +82,268 @@ class AttentionData {
       blocks_ = std::max(blocks_, (first + tokens + 15) / 16);
     }
     const auto slots = static_cast<int32_t>(c.sequences.size());
-    const int32_t all = slots * blocks_;
-    std::vector<int32_t> order;
-    for (int32_t i = 0; i < all; ++i) order.push_back(i);
-    std::shuffle(order.begin(), order.end(), Random());
-    tables_ = order;
+    tables_ = Shuffled(slots * blocks_);
     q_ = NormalHalves(static_cast<size_t>(rows_ * c.heads * c.head_dim), 1);
-    const auto cache = static_cast<size_t>(all * c.kv_heads * 16 * c.head_dim);
+    const auto cache = static_cast<size_t>(slots * blocks_ * c.kv_heads * 16 * c.head_dim);
     keys_ = NormalHalves(cache, 1);
     values_ = NormalHalves(cache, 1);
-    PoisonBeyondTheEnd();
-    int32_t row = 0;
-    const int32_t step = AttentionTileTokens(c.heads, c.kv_heads);
+    // Nothing beyond a sequence's end may be looked at.
+    const half nan = __float2half(std::nanf(""));
     for (int32_t slot = 0; slot < slots; ++slot) {
       const auto& [first, tokens] = c.sequences[static_cast<size_t>(slot)];
-      for (int32_t t = 0; t < tokens; t += step) {
-        tiles_.push_back({row + t, std::min(step, tokens - t), first + t, slot});
+      for (int32_t position = first + tokens; position < blocks_ * 16; ++position) {
+        for (int32_t i = 0; i < c.kv_heads * c.head_dim; ++i) {
+          const size_t at = At(slot, position, i / c.head_dim, i % c.head_dim);
+          keys_[at] = values_[at] = nan;
+        }
       }
-      row += tokens;
     }
   }
 
   [[nodiscard]] std::vector<double> Expected() const {
     std::vector<double> out;
+    int32_t row = 0;
     for (size_t slot = 0; slot < c_.sequences.size(); ++slot) {
       const auto& [first, tokens] = c_.sequences[slot];
-      for (int32_t t = 0; t < tokens; ++t, ++expected_row_) {
+      for (int32_t t = 0; t < tokens; ++t, ++row) {
         for (int32_t head = 0; head < c_.heads; ++head) {
-          const std::vector<double> row = Row(static_cast<int32_t>(slot), first + t, head);
-          out.insert(out.end(), row.begin(), row.end());
+          AppendRow(static_cast<int32_t>(slot), first + t, row, head, &out);
         }
       }
     }
     return out;
   }
 
-  [[nodiscard]] std::vector<double> OnDevice() const {
+  // Of two runs, which must not differ.
+  [[nodiscard]] std::vector<double> OnDevice(int32_t* parts) const {
     const DeviceArray<half> q(q_), keys(keys_), values(values_);
     const DeviceArray<half> out(q_.size());
     const DeviceArray<int32_t> tables(tables_);
-    const DeviceArray<AttentionTile> tiles(tiles_);
-    const auto count = static_cast<int32_t>(tiles_.size());
-    const DeviceArray<float> scratch(static_cast<size_t>(
-        AttentionScratchFloats(int64_t{count} * c_.splits, c_.kv_heads, c_.head_dim)));
-    const DeviceArray<int32_t> arrivals(
-        std::vector<int32_t>(static_cast<size_t>(count * c_.kv_heads), 0));
-    const AttentionParams params{.q = q.get(),
-                                 .q_stride = int64_t{c_.heads} * c_.head_dim,
-                                 .out = out.get(),
-                                 .cache = {.keys = keys.get(), .values = values.get()},
-                                 .block_tables = tables.get(),
-                                 .table_size = blocks_,
-                                 .tiles = tiles.get(),
-                                 .tile_count = count,
-                                 .heads = c_.heads,
-                                 .kv_heads = c_.kv_heads,
-                                 .head_dim = c_.head_dim,
-                                 .window = c_.window,
-                                 .scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim)),
-                                 .splits = c_.splits,
-                                 .scratch = scratch.get(),
-                                 .arrivals = arrivals.get()};
-    // Twice: the second finds the arrivals as the first left them.
-    for (int32_t run = 0; run < 2; ++run) CUDA_OK(Attention(params, {}));
-    CUDA_OK(cudaDeviceSynchronize());
-    std::vector<double> result;
-    for (const half value : out.Get()) result.push_back(Double(value));
-    return result;
+    const std::vector<AttentionTile> host_tiles = TilesOf(c_);
+    const DeviceArray<AttentionTile> tiles(host_tiles);
+    const UnitMemory units(host_tiles, c_.kv_heads, c_.head_dim, c_.window, std::max(1, c_.blocks));
+    *parts = units.parts;
+    AttentionParams params{.q = q.get(),
+                           .q_stride = int64_t{c_.heads} * c_.head_dim,
+                           .out = out.get(),
+                           .cache = {.keys = keys.get(), .values = values.get()},
+                           .block_tables = tables.get(),
+                           .table_size = blocks_,
+                           .heads = c_.heads,
+                           .kv_heads = c_.kv_heads,
+                           .head_dim = c_.head_dim,
+                           .window = c_.window,
+                           .scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim))};
+    if (c_.blocks > 0) {
+      units.Use(c_.blocks, &params);
+    } else {
+      params.tiles = tiles.get();
+      params.tile_count = static_cast<int32_t>(host_tiles.size());
+    }
+    std::vector<half> results[2];
+    for (std::vector<half>& result : results) {
+      CUDA_OK(Attention(params, {}));
+      CUDA_OK(cudaDeviceSynchronize());
+      result = out.Get();
+    }
+    if (std::memcmp(results[0].data(), results[1].data(), results[0].size() * 2) != 0) return {};
+    std::vector<double> doubles;
+    for (const half value : results[0]) doubles.push_back(Double(value));
+    return doubles;
   }
 
  private:
-  [[nodiscard]] size_t Block(int32_t slot, int32_t position, int32_t kv_head) const {
+  [[nodiscard]] size_t At(int32_t slot, int32_t position, int32_t kv_head, int32_t i) const {
     const int32_t block = tables_[static_cast<size_t>(slot * blocks_ + position / 16)];
-    return static_cast<size_t>((block * c_.kv_heads + kv_head) * 16 * c_.head_dim);
+    return static_cast<size_t>((block * c_.kv_heads + kv_head) * 16 * c_.head_dim +
+                               KvOffset(position % 16, i, c_.head_dim));
   }
-  [[nodiscard]] size_t KeyAt(int32_t slot, int32_t position, int32_t kv_head, int32_t i) const {
-    return Block(slot, position, kv_head) + static_cast<size_t>(position % 16 * c_.head_dim + i);
-  }
-  [[nodiscard]] size_t ValueAt(int32_t slot, int32_t position, int32_t kv_head, int32_t i) const {
-    return Block(slot, position, kv_head) + static_cast<size_t>(i * 16 + position % 16);
-  }
-  void PoisonBeyondTheEnd() {
-    const half nan = __float2half(std::nanf(""));
-    for (size_t slot = 0; slot < c_.sequences.size(); ++slot) {
-      const int32_t end = c_.sequences[slot].first + c_.sequences[slot].second;
-      for (int32_t position = end; position < blocks_ * 16; ++position) {
-        for (int32_t head = 0; head < c_.kv_heads; ++head) {
-          for (int32_t i = 0; i < c_.head_dim; ++i) {
-            keys_[KeyAt(static_cast<int32_t>(slot), position, head, i)] = nan;
-            values_[ValueAt(static_cast<int32_t>(slot), position, head, i)] = nan;
-          }
-        }
-      }
-    }
-  }
-  [[nodiscard]] std::vector<double> Row(int32_t slot, int32_t position, int32_t head) const {
+  void AppendRow(int32_t slot, int32_t position, int32_t row, int32_t head,
+                 std::vector<double>* out) const {
     const int32_t kv_head = head / (c_.heads / c_.kv_heads);
     const int32_t begin = c_.window > 0 ? std::max(0, position - c_.window + 1) : 0;
-    std::vector<double> out(static_cast<size_t>(c_.head_dim), 0.0);
+    std::vector<double> sums(static_cast<size_t>(c_.head_dim), 0.0);
+    std::vector<double> query;
+    for (int32_t i = 0; i < c_.head_dim; ++i) {
+      query.push_back(Double(q_[static_cast<size_t>((row * c_.heads + head) * c_.head_dim + i)]));
+    }
     double sum = 0;
     for (int32_t key = begin; key <= position; ++key) {
       double score = 0;
       for (int32_t i = 0; i < c_.head_dim; ++i) {
-        score +=
-            Double(q_[static_cast<size_t>((expected_row_ * c_.heads + head) * c_.head_dim + i)]) *
-            Double(keys_[KeyAt(slot, key, kv_head, i)]);
+        score += query[static_cast<size_t>(i)] * Double(keys_[At(slot, key, kv_head, i)]);
       }
       const double weight = std::exp(score / std::sqrt(static_cast<double>(c_.head_dim)));
       sum += weight;
       for (int32_t i = 0; i < c_.head_dim; ++i) {
-        out[static_cast<size_t>(i)] += weight * Double(values_[ValueAt(slot, key, kv_head, i)]);
+        sums[static_cast<size_t>(i)] += weight * Double(values_[At(slot, key, kv_head, i)]);
       }
     }
-    for (double& value : out) value /= sum;
-    return out;
+    for (const double value : sums) out->push_back(value / sum);
   }
 
   const AttentionCase& c_;
   int32_t rows_ = 0, blocks_ = 0;
-  mutable int32_t expected_row_ = 0;
   std::vector<int32_t> tables_;
   std::vector<half> q_, keys_, values_;
-  std::vector<AttentionTile> tiles_;
 };
 
 bool CheckAttention(const AttentionCase& c) {
   const AttentionData data(c);
-  return Report("attention heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) +
+  int32_t parts = 1;
+  const std::vector<double> got = data.OnDevice(&parts);
+  const std::string where = c.blocks == 0 ? "prompt"
+                                          : "in " + std::to_string(c.blocks) + " blocks, " +
+                                                std::to_string(parts) + " parts";
+  return Report("attention " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) +
                     " head_dim " + std::to_string(c.head_dim) + " window " +
-                    std::to_string(c.window) + " splits " + std::to_string(c.splits),
-                data.Expected(), data.OnDevice(), 2e-3);
+                    std::to_string(c.window) + " " + where,
+                data.Expected(), got, 2e-3);
+}
+
+struct RotationCase {
+  int32_t heads, kv_heads, head_dim, blocks;
+  bool norms;
+  std::vector<int32_t> positions;
+};
+
+// Inputs of steps of one token a sequence.
+struct RotationData {
+  explicit RotationData(const RotationCase& c)
+      : context(*std::max_element(c.positions.begin(), c.positions.end()) + 1),
+        table_size((context + 15) / 16),
+        width(static_cast<size_t>((c.heads + 2 * c.kv_heads) * c.head_dim)),
+        host_tables(Shuffled(static_cast<int32_t>(c.positions.size()) * table_size)),
+        qkv(NormalHalves(width * c.positions.size(), 1)),
+        keys(NormalHalves(host_tables.size() * static_cast<size_t>(c.kv_heads * 16 * c.head_dim),
+                          1)),
+        values(NormalHalves(keys.size(), 1)),
+        cos(Normal(static_cast<size_t>(context * c.head_dim / 2), 0.7f)),
+        sin(Normal(static_cast<size_t>(context * c.head_dim / 2), 0.7f)),
+        norm(NormalHalves(static_cast<size_t>(c.head_dim), 1)),
+        positions(c.positions),
+        tables(host_tables) {}
+
+  const int32_t context, table_size;
+  const size_t width;
+  const std::vector<int32_t> host_tables;
+  const std::vector<half> qkv, keys, values;
+  const DeviceArray<float> cos, sin;
+  const DeviceArray<half> norm;
+  const DeviceArray<int32_t> positions, tables;
+};
+
+// Outputs, then keys and values as the step leaves them.
+std::vector<double> RunRotation(const RotationCase& c, const RotationData& data, bool inside) {
+  const auto count = static_cast<int32_t>(c.positions.size());
+  std::vector<AttentionTile> tiles;
+  std::vector<int32_t> host_blocks;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t position = c.positions[static_cast<size_t>(i)];
+    tiles.push_back({i, 1, position, i});
+    host_blocks.push_back(
+        data.host_tables[static_cast<size_t>(i * data.table_size + position / 16)]);
+  }
+  const DeviceArray<int32_t> blocks(host_blocks);
+  const DeviceArray<half> q(data.qkv), k(data.keys), v(data.values);
+  const DeviceArray<half> out(static_cast<size_t>(count * c.heads * c.head_dim));
+  const UnitMemory units(tiles, c.kv_heads, c.head_dim, 0, c.blocks);
+  const half* weight = c.norms ? data.norm.get() : nullptr;
+  AttentionParams params{.q = q.get(),
+                         .q_stride = static_cast<int64_t>(data.width),
+                         .out = out.get(),
+                         .cache = {.keys = k.get(), .values = v.get()},
+                         .block_tables = data.tables.get(),
+                         .table_size = data.table_size,
+                         .heads = c.heads,
+                         .kv_heads = c.kv_heads,
+                         .head_dim = c.head_dim,
+                         .scale = 0.1f};
+  units.Use(c.blocks, &params);
+  if (inside) {
+    params.rotation = {data.cos.get(), data.sin.get(), weight, weight, 1e-6f};
+  } else {
+    CUDA_OK(RopeAndStore({.qkv = q.get(),
+                          .tokens = count,
+                          .heads = c.heads,
+                          .kv_heads = c.kv_heads,
+                          .head_dim = c.head_dim,
+                          .positions = data.positions.get(),
+                          .blocks = blocks.get(),
+                          .cos = data.cos.get(),
+                          .sin = data.sin.get(),
+                          .q_norm = weight,
+                          .k_norm = weight,
+                          .epsilon = 1e-6f,
+                          .cache = params.cache},
+                         {}));
+  }
+  CUDA_OK(Attention(params, {}));
+  CUDA_OK(cudaDeviceSynchronize());
+  std::vector<double> result;
+  for (const auto* array : {&out, &k, &v}) {
+    for (const half value : array->Get()) result.push_back(Double(value));
+  }
+  return result;
 }
 
 // Attention that rotates its one token a sequence itself, against a kernel before it that does.
-bool CheckRotation(int32_t head_dim, int32_t splits, bool norms) {
-  constexpr int32_t kHeads = 6, kKvHeads = 2, kContext = 600, kTable = 38;
-  const std::vector<int32_t> positions = {0, 37, 300, 599, 15, 16};
-  const auto count = static_cast<int32_t>(positions.size());
-  const auto width = static_cast<size_t>((kHeads + 2 * kKvHeads) * head_dim);
-  const auto cache_size = static_cast<size_t>(count * kTable * kKvHeads * 16 * head_dim);
-  std::vector<int32_t> tables, blocks;
-  for (int32_t i = 0; i < count * kTable; ++i) tables.push_back(i);
-  std::shuffle(tables.begin(), tables.end(), Random());
-  std::vector<AttentionTile> tiles;
-  for (int32_t i = 0; i < count; ++i) {
-    const int32_t position = positions[static_cast<size_t>(i)];
-    blocks.push_back(tables[static_cast<size_t>(i * kTable + position / 16)]);
-    tiles.push_back({i, 1, position, i});
-  }
-  const std::vector<half> qkv = NormalHalves(width * static_cast<size_t>(count), 1);
-  const std::vector<half> keys = NormalHalves(cache_size, 1), values = NormalHalves(cache_size, 1);
-  const DeviceArray<float> cos(Normal(static_cast<size_t>(kContext * head_dim / 2), 0.7f));
-  const DeviceArray<float> sin(Normal(static_cast<size_t>(kContext * head_dim / 2), 0.7f));
-  const DeviceArray<half> norm(NormalHalves(static_cast<size_t>(head_dim), 1));
-  const DeviceArray<int32_t> dpositions(positions), dblocks(blocks), dtables(tables);
-  const DeviceArray<AttentionTile> dtiles(tiles);
-  const DeviceArray<float> scratch(
-      static_cast<size_t>(AttentionScratchFloats(int64_t{count} * splits, kKvHeads, head_dim)));
-  const DeviceArray<int32_t> arrivals(std::vector<int32_t>(static_cast<size_t>(count * kKvHeads)));
-  const half* weight = norms ? norm.get() : nullptr;
-  std::vector<double> results[2];
-  for (int32_t inside = 0; inside < 2; ++inside) {
-    const DeviceArray<half> q(qkv), k(keys), v(values);
-    const DeviceArray<half> out(static_cast<size_t>(count * kHeads * head_dim));
-    AttentionParams params{.q = q.get(),
-                           .q_stride = static_cast<int64_t>(width),
-                           .out = out.get(),
-                           .cache = {.keys = k.get(), .values = v.get()},
-                           .block_tables = dtables.get(),
-                           .table_size = kTable,
-                           .tiles = dtiles.get(),
-                           .tile_count = count,
-                           .heads = kHeads,
-                           .kv_heads = kKvHeads,
-                           .head_dim = head_dim,
-                           .scale = 0.1f,
-                           .splits = splits,
-                           .scratch = scratch.get(),
-                           .arrivals = arrivals.get()};
-    if (inside == 1) {
-      params.rotation = {cos.get(), sin.get(), weight, weight, 1e-6f};
-    } else {
-      CUDA_OK(RopeAndStore({.qkv = q.get(),
-                            .tokens = count,
-                            .heads = kHeads,
-                            .kv_heads = kKvHeads,
-                            .head_dim = head_dim,
-                            .positions = dpositions.get(),
-                            .blocks = dblocks.get(),
-                            .cos = cos.get(),
-                            .sin = sin.get(),
-                            .q_norm = weight,
-                            .k_norm = weight,
-                            .epsilon = 1e-6f,
-                            .cache = params.cache},
-                           {}));
-    }
-    CUDA_OK(Attention(params, {}));
-    CUDA_OK(cudaDeviceSynchronize());
-    for (const auto* array : {&out, &k, &v}) {
-      for (const half value : array->Get()) results[inside].push_back(Double(value));
-    }
-  }
-  return Report("attention that rotates, head_dim " + std::to_string(head_dim) + " splits " +
-                    std::to_string(splits) + (norms ? " with norms" : ""),
-                results[0], results[1], 1e-3);
+bool CheckRotation(const RotationCase& c) {
+  const RotationData data(c);
+  return Report("attention that rotates, " + std::to_string(c.heads) + "/" +
+                    std::to_string(c.kv_heads) + " head_dim " + std::to_string(c.head_dim) +
+                    " in " + std::to_string(c.blocks) + " blocks" + (c.norms ? " with norms" : ""),
+                RunRotation(c, data, false), RunRotation(c, data, true), 1e-3);
 }
 
-bool CheckAttentions() {
+bool CheckStreaming() {
   bool ok = true;
-  for (const AttentionCase& c : {AttentionCase{8, 2, 128, 0, 1, {{0, 37}, {100, 1}, {63, 5}}},
-                                 AttentionCase{9, 3, 64, 0, 1, {{0, 130}, {15, 1}, {16, 1}}},
-                                 AttentionCase{9, 3, 64, 0, 7, {{1000, 1}, {0, 1}, {31, 2}}},
-                                 AttentionCase{32, 8, 128, 0, 16, {{517, 1}, {2000, 1}}},
-                                 AttentionCase{4, 4, 16, 20, 1, {{0, 50}, {77, 3}}},
-                                 AttentionCase{4, 2, 32, 33, 5, {{300, 9}, {31, 1}}},
-                                 AttentionCase{16, 1, 128, 0, 3, {{400, 3}}}}) {
+  for (const AttentionCase& c :
+       {AttentionCase{8, 2, 128, 0, 132, {{0, 37}, {100, 1}, {63, 5}}},
+        AttentionCase{9, 3, 64, 0, 132, {{0, 130}, {15, 1}, {16, 1}}},
+        AttentionCase{9, 3, 64, 0, 4, {{1000, 1}, {0, 1}, {31, 2}}},
+        AttentionCase{9, 3, 64, 0, 40, {{1000, 1}, {0, 1}, {31, 2}}},
+        AttentionCase{32, 8, 128, 0, 132, {{517, 1}, {2000, 1}}},
+        AttentionCase{4, 4, 128, 0, 132, {{8191, 1}}},
+        AttentionCase{4, 4, 16, 20, 132, {{0, 50}, {77, 3}}},
+        AttentionCase{4, 2, 32, 33, 3, {{300, 9}, {31, 1}}},
+        AttentionCase{8, 1, 128, 100, 20, {{700, 2}, {99, 1}, {100, 1}}},
+        AttentionCase{16, 1, 128, 0, 132, {{400, 3}}},
+        AttentionCase{16, 2, 64, 0, 132, {{700, 3}, {5, 1}, {255, 2}, {256, 1}, {15, 1}}}}) {
     ok = CheckAttention(c) && ok;
+  }
+  return ok;
+}
+
+bool CheckPrompts() {
+  bool ok = true;
+  for (const AttentionCase& c :
+       {AttentionCase{8, 2, 128, 0, 0, {{0, 200}}},
+        AttentionCase{4, 1, 128, 0, 0, {{0, 31}, {127, 1}, {128, 70}}},
+        AttentionCase{9, 3, 64, 0, 0, {{0, 300}, {17, 65}, {1000, 43}}},
+        AttentionCase{2, 2, 128, 0, 0, {{0, 130}, {513, 129}}},
+        AttentionCase{8, 1, 128, 0, 0, {{300, 100}}}, AttentionCase{16, 1, 64, 0, 0, {{2000, 17}}},
+        AttentionCase{4, 1, 128, 100, 0, {{0, 300}, {777, 50}}},
+        AttentionCase{2, 1, 64, 7, 0, {{0, 129}, {500, 80}}}}) {
+    ok = CheckAttention(c) && ok;
+  }
+  return ok;
+}
+
+bool CheckRotations() {
+  bool ok = true;
+  for (const RotationCase& c :
+       {RotationCase{6, 2, 128, 132, false, {0, 37, 300, 599, 15, 16}},
+        RotationCase{6, 2, 128, 132, true, {0, 37, 300, 599, 15, 16}},
+        RotationCase{6, 2, 64, 132, true, {0, 37, 300, 599, 15, 16}},
+        RotationCase{6, 2, 64, 3, false, {0, 37, 300, 599, 15, 16, 1023}},
+        RotationCase{32, 8, 128, 132, false, {255}}, RotationCase{32, 8, 128, 132, false, {4095}},
+        RotationCase{8, 1, 128, 132, true, {100, 2000}},
+        RotationCase{16, 1, 128, 2, true, {31, 32, 33, 400}},
+        RotationCase{3, 3, 128, 7, false, {511, 512, 0, 1, 2, 191, 192, 193}},
+        RotationCase{4, 2, 32, 132, true, {0, 37, 300}},
+        RotationCase{4, 2, 16, 5, true, {0, 37, 300, 50}}}) {
+    ok = CheckRotation(c) && ok;
   }
   return ok;
 }
@@ -254,12 +353,9 @@ bool CheckAttentions() {
 
 int main() {
   using namespace nibble::cuda;
-  bool ok = CheckAttentions();
-  for (const int32_t head_dim : {64, 128}) {
-    for (const int32_t splits : {1, 6}) {
-      for (const bool norms : {false, true}) ok = CheckRotation(head_dim, splits, norms) && ok;
-    }
-  }
+  bool ok = CheckStreaming();
+  ok = CheckRotations() && ok;
+  ok = CheckPrompts() && ok;
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;
 }

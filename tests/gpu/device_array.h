@@ -39,6 +39,7 @@ class DeviceArray {
     return host;
   }
   T* get() const { return data_; }
+  size_t count() const { return count_; }
 
  private:
   size_t count_;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/layout/gpu_w4.h"
@@ -17,11 +18,6 @@ namespace {
 constexpr int32_t kFewTokens = 16;   // what the decode kernel takes
 constexpr int32_t kSomeTokens = 64;  // up to here the decode kernel again and again
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-constexpr int32_t kAttentionBlocks = 264;  // two a multiprocessor
-
-int32_t SplitsFor(int32_t tiles, int32_t kv_heads) {
-  return std::clamp(kAttentionBlocks / (tiles * kv_heads), 1, cuda::kAttentionSplitsMax);
-}
 
 }  // namespace
 
@@ -85,10 +81,10 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   ASSIGN_OR_RETURN(logits_,
                    arena_.Allocate<float>(int64_t{options_.sample_rows} * spec.vocab_size));
   RETURN_IF_ERROR(AllocateForGroup());
+  const int32_t kv_heads = share.kv_heads.count();
+  const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
-                                           kAttentionBlocks / share.kv_heads.count() + 1,
-                                           share.kv_heads.count(), spec.head_dim)));
-  ASSIGN_OR_RETURN(arrivals_, arena_.Allocate<int32_t>(kAttentionBlocks));
+                                           places, kv_heads, spec.head_dim)));
   RETURN_IF_ERROR(AllocateSplits());
   return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
 }
@@ -210,7 +206,7 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   const int32_t kv_heads = model_.share().kv_heads.count();
   // A step of one token a sequence leaves rotation to attention.
   cuda::AttentionRotation rotation;
-  if (options_.fusion && step.every_token_sampled && cuda::AttentionRotates(spec.head_dim)) {
+  if (options_.fusion && step.every_token_sampled) {
     rotation = {.cos = model_.rope_cos(),
                 .sin = model_.rope_sin(),
                 .q_norm = layer.q_norm,
@@ -226,16 +222,17 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                                      .cache = Cache(index),
                                      .block_tables = block_tables_,
                                      .table_size = table_size_,
-                                     .tiles = step.tiles,
-                                     .tile_count = step.tile_count,
+                                     .units = step.units,
+                                     .unit_count = step.unit_count,
+                                     .tiles = step.prompt_tiles,
+                                     .tile_count = step.prompt_tile_count,
                                      .heads = heads,
                                      .kv_heads = kv_heads,
                                      .head_dim = spec.head_dim,
                                      .window = layer.window,
                                      .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-                                     .splits = SplitsFor(step.tile_count, kv_heads),
-                                     .scratch = attention_scratch_,
-                                     .arrivals = arrivals_},
+                                     .blocks = cuda::AttentionBlocks(step.tokens, multiprocessors_),
+                                     .scratch = attention_scratch_},
                                     Launch()),
                     "attention");
 }

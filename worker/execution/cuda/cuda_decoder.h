@@ -39,11 +39,13 @@ struct StepView {
   const int32_t* token_ids = nullptr;
   const int32_t* positions = nullptr;
   const int32_t* blocks = nullptr;
-  const cuda::AttentionTile* tiles = nullptr;
+  const cuda::AttentionUnit* units = nullptr;
+  const cuda::AttentionTile* prompt_tiles = nullptr;
   const cuda::SampleRow* sample_rows = nullptr;
   const int32_t* row_tokens = nullptr;
   int32_t tokens = 0;
-  int32_t tile_count = 0;
+  int32_t unit_count = 0;
+  int32_t prompt_tile_count = 0;
   int32_t rows = 0;
   bool every_token_sampled = false;  // row i is token i
   cuda::SampledToken* sampled = nullptr;
@@ -154,7 +156,6 @@ class CudaDecoder {
   float* own_logits_ = nullptr;       // several ranks: [rows, vocab share]
   float* gathered_logits_ = nullptr;  // several ranks: the ranks' own_logits_, padded
   float* attention_scratch_ = nullptr;
-  int32_t* arrivals_ = nullptr;
 };
 
 }  // namespace nibble::execution

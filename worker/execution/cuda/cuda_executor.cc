@@ -33,6 +33,16 @@ step::ExecutorLimits LimitsOf(const CudaModel& model, const CudaExecutorOptions&
           .kv_blocks = options.kv_blocks};
 }
 
+// Of all layers; 0 where one of them sees all positions.
+int32_t WidestWindow(const CudaModel& model) {
+  int32_t widest = 0;
+  for (const DeviceLayer& layer : model.layers()) {
+    if (layer.window == 0) return 0;
+    widest = std::max(widest, layer.window);
+  }
+  return widest;
+}
+
 }  // namespace
 
 struct CudaExecutor::State {
@@ -44,7 +54,9 @@ struct CudaExecutor::State {
         limits(LimitsOf(*model, options)),
         checker(limits),
         inputs(limits, {.heads = model->share().heads.count(),
-                        .kv_heads = model->share().kv_heads.count()}),
+                        .kv_heads = model->share().kv_heads.count(),
+                        .head_dim = model->spec().head_dim,
+                        .window = WidestWindow(*model)}),
         host_sampler(limits),
         sample_rows(std::min(limits.max_step_tokens,
                              std::clamp(limits.max_slots, kSampleRowsMin, kSampleRowsMax))) {}
@@ -186,11 +198,13 @@ StepView CudaExecutor::State::ViewOf(const StepOffsets& offsets, const StepShape
   return {.token_ids = reinterpret_cast<const int32_t*>(base + offsets.token_ids),
           .positions = reinterpret_cast<const int32_t*>(base + offsets.positions),
           .blocks = reinterpret_cast<const int32_t*>(base + offsets.blocks),
-          .tiles = reinterpret_cast<const cuda::AttentionTile*>(base + offsets.tiles),
+          .units = reinterpret_cast<const cuda::AttentionUnit*>(base + offsets.units),
+          .prompt_tiles = reinterpret_cast<const cuda::AttentionTile*>(base + offsets.prompt_tiles),
           .sample_rows = reinterpret_cast<const cuda::SampleRow*>(base + offsets.sample_rows),
           .row_tokens = reinterpret_cast<const int32_t*>(base + offsets.row_tokens),
           .tokens = shape.tokens,
-          .tile_count = shape.tiles,
+          .unit_count = UnitCapacity(shape.tiles),
+          .prompt_tile_count = shape.prompt_tiles,
           .rows = shape.rows,
           .every_token_sampled = every_token,
           .sampled = device_sampled};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "base/check.h"
 #include "worker/execution/cpu/penalties.h"
@@ -12,6 +13,8 @@ namespace nibble::execution {
 namespace {
 
 constexpr int64_t kAlignment = 16;
+// Rows of attention from which on a sequence's tokens are worth tiles of the prompt kernel.
+constexpr int32_t kPromptRows = 4 * cuda::kAttentionRows + 1;
 
 template <typename T>
 int64_t Place(int32_t count, int64_t* end) {
@@ -41,26 +44,33 @@ StepOffsets OffsetsOf(const StepShape& shape) {
   offsets.token_ids = Place<int32_t>(shape.tokens, &end);
   offsets.positions = Place<int32_t>(shape.tokens, &end);
   offsets.blocks = Place<int32_t>(shape.tokens, &end);
-  offsets.tiles = Place<cuda::AttentionTile>(shape.tiles, &end);
+  offsets.units = Place<cuda::AttentionUnit>(UnitCapacity(shape.tiles), &end);
   offsets.sample_rows = Place<cuda::SampleRow>(shape.rows, &end);
   offsets.row_tokens = Place<int32_t>(shape.rows, &end);
   offsets.updates = Place<int32_t>(2 * shape.table_updates, &end);
   offsets.copies = Place<int32_t>(2 * shape.copies, &end);
+  offsets.prompt_tiles = Place<cuda::AttentionTile>(shape.prompt_tiles, &end);
   offsets.bytes = end;
   return offsets;
 }
 
+int32_t UnitCapacity(int32_t tiles) {
+  return tiles == 0 ? 0 : tiles + cuda::kAttentionUnitsExtraMax;
+}
+
 StepInputs::StepInputs(const step::ExecutorLimits& limits, const Model& model)
     : limits_(limits),
+      model_(model),
       table_size_((limits.max_context + step::kBlockTokens - 1) / step::kBlockTokens),
-      tile_tokens_(cuda::AttentionTileTokens(model.heads, model.kv_heads)),
       slots_(static_cast<size_t>(limits.max_slots)),
       tables_((static_cast<size_t>(limits.max_slots) + 1) * static_cast<size_t>(table_size_), 0) {
   const auto tokens = static_cast<size_t>(limits.max_step_tokens);
   for (std::vector<int32_t>* list : {&token_ids_, &positions_, &blocks_, &row_tokens_}) {
     list->reserve(tokens);
   }
-  tiles_.reserve(tokens);
+  tiles_.reserve(tokens + slots_.size());
+  prompt_tiles_.reserve(tokens);
+  units_.reserve(static_cast<size_t>(UnitCapacity(limits.max_step_tokens + limits.max_slots)));
   sample_rows_.reserve(tokens);
   rows_.reserve(tokens);
   updates_.reserve(2 * (tokens + 2 * slots_.size()));
@@ -71,6 +81,7 @@ int64_t StepInputs::bytes_max() const {
   // A plan may set every entry of every table, and copy every block.
   return OffsetsOf({.tokens = limits_.max_step_tokens + limits_.max_slots,
                     .tiles = limits_.max_step_tokens + limits_.max_slots,
+                    .prompt_tiles = limits_.max_step_tokens,
                     .rows = limits_.max_step_tokens + limits_.max_slots,
                     .table_updates = limits_.max_slots * table_size_,
                     .copies = limits_.kv_blocks})
@@ -95,6 +106,7 @@ void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
     list->clear();
   }
   tiles_.clear();
+  prompt_tiles_.clear();
   sample_rows_.clear();
   rows_.clear();
   any_on_host_ = false;
@@ -113,6 +125,23 @@ void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
     decode_only_ = decode_only_ && sequence.token_count == 1 && sequence.sample_count == 1;
     longest_ = std::max(longest_, sequence.first_position + sequence.token_count);
   }
+  // Longest first: what is left at the end is short.
+  std::sort(prompt_tiles_.begin(), prompt_tiles_.end(),
+            [](const cuda::AttentionTile& a, const cuda::AttentionTile& b) {
+              return std::tuple(b.first_position, a.first_row) <
+                     std::tuple(a.first_position, b.first_row);
+            });
+  PlanUnits();
+}
+
+void StepInputs::PlanUnits() {
+  const auto tiles = static_cast<int32_t>(tiles_.size());
+  cuda::PlanAttention(tiles_,
+                      {.kv_heads = model_.kv_heads,
+                       .blocks = cuda::AttentionBlocks(tiles, cuda::kAttentionBlocks),
+                       .window = model_.window},
+                      &units_);
+  units_.resize(static_cast<size_t>(UnitCapacity(tiles)));
 }
 
 void StepInputs::AddBlocks(const step::StepPlan& plan, const step::SequenceStep& sequence) {
@@ -138,12 +167,21 @@ void StepInputs::AddTokens(const step::StepPlan& plan, const step::SequenceStep&
     positions_.push_back(position);
     blocks_.push_back(
         tables_[static_cast<size_t>(sequence.slot * table_size_ + position / step::kBlockTokens)]);
-    if (i % tile_tokens_ == 0) {
-      tiles_.push_back({.first_row = first_row + i,
-                        .tokens = std::min(tile_tokens_, sequence.token_count - i),
-                        .first_position = position,
-                        .slot = sequence.slot});
-    }
+  }
+  AddTiles(sequence, first_row);
+}
+
+void StepInputs::AddTiles(const step::SequenceStep& sequence, int32_t first_row) {
+  const bool prompt = cuda::AttentionTakesPrompts(model_.head_dim) &&
+                      sequence.token_count * (model_.heads / model_.kv_heads) >= kPromptRows;
+  const int32_t step = prompt ? cuda::AttentionPromptTokens(model_.heads, model_.kv_heads)
+                              : cuda::AttentionTileTokens(model_.heads, model_.kv_heads);
+  for (int32_t i = 0; i < sequence.token_count; i += step) {
+    (prompt ? prompt_tiles_ : tiles_)
+        .push_back({.first_row = first_row + i,
+                    .tokens = std::min(step, sequence.token_count - i),
+                    .first_position = sequence.first_position + i,
+                    .slot = sequence.slot});
   }
 }
 
@@ -182,11 +220,13 @@ void StepInputs::Pad(int32_t tokens) {
     sample_rows_.push_back({.slot = limits_.max_slots});
     row_tokens_.push_back(row);
   }
+  PlanUnits();
 }
 
 StepShape StepInputs::shape() const {
   return {.tokens = static_cast<int32_t>(token_ids_.size()),
           .tiles = static_cast<int32_t>(tiles_.size()),
+          .prompt_tiles = static_cast<int32_t>(prompt_tiles_.size()),
           .rows = static_cast<int32_t>(sample_rows_.size()),
           .table_updates = static_cast<int32_t>(updates_.size() / 2),
           .copies = static_cast<int32_t>(copies_.size() / 2)};
@@ -196,11 +236,12 @@ void StepInputs::Write(const StepOffsets& offsets, std::byte* memory) const {
   Copy(token_ids_, memory + offsets.token_ids);
   Copy(positions_, memory + offsets.positions);
   Copy(blocks_, memory + offsets.blocks);
-  Copy(tiles_, memory + offsets.tiles);
+  Copy(units_, memory + offsets.units);
   Copy(sample_rows_, memory + offsets.sample_rows);
   Copy(row_tokens_, memory + offsets.row_tokens);
   Copy(updates_, memory + offsets.updates);
   Copy(copies_, memory + offsets.copies);
+  Copy(prompt_tiles_, memory + offsets.prompt_tiles);
 }
 
 }  // namespace nibble::execution

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/sample.h"
 #include "worker/step/executor.h"
 #include "worker/step/step_plan.h"
@@ -18,7 +18,8 @@ namespace nibble::execution {
 
 struct StepShape {
   int32_t tokens = 0;
-  int32_t tiles = 0;          // of attention
+  int32_t tiles = 0;          // of attention, which become units
+  int32_t prompt_tiles = 0;   // of attention
   int32_t rows = 0;           // sampled
   int32_t table_updates = 0;  // block table entries
   int32_t copies = 0;         // KV blocks
@@ -27,17 +28,20 @@ struct StepShape {
 // Where each part lies, in bytes from the start. The parts of tokens, tiles and rows lie the same
 // way whatever the others' sizes, so that a graph may keep their addresses.
 struct StepOffsets {
-  int64_t token_ids = 0;    // int32 [tokens]; -1 - slot: the slot's last sampled token
-  int64_t positions = 0;    // int32 [tokens]
-  int64_t blocks = 0;       // int32 [tokens]: KV block of the position
-  int64_t tiles = 0;        // AttentionTile [tiles]
-  int64_t sample_rows = 0;  // SampleRow [rows]
-  int64_t row_tokens = 0;   // int32 [rows]: input row
-  int64_t updates = 0;      // int32 [table_updates][2]: index into all block tables, block
-  int64_t copies = 0;       // int32 [copies][2]: from, to
+  int64_t token_ids = 0;     // int32 [tokens]; -1 - slot: the slot's last sampled token
+  int64_t positions = 0;     // int32 [tokens]
+  int64_t blocks = 0;        // int32 [tokens]: KV block of the position
+  int64_t units = 0;         // AttentionUnit [UnitCapacity(tiles)], empty at the end
+  int64_t sample_rows = 0;   // SampleRow [rows]
+  int64_t row_tokens = 0;    // int32 [rows]: input row
+  int64_t updates = 0;       // int32 [table_updates][2]: index into all block tables, block
+  int64_t copies = 0;        // int32 [copies][2]: from, to
+  int64_t prompt_tiles = 0;  // AttentionTile [prompt_tiles]
   int64_t bytes = 0;
 };
 [[nodiscard]] StepOffsets OffsetsOf(const StepShape& shape);
+// Units that a step of so many tiles has room for, whatever the lengths of its sequences.
+[[nodiscard]] int32_t UnitCapacity(int32_t tiles);
 
 // A row whose logits are sampled.
 struct OutputRow {
@@ -50,7 +54,8 @@ struct OutputRow {
 class StepInputs {
  public:
   struct Model {
-    int32_t heads = 0, kv_heads = 0;
+    int32_t heads = 0, kv_heads = 0, head_dim = 0;
+    int32_t window = 0;  // the widest of the layers; 0 where one sees all positions
   };
   // One slot more than the plans know, and one block, serve rows that pad a batch.
   StepInputs(const step::ExecutorLimits& limits, const Model& model);
@@ -91,17 +96,20 @@ class StepInputs {
   void Open(const step::SlotSetup& setup);
   void AddBlocks(const step::StepPlan& plan, const step::SequenceStep& sequence);
   void AddTokens(const step::StepPlan& plan, const step::SequenceStep& sequence);
+  void AddTiles(const step::SequenceStep& sequence, int32_t first_row);
   void AddRows(const step::StepPlan& plan, int32_t index, bool on_host);
+  void PlanUnits();
 
   const step::ExecutorLimits limits_;
+  const Model model_;
   const int32_t table_size_;
-  const int32_t tile_tokens_;
   std::vector<Slot> slots_;
   std::vector<int32_t> tables_;  // [slots + 1, table_size]
 
   // Of the step.
   std::vector<int32_t> token_ids_, positions_, blocks_, row_tokens_, updates_, copies_;
-  std::vector<cuda::AttentionTile> tiles_;
+  std::vector<cuda::AttentionTile> tiles_, prompt_tiles_;
+  std::vector<cuda::AttentionUnit> units_;
   std::vector<cuda::SampleRow> sample_rows_;
   std::vector<OutputRow> rows_;
   bool any_on_host_ = false;

@@ -74,18 +74,49 @@ TEST(StepInputsTest, PromptIsCutIntoTilesOfItsSequence) {
   EXPECT_FALSE(inputs.decode_only());
   const StepOffsets offsets = OffsetsOf(shape);
   const auto memory = Written(inputs, offsets);
-  const auto tiles = Part<cuda::AttentionTile>(memory, offsets.tiles, shape.tiles);
-  ASSERT_EQ(tiles.size(), 4u);
-  EXPECT_EQ(tiles[3].first_row, 15);
-  EXPECT_EQ(tiles[3].tokens, 3);
-  EXPECT_EQ(tiles[3].first_position, 15);
-  EXPECT_EQ(tiles[3].slot, 2);
+  EXPECT_EQ(shape.tiles, 4);
+  EXPECT_EQ(shape.prompt_tiles, 0);
+  const auto units = Part<cuda::AttentionUnit>(memory, offsets.units, UnitCapacity(shape.tiles));
+  // The longest first: the last tile alone sees two KV blocks.
+  EXPECT_EQ(units[0].first_row, 15);
+  EXPECT_EQ(units[0].tokens, 3);
+  EXPECT_EQ(units[0].first_position, 15);
+  EXPECT_EQ(units[0].slot, 2);
+  EXPECT_EQ(units[3].first_row, 10);
+  EXPECT_EQ(units[4].tokens, 0);
   const auto blocks = Part<int32_t>(memory, offsets.blocks, shape.tokens);
   EXPECT_EQ(blocks[15], 9);
   EXPECT_EQ(blocks[16], 3);
   // Slot 2's table begins at 2 * 4.
   EXPECT_THAT(Part<int32_t>(memory, offsets.updates, 4), ElementsAre(8, 9, 9, 3));
   EXPECT_THAT(Part<int32_t>(memory, offsets.row_tokens, 1), ElementsAre(17));
+}
+
+TEST(StepInputsTest, LongPromptGoesToThePromptKernelLastTileFirst) {
+  StepInputs::Model model = kModel;
+  model.head_dim = 64;
+  step::ExecutorLimits limits = kLimits;
+  limits.max_context = 160;
+  StepInputs inputs(limits, model);
+  step::StepPlan plan = Prompt(Greedy());
+  plan.sequences[0].token_count = 22;  // 66 rows
+  plan.token_ids.assign(22, 7);
+  inputs.Build(plan, false);
+  EXPECT_EQ(inputs.shape().tiles, 0);
+  EXPECT_EQ(inputs.shape().prompt_tiles, 1);
+  plan.sequences[0].token_count = 43;  // a tile holds 42
+  plan.token_ids.assign(43, 7);
+  inputs.Build(plan, false);
+  const StepShape shape = inputs.shape();
+  const StepOffsets offsets = OffsetsOf(shape);
+  const auto tiles =
+      Part<cuda::AttentionTile>(Written(inputs, offsets), offsets.prompt_tiles, shape.prompt_tiles);
+  ASSERT_EQ(tiles.size(), 2u);
+  EXPECT_EQ(tiles[0].first_row, 42);
+  EXPECT_EQ(tiles[0].tokens, 1);
+  EXPECT_EQ(tiles[0].first_position, 42);
+  EXPECT_EQ(tiles[1].tokens, 42);
+  EXPECT_EQ(tiles[1].slot, 2);
 }
 
 TEST(StepInputsTest, SampledTokenIsFedFromItsSlot) {
@@ -179,7 +210,7 @@ TEST(StepInputsTest, PaddingUsesASlotAndABlockOfItsOwn) {
   const StepOffsets offsets = OffsetsOf(shape);
   const auto memory = Written(inputs, offsets);
   EXPECT_THAT(Part<int32_t>(memory, offsets.blocks, 3), ElementsAre(3, 10, 10));
-  EXPECT_EQ(Part<cuda::AttentionTile>(memory, offsets.tiles, 3)[2].slot, 4);
+  EXPECT_EQ(Part<cuda::AttentionUnit>(memory, offsets.units, 3)[2].slot, 4);
   EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 3)[1].slot, 4);
 }
 
@@ -190,7 +221,7 @@ TEST(StepInputsTest, UpdatesAndCopiesLieBehindWhatGraphsRead) {
   more.table_updates = 7;
   more.copies = 2;
   const StepOffsets a = OffsetsOf(shape), b = OffsetsOf(more);
-  EXPECT_EQ(a.tiles, b.tiles);
+  EXPECT_EQ(a.units, b.units);
   EXPECT_EQ(a.sample_rows, b.sample_rows);
   EXPECT_EQ(a.row_tokens, b.row_tokens);
   EXPECT_EQ(b.updates, a.bytes);

@@ -1,0 +1,146 @@
+// PTX instructions that only attention needs, one small function each.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+// Four 8x8 matrices of fp16 from shared memory; lane l names row l % 8 of matrix l / 8, and gets
+// elements 2 (l % 4) and the next of row l / 4 of each.
+__device__ __forceinline__ void LoadMatrices(uint32_t shared_address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address)
+               : "memory");
+}
+// The same of the transposed matrices.
+__device__ __forceinline__ void LoadTransposed(uint32_t shared_address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address)
+               : "memory");
+}
+// A warp's 8x8 matrix, transposed in registers: a product's results become the next one's input.
+__device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
+}
+// 2^x, denormals to zero; exp2f spends instructions on them.
+__device__ __forceinline__ float Exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// What another block of the launch may be writing: never from the L1, and every time anew.
+__device__ __forceinline__ uint4 LoadRelaxed(const uint4* global) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(global)
+               : "memory");
+  return value;
+}
+
+// Keys that several blocks of a launch read: neither first nor last to leave the L2.
+__device__ __forceinline__ uint64_t NormalPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Products of a warpgroup, 64 rows of A, asynchronous: between the first of them and the wait for
+// their group nobody may touch their registers.
+__device__ __forceinline__ void GroupFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void GroupCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// At most kPending groups are still running.
+template <int32_t kPending>
+__device__ __forceinline__ void GroupWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from moving work on these registers over this place.
+template <int32_t kCount>
+__device__ __forceinline__ void Pin(float (&values)[kCount]) {
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+// Warpgroups share a multiprocessor's registers as they need them; kCount a thread.
+template <int32_t kCount>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int32_t kCount>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+// One of a barrier's arrivals.
+__device__ __forceinline__ void BarrierSignal(uint64_t* barrier) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+}
+// A barrier of some of a block's warps; 0 is __syncthreads.
+__device__ __forceinline__ void NamedBarrier(int32_t name, int32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+// A matrix in shared memory in swizzled rows of 128 bytes, eight rows 1024 bytes. Where the product
+// runs along the rows, `rows_apart` is what separates a group of eight rows from the next; where it
+// runs across them (k is the row), it is that too, and `panels_apart` separates panels of 64.
+__device__ __forceinline__ uint64_t MatrixOf(uint32_t address, int32_t rows_apart,
+                                             int32_t panels_apart) {
+  constexpr uint64_t kSwizzle128 = 1;
+  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) |
+         static_cast<uint64_t>(panels_apart >> 4) << 16 |
+         static_cast<uint64_t>(rows_apart >> 4) << 32 | kSwizzle128 << 62;
+}
+
+#define NIBBLE_D8(i)                                                                          \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define NIBBLE_D32(i) NIBBLE_D8(i), NIBBLE_D8(i + 8), NIBBLE_D8(i + 16), NIBBLE_D8(i + 24)
+
+// d[64, 128] (+)= a[64, 16] b[128, 16]^T, both in shared memory, rows along k.
+__device__ __forceinline__ void GroupScores(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+      "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"
+      "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "%64, %65, add, 1, 1, 0, 0;\n}"
+      : NIBBLE_D32(0), NIBBLE_D32(32)
+      : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// d[64, 2 kCount] += a[64, 16] b[16, 2 kCount]: a in registers, b in shared memory, its rows k.
+__device__ __forceinline__ void GroupValues(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+      "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"
+      "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "{%64,%65,%66,%67}, %68, add, 1, 1, 1;\n}"
+      : NIBBLE_D32(0), NIBBLE_D32(32)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void GroupValues(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+      "%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, add, 1, 1, 1;\n}"
+      : NIBBLE_D32(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+#undef NIBBLE_D8
+#undef NIBBLE_D32
+
+}  // namespace nibble::cuda
