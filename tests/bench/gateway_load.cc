@@ -14,7 +14,6 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -25,6 +24,7 @@
 #include "base/config.h"
 #include "base/version.h"
 #include "tests/bench/gateway_load_client.h"
+#include "tests/bench/process_usage.h"
 #include "tests/support/program.h"
 #include "tests/support/test_data.h"
 
@@ -59,30 +59,6 @@ void Declare(ConfigParser* parser, Options* options) {
                "A stream with a longer gap is starved");
   parser->Int("bound_ms", &options->bound_ms, {1, 10'000}, "What p99 of the added gap may be");
   parser->String("json", &options->json, "File for the record; empty: none");
-}
-
-std::string ReadAll(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// Seconds of processor time that a process has used.
-double CpuSeconds(pid_t pid) {
-  const std::string stat = ReadAll(absl::StrCat("/proc/", pid, "/stat"));
-  std::istringstream fields(stat.substr(stat.rfind(')') + 2));
-  std::string skipped;
-  for (int i = 0; i < 11; ++i) fields >> skipped;
-  double user = 0;
-  double system = 0;
-  fields >> user >> system;
-  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-}
-
-int64_t RssBytes(pid_t pid) {
-  std::istringstream fields(ReadAll(absl::StrCat("/proc/", pid, "/statm")));
-  int64_t pages = 0;
-  fields >> pages >> pages;
-  return pages * ::sysconf(_SC_PAGESIZE);
 }
 
 // Of one process over the time looked at.

@@ -21,7 +21,7 @@ struct GroupFacts {
   std::string quantization = {};  // "gemm", "none", ...
   int32_t group_size = 0;         // of the quantization; 0 = none
   int32_t tensor_parallel = 1;
-  RankRange ranks = {};  // of this machine; count 0 = all
+  RankRange ranks = {};       // of this machine; count 0 = all
   std::string numerics = {};  // "fast", "exact"
   std::string head = {};      // "int8", "stored"
   int32_t max_context = 0;

@@ -10,72 +10,22 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import harness  # pylint: disable=wrong-import-position
+import streams as st  # pylint: disable=wrong-import-position
+from streams import COUNTED, FINISH_SECONDS, LOADED, STREAMS, TOKENS  # pylint: disable=C0413
 
-STREAMS = 24
-COUNTED = 20
-TOKENS = 300
-LOADED = 2
 STEP_DEADLINE_SECONDS = 5
 KILLED_SECONDS = 2 * LOADED  # sooner than the peers of a lost rank could tell by themselves
 HUNG_SECONDS = 2 * STEP_DEADLINE_SECONDS + LOADED
 GONE_SECONDS = 5 * LOADED
 RESTART_SECONDS = 60
-FINISH_SECONDS = 240
 
 
-class Stream:
-    """One client's stream, checked as it is read."""
-
-    def __init__(self, stub, request, seconds=FINISH_SECONDS):
-        self.text = ""
-        self.tokens = 0
-        self.finished = 0
-        self.code = None  # of the call's end
-        self.ended_at = None
-        self.faults = []  # of the contract
-        self.sent = None  # the trailer x-tokens-sent
-        self.began_at = time.monotonic()
-        self.call = stub.GenerateStream(request, timeout=seconds)
-        self.thread = threading.Thread(target=self.read, daemon=True)
-        self.thread.start()
-
-    def read(self):
-        import grpc  # pylint: disable=import-outside-toplevel
-        try:
-            for event in self.call:
-                if self.finished:
-                    self.faults.append("an event after the end")
-                which = event.WhichOneof("event")
-                if which == "delta":
-                    delta = event.delta
-                    self.tokens += len(delta.token_ids)
-                    if delta.completion_tokens != self.tokens:
-                        self.faults.append(
-                            f"{self.tokens} tokens came, {delta.completion_tokens} were counted")
-                    self.text += delta.text
-                elif which == "finished":
-                    self.finished += 1
-                    if event.finished.usage.completion_tokens != self.tokens:
-                        self.faults.append("the usage is not what was delivered")
-            self.code = grpc.StatusCode.OK
-        except grpc.RpcError as error:
-            self.code = error.code()
-            trailers = dict(error.trailing_metadata() or ())
-            self.sent = trailers.get("x-tokens-sent")
-        self.ended_at = time.monotonic()
-
-    @property
-    def streaming(self):
-        return self.tokens > 0 and self.code is None
-
-
-class FaultTest(harness.ModelTestCase):
+class FaultTest(st.StreamChecks, harness.ModelTestCase):
     """One server per test: two ranks of the real model."""
 
     flags = ("--tp", "2", "--context", "1024", "--max-sequences", "32",
@@ -117,17 +67,9 @@ class FaultTest(harness.ModelTestCase):
 
     def open_streams(self, deadlines):
         """One stream per deadline, in seconds."""
-        import grpc  # pylint: disable=import-outside-toplevel
-        from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
-        from nibble.inference.v1 import inference_pb2_grpc  # pylint: disable=C0415
-        channel = grpc.insecure_channel(self.server.address)
+        channel, streams = st.open_streams(self.server.address, deadlines)
         self.addCleanup(channel.close)
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        request = pb.GenerateStreamRequest(request=pb.GenerateRequest(
-            text="Tell me a long story.", sampling=pb.SamplingParams(temperature=0),
-            stopping=pb.StoppingCriteria(max_tokens=TOKENS, ignore_eos=True),
-            output=pb.OutputOptions(token_ids=True)))
-        return [Stream(stub, request, seconds) for seconds in deadlines]
+        return streams
 
     def start_streams(self):
         """STREAMS streams, at least COUNTED of them in the middle of their answer."""
@@ -135,28 +77,6 @@ class FaultTest(harness.ModelTestCase):
         harness.wait_until(lambda: sum(stream.streaming for stream in streams) >= COUNTED, 60,
                            f"{COUNTED} streams are in the middle of their answer")
         return streams
-
-    def join(self, streams, seconds):
-        """Waits for every end; the time of the last."""
-        deadline = time.monotonic() + seconds
-        for stream in streams:
-            stream.thread.join(max(0, deadline - time.monotonic()))
-        self.assertFalse([stream for stream in streams if stream.code is None],
-                         f"streams that have not ended after {seconds} s")
-        return max(stream.ended_at for stream in streams)
-
-    def check(self, streams):
-        """What holds for every stream, however it ended."""
-        import grpc  # pylint: disable=import-outside-toplevel
-        for stream in streams:
-            self.assertEqual(stream.faults, [])
-            self.assertEqual(stream.finished, 1 if stream.code == grpc.StatusCode.OK else 0)
-            if stream.sent is not None:
-                self.assertEqual(int(stream.sent), stream.tokens)
-        # The same prompt, greedily: every text is the beginning of the longest one.
-        longest = max((stream.text for stream in streams), key=len)
-        for stream in streams:
-            self.assertTrue(longest.startswith(stream.text), (longest, stream.text))
 
     def check_cut_short(self, streams, fault_at, seconds):
         """All of them ended UNAVAILABLE, in time."""
@@ -267,16 +187,12 @@ class FaultTest(harness.ModelTestCase):
 
     def pause(self, pid):
         """Stopped for longer than a step deadline, then continued: no stream is lost."""
-        import grpc  # pylint: disable=import-outside-toplevel
         ranks = self.server.ranks()
         streams = self.start_streams()
         self.stop(pid)
         time.sleep(STEP_DEADLINE_SECONDS * 1.5)
         self.resume(pid)
-        self.join(streams, FINISH_SECONDS)
-        self.check(streams)
-        self.assertEqual({stream.code for stream in streams}, {grpc.StatusCode.OK})
-        self.assertEqual({stream.tokens for stream in streams}, {TOKENS})
+        self.check_all_ok(streams)
         self.assertEqual(self.server.ranks(), ranks)
         self.check_idle()
 
@@ -301,6 +217,33 @@ class FaultTest(harness.ModelTestCase):
             self.assertEqual(stream.code, grpc.StatusCode.CANCELLED)
         self.check(streams)
         self.assertEqual({stream.tokens for stream in streams[1::2]}, {TOKENS})
+        self.check_idle()
+
+    def test_cancelled_in_every_phase(self):
+        """Before it is sent, while it waits or is tokenized, in its prompt, at each stage of its
+        answer, at its last token and after its end."""
+        import grpc  # pylint: disable=import-outside-toplevel
+        others = self.start_streams()
+        codes = {grpc.StatusCode.CANCELLED, grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        for delay in (0, 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
+            batch = self.open_streams([FINISH_SECONDS] * 8)
+            if delay:
+                time.sleep(delay)
+            for stream in batch:
+                stream.call.cancel()
+            self.join(batch, 10 * LOADED)
+            self.assertLessEqual({stream.code for stream in batch}, codes)
+            for stream in batch:
+                self.assertEqual(stream.faults, [])
+        for tokens in (1, 2, 40, TOKENS - 1, TOKENS):
+            batch = self.open_streams([FINISH_SECONDS] * 2)
+            harness.wait_until(lambda b=batch, t=tokens: all(s.tokens >= t for s in b),
+                               FINISH_SECONDS, f"{tokens} tokens have come")
+            for stream in batch:
+                stream.call.cancel()
+            self.join(batch, 10 * LOADED)
+            self.assertLessEqual({stream.code for stream in batch}, codes)
+        self.check_all_ok(others)
         self.check_idle()
 
     def test_a_storm_of_deadlines_gives_back_what_it_holds(self):
