@@ -38,6 +38,9 @@ inline constexpr std::string_view kDeadline = "DEADLINE";
 inline constexpr std::string_view kEngineFault = "ENGINE_FAULT";
 inline constexpr std::string_view kCapability = "CAPABILITY";
 inline constexpr std::string_view kResponseTooLarge = "RESPONSE_TOO_LARGE";
+inline constexpr std::string_view kUnauthenticated = "UNAUTHENTICATED";
+inline constexpr std::string_view kPermissionDenied = "PERMISSION_DENIED";
+inline constexpr std::string_view kQuota = "QUOTA";
 }  // namespace reason
 
 struct FieldViolation {

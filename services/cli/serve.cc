@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/api_keys.h"
 #include "base/exit_codes.h"
 #include "base/logging.h"
 #include "base/status.h"
@@ -97,6 +98,11 @@ int RunServe(int argc, const char* const* argv) {
   // The gateway would find out only once the workers have loaded.
   if (const auto tls = ReadTlsFiles(options.tls, ServerTlsNames(), std::time(nullptr)); !tls.ok()) {
     return Fail(tls.status(), kExitConfiguration);
+  }
+  if (!options.keys_file.empty()) {
+    if (const auto keys = ReadApiKeys(options.keys_file); !keys.ok()) {
+      return Fail(keys.status(), kExitConfiguration);
+    }
   }
   if (const auto status = InitLogging(
           {.level = options.log_level, .format = options.log_format, .process = "serve"});

@@ -96,6 +96,8 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->String("announce", &options->announce, "File that gets the addresses once all is ready");
   parser->Group("Security");
   DeclareServerTlsOptions(parser, &options->tls);
+  parser->String("keys_file", &options->keys_file,
+                 "TOML file of who may call (nibble keys new writes its lines); empty: anybody");
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
   parser->Choice<std::string>("sampling_defaults", &options->sampling_defaults,
@@ -184,6 +186,7 @@ std::vector<std::string> GatewayCommandLine(const ServeOptions& options, const S
       "--log-format=" + options.log_format,
   };
   for (const auto& [flag, value] : {std::pair{"--admin-listen=", &options.admin_listen},
+                                    std::pair{"--keys-file=", &options.keys_file},
                                     std::pair{"--tls-cert=", &options.tls.certificate},
                                     std::pair{"--tls-key=", &options.tls.key},
                                     std::pair{"--tls-client-ca=", &options.tls.ca}}) {

@@ -30,7 +30,8 @@ struct ServeOptions {
   std::string worker_metrics_listen = "127.0.0.1:9110";
   std::string admin_listen;
   std::string announce;
-  TlsFiles tls;  // of the gateway's gRPC ports
+  TlsFiles tls;           // of the gateway's gRPC ports
+  std::string keys_file;  // of the gateway
 
   int32_t threads = 0;  // of one rank; 0 = this machine's cores over the ranks
   weights::MemoryOptions memory;

@@ -5,6 +5,8 @@
 #include "base/grpc_status.h"
 #include "base/logging.h"
 #include "base/version.h"
+#include "services/gateway/call_base.h"
+#include "services/gateway/status_contract.h"
 
 namespace nibble::gateway {
 namespace {
@@ -18,9 +20,17 @@ grpc::ServerUnaryReactor* Done(grpc::CallbackServerContext* context,
 
 }  // namespace
 
+grpc::ServerUnaryReactor* AdminServiceHandlers::Refuse(grpc::CallbackServerContext* context) const {
+  const auto caller = FindCaller(*core_, *context);
+  if (!caller.ok()) return Done(context, caller.status());
+  if (*caller == nullptr || (*caller)->key.admin) return nullptr;
+  return Done(context, PermissionDeniedError("the admin service"));
+}
+
 grpc::ServerUnaryReactor* AdminServiceHandlers::GetServerInfo(
     grpc::CallbackServerContext* context, const admin::v1::GetServerInfoRequest* /*request*/,
     admin::v1::GetServerInfoResponse* response) {
+  if (auto* refused = Refuse(context)) return refused;
   const BuildInfo& build = GetBuildInfo();
   response->set_program("nibble-gateway");
   response->set_version(std::string(build.version));
@@ -41,6 +51,7 @@ grpc::ServerUnaryReactor* AdminServiceHandlers::GetServerInfo(
 grpc::ServerUnaryReactor* AdminServiceHandlers::GetMemoryPlan(
     grpc::CallbackServerContext* context, const admin::v1::GetMemoryPlanRequest* /*request*/,
     admin::v1::GetMemoryPlanResponse* response) {
+  if (auto* refused = Refuse(context)) return refused;
   for (const GroupSnapshot& snapshot : core_->router.Snapshot()) {
     if (!snapshot.connected) continue;
     admin::v1::GroupMemory* group = response->add_groups();
@@ -64,6 +75,7 @@ grpc::ServerUnaryReactor* AdminServiceHandlers::GetMemoryPlan(
 grpc::ServerUnaryReactor* AdminServiceHandlers::Drain(grpc::CallbackServerContext* context,
                                                       const admin::v1::DrainRequest* /*request*/,
                                                       admin::v1::DrainResponse* response) {
+  if (auto* refused = Refuse(context)) return refused;
   set_draining_(true);
   response->set_remaining(static_cast<uint32_t>(core_->calls.size()));
   return Done(context);
@@ -72,6 +84,7 @@ grpc::ServerUnaryReactor* AdminServiceHandlers::Drain(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* AdminServiceHandlers::Undrain(
     grpc::CallbackServerContext* context, const admin::v1::UndrainRequest* /*request*/,
     admin::v1::UndrainResponse* /*response*/) {
+  if (auto* refused = Refuse(context)) return refused;
   set_draining_(false);
   return Done(context);
 }
@@ -79,6 +92,7 @@ grpc::ServerUnaryReactor* AdminServiceHandlers::Undrain(
 grpc::ServerUnaryReactor* AdminServiceHandlers::SetLogLevel(
     grpc::CallbackServerContext* context, const admin::v1::SetLogLevelRequest* request,
     admin::v1::SetLogLevelResponse* /*response*/) {
+  if (auto* refused = Refuse(context)) return refused;
   const auto level = spdlog::level::from_str(request->level());
   // from_str says "off" for anything it does not know.
   if (level == spdlog::level::off && request->level() != "off") {

@@ -34,6 +34,9 @@ class AdminServiceHandlers final : public admin::v1::AdminService::CallbackServi
                                         admin::v1::SetLogLevelResponse* response) override;
 
  private:
+  // The finished reactor where the call may not be answered: where keys are asked for, only those
+  // marked as admin may. Null: it may.
+  [[nodiscard]] grpc::ServerUnaryReactor* Refuse(grpc::CallbackServerContext* context) const;
   Core* const core_;
   const std::function<void(bool)> set_draining_;
 };

@@ -2,11 +2,13 @@
 
 #include <grpc/grpc.h>
 
+#include <iterator>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/grpc_deadline.h"
 #include "base/grpc_status.h"
+#include "base/status.h"
 #include "services/gateway/status_contract.h"
 
 namespace nibble::gateway {
@@ -33,7 +35,17 @@ CallBase::CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context)
   core_->metrics.rpcs[static_cast<size_t>(rpc)].started->Increment();
 }
 
+absl::StatusOr<std::shared_ptr<const Caller>> FindCaller(
+    const Core& core, const grpc::CallbackServerContext& context) {
+  if (core.callers == nullptr) return nullptr;
+  const auto [begin, end] = context.client_metadata().equal_range("authorization");
+  if (begin == end || std::next(begin) != end) return UnauthenticatedError();
+  return core.callers->Find({begin->second.data(), begin->second.size()});
+}
+
 absl::Status CallBase::Enter() {
+  // First: who shows no key learns nothing of the gateway's state.
+  ASSIGN_OR_RETURN(caller_, FindCaller(*core_, *context_));
   if (core_->draining.load()) return DrainingError(core_->RetryDelay());
   if (!core_->calls.Enter(this)) {
     return OverloadedError("calls in flight", static_cast<int64_t>(core_->calls.limit()));
@@ -43,11 +55,16 @@ absl::Status CallBase::Enter() {
     return OverloadedError("bytes of metadata",
                            static_cast<int64_t>(core_->limits.call_metadata_bytes));
   }
+  if (caller_ != nullptr) {
+    RETURN_IF_ERROR(caller_->Enter());
+    has_places_ = true;
+  }
   if (DeadlinePassed()) return DeadlineError();
   return absl::OkStatus();
 }
 
 void CallBase::Leave() {
+  if (has_places_) caller_->Leave();
   if (entered_) core_->calls.Leave(this);
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "services/gateway/client_sink.h"
 #include "services/gateway/core.h"
@@ -14,15 +15,21 @@
 
 namespace nibble::gateway {
 
+// Who calls, by the key that the call shows; null where no keys are asked for. UNAUTHENTICATED
+// where it shows none, several, or an unknown one.
+[[nodiscard]] absl::StatusOr<std::shared_ptr<const Caller>> FindCaller(
+    const Core& core, const grpc::CallbackServerContext& context);
+
 // Base of every reactor; one per call.
 class CallBase : public LiveCall {
  public:
   CallBase(Core* core, Rpc rpc, grpc::CallbackServerContext* context);
 
  protected:
-  // Takes the call's place. UNAVAILABLE while draining, RESOURCE_EXHAUSTED at the limit of calls
-  // or of metadata, DEADLINE_EXCEEDED when no time is left: the call is then finished without any
-  // work.
+  // Finds out who calls and takes the call's places. UNAUTHENTICATED where keys are asked for and
+  // none is shown that is known, UNAVAILABLE while draining, RESOURCE_EXHAUSTED at a limit of
+  // calls or of metadata, DEADLINE_EXCEEDED when no time is left: the call is then finished without
+  // any work.
   [[nodiscard]] absl::Status Enter();
   // Gives the place back; from OnDone, before the reactor goes.
   void Leave();
@@ -31,6 +38,8 @@ class CallBase : public LiveCall {
   [[nodiscard]] grpc::Status Close(const GenerationEnd& end);
 
   [[nodiscard]] Core& core() const { return *core_; }
+  // Null where no keys are asked for.
+  [[nodiscard]] const std::shared_ptr<const Caller>& caller() const { return caller_; }
   [[nodiscard]] Rpc rpc() const { return rpc_; }
   [[nodiscard]] Deadline arrived() const { return arrived_; }
   [[nodiscard]] Deadline deadline() const { return deadline_; }
@@ -54,7 +63,9 @@ class CallBase : public LiveCall {
   grpc::CallbackServerContext* const context_;
   const Deadline arrived_;
   const Deadline deadline_;
+  std::shared_ptr<const Caller> caller_;
   bool entered_ = false;
+  bool has_places_ = false;  // of the caller's
 };
 
 }  // namespace nibble::gateway

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "nibble/worker/v1/worker.grpc.pb.h"
 #include "services/gateway/admission.h"
+#include "services/gateway/callers.h"
 #include "services/gateway/limits.h"
 #include "services/gateway/live_calls.h"
 #include "services/gateway/metrics.h"
@@ -50,6 +51,7 @@ struct Core {
   Randomness random;
   std::function<std::string()> today;  // "2025-01-31T12:34:56", for chat templates
   std::vector<std::unique_ptr<worker::v1::WorkerService::Stub>> workers;  // by group
+  std::unique_ptr<Callers> callers;  // null: anybody may call, and nobody is a tenant
   std::atomic<bool> draining{false};
   WorkPool pool;  // last: its tasks use the others
 

@@ -20,7 +20,7 @@ void EventStream::Start(const grpc::ByteBuffer& bytes) {
   absl::Status status = Enter();
   if (status.ok()) {
     auto input = Parse(bytes);
-    if (input.ok()) return generation_->Begin(*std::move(input));
+    if (input.ok()) return generation_->Begin(*std::move(input), caller());
     status = input.status();
   }
   generation_->Refuse(status);

@@ -38,8 +38,29 @@ std::optional<Rejection> RejectionOf(const absl::Status& status) {
   if (reason == reason::kNoWorker) return Rejection::kNoWorker;
   if (reason == reason::kOverloaded) return Rejection::kOverloaded;
   if (reason == reason::kDraining) return Rejection::kDraining;
+  if (reason == reason::kUnauthenticated) return Rejection::kUnauthenticated;
+  if (reason == reason::kPermissionDenied) return Rejection::kForbidden;
+  if (reason == reason::kQuota) return Rejection::kQuota;
   if (status.code() == absl::StatusCode::kInvalidArgument) return Rejection::kInvalid;
   return std::nullopt;
+}
+
+worker::v1::Priority OnTheWire(Priority priority) {
+  switch (priority) {
+    case Priority::kLow:
+      return worker::v1::PRIORITY_LOW;
+    case Priority::kNormal:
+      return worker::v1::PRIORITY_NORMAL;
+    case Priority::kHigh:
+      return worker::v1::PRIORITY_HIGH;
+  }
+  return worker::v1::PRIORITY_UNSPECIFIED;
+}
+
+void NameCaller(const Caller& caller, worker::v1::GenerateRequest* request) {
+  request->set_tenant(caller.tenant->name());
+  request->set_priority(OnTheWire(caller.key.priority));
+  request->set_prefix_salt(caller.tenant->prefix_salt());
 }
 
 void SetDuration(Duration value, google::protobuf::Duration* duration) {
@@ -50,12 +71,19 @@ void SetDuration(Duration value, google::protobuf::Duration* duration) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const ServedModel>> ModelOrStatus(Core* core,
+absl::StatusOr<std::shared_ptr<const ServedModel>> ModelOrStatus(Core* core, const Caller* caller,
                                                                  const Resolution& resolution,
                                                                  const std::string& name,
                                                                  const std::string& field) {
+  // By its name alone where one is given, so that the answer does not say what else is served.
+  if (caller != nullptr && !name.empty() && !caller->MayUse(name)) {
+    return PermissionDeniedError("this model");
+  }
   switch (resolution.outcome) {
     case Resolution::Outcome::kFound:
+      if (caller != nullptr && !caller->MayUse(resolution.model->name())) {
+        return PermissionDeniedError("this model");
+      }
       return resolution.model;
     case Resolution::Outcome::kUnknown:
       return UnknownModelError(name);
@@ -77,12 +105,17 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> Generation::CheckRequest() {
   const Resolution resolution = core_.router.Resolve(*input.model);
   const auto violations = core_.admission.CheckFields(input, resolution.model.get());
   if (!violations.empty()) return InvalidFieldsError(violations);
-  return ModelOrStatus(&core_, resolution, *input.model, input.prefix + "model");
+  return ModelOrStatus(&core_, caller_.get(), resolution, *input.model, input.prefix + "model");
 }
 
-void Generation::Begin(OwnedInput input) {
+void Generation::Begin(OwnedInput input, std::shared_ptr<const Caller> caller) {
   input_ = std::move(input);
-  const auto model = CheckRequest();
+  caller_ = std::move(caller);
+  auto model = CheckRequest();
+  if (model.ok() && caller_ != nullptr) {
+    absl::Status quota = caller_->tenant->CheckQuota(core_.clock->Now());
+    if (!quota.ok()) model = std::move(quota);
+  }
   absl::MutexLock lock(&mutex_);
   if (ended_) return;  // cut by the end of a drain since it entered
   if (!model.ok()) return End(model.status());
@@ -119,7 +152,12 @@ void Generation::Prepare(std::shared_ptr<const ServedModel> model) {
   input_ = {};
   model_metrics_->requests_inflight->Increment();
   model_metrics_->prompt_tokens->Increment(request_->prompt_tokens());
+  if (caller_ != nullptr) {
+    caller_->tenant->ChargePrompt(request_->prompt_tokens(), core_.clock->Now());
+  }
   if (TimeLeft() <= core_.limits.deadline_margin) return End(DeadlineError());
+  queued_ = true;
+  model_metrics_->queue_depth[static_cast<size_t>(ClassOf())]->Increment();
   if (!StartAttempt(std::nullopt)) End(NoGroupReadyError(core_.RetryDelay()));
 }
 
@@ -141,6 +179,7 @@ bool Generation::StartAttempt(std::optional<size_t> excluded) {
   for (uint32_t i = 0; i < request_->n(); ++i) {
     worker::v1::GenerateRequest request = request_->WorkerRequest(i);
     request.set_request_id(wire_id + "-" + std::to_string(i));
+    if (caller_ != nullptr) NameCaller(*caller_, &request);
     slots_[i].choice = std::make_unique<Choice>(&*request_, i);
     slots_[i].call = new UpstreamCall(shared_from_this(), &core_.upstreams,
                                       {.group = *group_, .attempt = attempt_, .choice = i});
@@ -185,6 +224,7 @@ void Generation::Resume() {
 
 void Generation::SendStarted() {
   if (std::exchange(started_, true)) return;
+  LeaveQueue();
   core_.metrics.upstream_seconds->Observe(Seconds(core_.clock->Now() - sent_));
   options_.sink->OnStarted(request_id_, request_->NewStarted());
 }
@@ -240,6 +280,7 @@ void Generation::HandleMessage(UpstreamCall* call) {
   const uint32_t delivered = slot.choice->token_count() - before;
   tokens_ += delivered;
   model_metrics_->generated_tokens->Increment(delivered);
+  if (caller_ != nullptr) caller_->tenant->ChargeGenerated(delivered, core_.clock->Now());
   Deliver(call, *std::move(output));
 }
 
@@ -322,9 +363,15 @@ void Generation::Stop(const absl::Status& status, CancelledBy by, bool flush) {
   End(status, /*abandon=*/!flush);
 }
 
+void Generation::LeaveQueue() {
+  if (!std::exchange(queued_, false)) return;
+  model_metrics_->queue_depth[static_cast<size_t>(ClassOf())]->Decrement();
+}
+
 void Generation::End(absl::Status status, bool abandon) {
   CHECK(!ended_);
   ended_ = true;
+  LeaveQueue();
   DropCalls();
   if (holds_retry_) core_.retry_budget.Return();
   Record(status);

@@ -42,8 +42,8 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
  public:
   explicit Generation(const GenerationOptions& options) : options_(options), core_(*options.core) {}
 
-  // Once. The sink may be called from here on.
-  void Begin(OwnedInput input);
+  // Once. The sink may be called from here on. `caller` is null where no keys are asked for.
+  void Begin(OwnedInput input, std::shared_ptr<const Caller> caller);
   // Instead of Begin: the call was refused before its request was looked at.
   void Refuse(const absl::Status& status);
   // Ends it with `status`. `flush` says whether what waits for the client still goes out.
@@ -87,12 +87,17 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   [[nodiscard]] bool Retry(UpstreamFault fault) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   [[nodiscard]] Duration TimeLeft() const;
 
+  [[nodiscard]] Priority ClassOf() const {
+    return caller_ ? caller_->key.priority : Priority::kNormal;
+  }
+  void LeaveQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(absl::Status status, bool abandon = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Record(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const GenerationOptions options_;
   Core& core_;
-  OwnedInput input_;  // until it is admitted; written by Begin, then the pool's
+  std::shared_ptr<const Caller> caller_;  // written by Begin
+  OwnedInput input_;                      // until it is admitted; written by Begin, then the pool's
 
   absl::Mutex mutex_;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
@@ -103,6 +108,7 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   int attempt_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<size_t> group_ ABSL_GUARDED_BY(mutex_);
   Deadline sent_ ABSL_GUARDED_BY(mutex_);
+  bool queued_ ABSL_GUARDED_BY(mutex_) = false;  // counts as waiting for a group's slot
   bool holds_retry_ ABSL_GUARDED_BY(mutex_) = false;
   bool started_ ABSL_GUARDED_BY(mutex_) = false;
   bool committed_ ABSL_GUARDED_BY(mutex_) = false;  // a token has arrived: no retry any more
@@ -113,8 +119,10 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   std::string cause_ ABSL_GUARDED_BY(mutex_);
 };
 
-// The model that a request means, or why there is none: NOT_FOUND, UNAVAILABLE, INVALID_ARGUMENT.
+// The model that a request means, or why there is none: NOT_FOUND, UNAVAILABLE, INVALID_ARGUMENT,
+// PERMISSION_DENIED where the caller (null: anybody) may not use it, served or not.
 [[nodiscard]] absl::StatusOr<std::shared_ptr<const ServedModel>> ModelOrStatus(
-    Core* core, const Resolution& resolution, const std::string& name, const std::string& field);
+    Core* core, const Caller* caller, const Resolution& resolution, const std::string& name,
+    const std::string& field);
 
 }  // namespace nibble::gateway

@@ -12,7 +12,9 @@ using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
-constexpr size_t kModelsMax = 64;  // distinct label values
+// Distinct label values.
+constexpr size_t kModelsMax = 64;
+constexpr size_t kTenantsMax = 256;
 
 Buckets RequestSeconds() {
   return {.05, .1, .2, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800};
@@ -60,7 +62,8 @@ constexpr std::array<const char*, kStatusCodes> kCodeNames = {
 constexpr std::array<const char*, kFinishLabels> kFinishNames = {"none", "stop", "length", "eos",
                                                                  "stop_string"};
 constexpr std::array<const char*, kRejections> kRejectionNames = {
-    "invalid", "context_length", "unknown_model", "overloaded", "draining", "no_worker"};
+    "invalid",   "context_length",  "unknown_model", "overloaded", "draining",
+    "no_worker", "unauthenticated", "forbidden",     "quota"};
 
 }  // namespace
 
@@ -173,6 +176,10 @@ void GatewayMetrics::DeclareGateway() {
   route_seconds = &stages.Add({{"stage", "route"}}, StageSeconds());
   upstream_seconds = &stages.Add({{"stage", "upstream"}}, StageSeconds());
   detokenize_seconds = &stages.Add({{"stage", "detokenize"}}, StageSeconds());
+  tenant_tokens_ = &BuildCounter()
+                        .Name("nibble_gateway_tenant_tokens_total")
+                        .Help("Tokens charged to the tenant's quota.")
+                        .Register(*registry_);
   const BuildInfo& build = GetBuildInfo();
   BuildGauge()
       .Name("nibble_build_info")
@@ -198,6 +205,8 @@ void GatewayMetrics::DeclareModelFamilies() {
       gauge("nibble_gateway_requests_inflight", "Generation requests that have been admitted.");
   families_.ready =
       gauge("nibble_gateway_model_ready", "1 while a worker group that serves the model is ready.");
+  families_.queue_depth = gauge("nibble_gateway_queue_depth",
+                                "Requests that a group has been sent and has not admitted yet.");
   families_.prompt_tokens =
       counter("nibble_gateway_prompt_tokens_total", "Prompt tokens of admitted requests.");
   families_.generated_tokens =
@@ -222,6 +231,11 @@ std::unique_ptr<ModelMetrics> GatewayMetrics::NewModel(const std::string& label)
   model->label = label;
   model->requests_inflight = &families_.requests_inflight->Add(labels);
   model->ready = &families_.ready->Add(labels);
+  for (size_t i = 0; i < kPriorities; ++i) {
+    prometheus::Labels with_priority = labels;
+    with_priority.emplace("priority", PriorityWord(static_cast<Priority>(i)));
+    model->queue_depth[i] = &families_.queue_depth->Add(with_priority);
+  }
   model->prompt_tokens = &families_.prompt_tokens->Add(labels);
   model->generated_tokens = &families_.generated_tokens->Add(labels);
   model->request_seconds = &families_.request_seconds->Add(labels, RequestSeconds());
@@ -247,6 +261,15 @@ const ModelMetrics& GatewayMetrics::ForModel(const std::string& name) {
     if (found == models_.end()) found = models_.emplace(label, NewModel(label)).first;
   }
   return *found->second;
+}
+
+TenantMetrics GatewayMetrics::ForTenant(const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  const bool counted = tenants_.contains(name) || tenants_.size() < kTenantsMax;
+  if (counted) tenants_.insert(name);
+  const std::string label = counted ? name : "other";
+  return {.prompt_tokens = &tenant_tokens_->Add({{"tenant", label}, {"type", "prompt"}}),
+          .generated_tokens = &tenant_tokens_->Add({{"tenant", label}, {"type", "generated"}})};
 }
 
 void GatewayMetrics::RequestEnded(const ModelMetrics& model, absl::StatusCode code,

@@ -11,12 +11,14 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "base/api_keys.h"
 
 namespace nibble::gateway {
 
@@ -52,6 +54,7 @@ struct ModelMetrics {
   std::string label;
   prometheus::Gauge* requests_inflight = nullptr;
   prometheus::Gauge* ready = nullptr;
+  std::array<prometheus::Gauge*, kPriorities> queue_depth{};
   prometheus::Counter* prompt_tokens = nullptr;
   prometheus::Counter* generated_tokens = nullptr;
   prometheus::Histogram* request_seconds = nullptr;
@@ -69,6 +72,12 @@ struct WorkerMetrics {
   prometheus::Counter* routed_fallback = nullptr;
 };
 
+// Tokens of one tenant, over all of its keys.
+struct TenantMetrics {
+  prometheus::Counter* prompt_tokens = nullptr;
+  prometheus::Counter* generated_tokens = nullptr;
+};
+
 enum class Rejection {
   kInvalid,
   kContextLength,
@@ -76,8 +85,11 @@ enum class Rejection {
   kOverloaded,
   kDraining,
   kNoWorker,
+  kUnauthenticated,
+  kForbidden,
+  kQuota,
 };
-inline constexpr size_t kRejections = 6;
+inline constexpr size_t kRejections = 9;
 
 enum class CancelledBy { kClient, kDeadline, kServer };
 
@@ -90,6 +102,8 @@ class GatewayMetrics {
 
   // The model's own, "other" past the bound on distinct models, "unknown" for the empty name.
   [[nodiscard]] const ModelMetrics& ForModel(const std::string& name);
+  // A tenant of the keys file; "other" past the bound on distinct tenants.
+  [[nodiscard]] TenantMetrics ForTenant(const std::string& name);
   // Counts one ended request.
   void RequestEnded(const ModelMetrics& model, absl::StatusCode code, FinishLabel finish);
 
@@ -120,6 +134,7 @@ class GatewayMetrics {
   struct ModelFamilies {
     prometheus::Family<prometheus::Gauge>* requests_inflight = nullptr;
     prometheus::Family<prometheus::Gauge>* ready = nullptr;
+    prometheus::Family<prometheus::Gauge>* queue_depth = nullptr;
     prometheus::Family<prometheus::Counter>* prompt_tokens = nullptr;
     prometheus::Family<prometheus::Counter>* generated_tokens = nullptr;
     prometheus::Family<prometheus::Counter>* requests = nullptr;
@@ -129,7 +144,9 @@ class GatewayMetrics {
     prometheus::Family<prometheus::Histogram>* inter_token_seconds = nullptr;
     prometheus::Family<prometheus::Histogram>* time_to_first_token_seconds = nullptr;
   } families_;
+  prometheus::Family<prometheus::Counter>* tenant_tokens_ = nullptr;
   absl::Mutex mutex_;
+  std::set<std::string> tenants_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<ModelMetrics>> models_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -83,7 +83,10 @@ void ListModelsCall::Run(const grpc::ByteBuffer& bytes) {
   const absl::Status parsed = ParseMessage(bytes, &request);
   if (!parsed.ok()) return Reply(parsed);
   auto response = std::make_unique<pb::ListModelsResponse>();
-  for (pb::Model& model : DescribeModels(&core())) *response->add_models() = std::move(model);
+  for (pb::Model& model : DescribeModels(&core())) {
+    if (caller() != nullptr && !caller()->MayUse(model.name())) continue;
+    *response->add_models() = std::move(model);
+  }
   Reply(std::move(response));
 }
 
@@ -94,8 +97,8 @@ void GetModelCall::Run(const grpc::ByteBuffer& bytes) {
   std::vector<FieldViolation> violations;
   core().admission.CheckModelName(request.name(), "name", &violations);
   if (!violations.empty()) return Reply(InvalidFieldsError(violations));
-  const auto served =
-      ModelOrStatus(&core(), core().router.Resolve(request.name()), request.name(), "name");
+  const auto served = ModelOrStatus(&core(), caller().get(), core().router.Resolve(request.name()),
+                                    request.name(), "name");
   if (!served.ok()) return Reply(served.status());
   auto response = std::make_unique<pb::GetModelResponse>();
   for (pb::Model& model : DescribeModels(&core())) {

@@ -50,6 +50,8 @@ void DeclareOptions(ConfigParser* parser, ProgramOptions* options) {
   parser->String("groups_tls.key", &gateway.groups_tls.key, "PEM file of its key");
   parser->String("groups_tls.name", &gateway.groups_tls_name,
                  "Name in the groups' certificates; empty: the host of their address");
+  parser->String("keys_file", &gateway.keys_file,
+                 "TOML file of who may call (nibble keys new writes its lines); empty: anybody");
   parser->Group("Limits");
   parser->Int("max_concurrency", &gateway.limits.max_concurrency, {1, 1 << 20},
               "Calls in flight; more are refused");

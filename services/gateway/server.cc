@@ -3,6 +3,8 @@
 #include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 
 #include <ctime>
 #include <utility>
@@ -53,6 +55,17 @@ void SetTransport(const Limits& limits, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 16 << 10);
 }
 
+// Where keys are asked for nothing is left that asks for none: reflection cannot.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    std::erase_if(*plugins, [](const auto& plugin) {
+      return absl::StrContains(plugin->name(), "reflection");
+    });
+  }
+};
+
 absl::Status CannotListen(const char* key, const std::string& address) {
   return absl::InvalidArgumentError(absl::StrCat(
       key, " \"", address, "\" cannot be listened on: in use, or not of this machine"));
@@ -86,6 +99,11 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(GatewayOptio
   std::unique_ptr<GatewayServer> server(new GatewayServer(WithDefaults(std::move(options)), clock));
   RETURN_IF_ERROR(server->OpenTls());
   RETURN_IF_ERROR(server->ConnectGroups());
+  if (const std::string& keys = server->options_.keys_file; !keys.empty()) {
+    ASSIGN_OR_RETURN(
+        server->core_.callers,
+        Callers::Open({.path = keys, .clock = clock, .metrics = &server->core_.metrics}));
+  }
   RETURN_IF_ERROR(server->StartPublic());
   RETURN_IF_ERROR(server->StartAdmin());
   RETURN_IF_ERROR(server->StartMetrics());
@@ -137,6 +155,7 @@ absl::Status GatewayServer::StartPublic() {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   SetTransport(options_.limits, &builder);
+  if (core_.callers != nullptr) builder.SetOption(std::make_unique<WithoutReflection>());
   builder.RegisterService(&inference_);
   builder.RegisterService(&models_);
   ASSIGN_OR_RETURN(server_, Listen("listen", options_.listen, Credentials(), &builder, &address_));
@@ -148,6 +167,7 @@ absl::Status GatewayServer::StartAdmin() {
   if (options_.admin_listen.empty()) return absl::OkStatus();
   grpc::ServerBuilder builder;
   SetTransport(options_.limits, &builder);
+  if (core_.callers != nullptr) builder.SetOption(std::make_unique<WithoutReflection>());
   builder.RegisterService(&admin_);
   ASSIGN_OR_RETURN(admin_server_, Listen("admin_listen", options_.admin_listen, Credentials(),
                                          &builder, &admin_address_));

@@ -32,6 +32,7 @@ struct GatewayOptions {
   TlsFiles tls = {};                       // of the gRPC ports; its CA signs clients
   TlsFiles groups_tls = {};                // towards the groups
   std::string groups_tls_name = {};        // in their certificates; empty = the address's
+  std::string keys_file = {};              // base/api_keys.h; empty = anybody may call
   SamplingSource sampling = SamplingSource::kModel;
   Limits limits = {};
   RouterOptions router = {};

@@ -58,6 +58,31 @@ absl::Status OverloadedError(std::string_view what, int64_t limit) {
                     reason::kOverloaded);
 }
 
+absl::Status UnauthenticatedError() {
+  return WithReason(absl::UnauthenticatedError(
+                        "a key is needed: metadata \"authorization: Bearer KEY\" with a known key"),
+                    reason::kUnauthenticated);
+}
+
+absl::Status PermissionDeniedError(std::string_view what) {
+  return WithReason(
+      absl::PermissionDeniedError(absl::StrCat("the key may not use ", std::string(what))),
+      reason::kPermissionDenied);
+}
+
+absl::Status QuotaError(std::string_view what, int64_t limit) {
+  return WithReason(absl::ResourceExhaustedError(
+                        absl::StrCat("too many ", std::string(what), "; limit is ", limit)),
+                    reason::kQuota);
+}
+
+absl::Status TokenQuotaError(int64_t tokens_per_minute, Duration delay) {
+  return RetryLater(
+      absl::ResourceExhaustedError(absl::StrCat("the tenant's tokens are used up; quota is ",
+                                                tokens_per_minute, " a minute at this gateway")),
+      reason::kQuota, delay);
+}
+
 absl::Status SlowReaderError(Duration stalled) {
   return WithReason(absl::ResourceExhaustedError(
                         absl::StrCat("the client read nothing for ", Milliseconds(stalled), " ms")),

@@ -29,6 +29,13 @@ inline constexpr char kCauseTrailer[] = "x-cause";
 [[nodiscard]] absl::Status DrainCutError();
 // A bound of the gateway itself: calls in flight, texts to tokenize.
 [[nodiscard]] absl::Status OverloadedError(std::string_view what, int64_t limit);
+// No key, or none that is known: the same words for both.
+[[nodiscard]] absl::Status UnauthenticatedError();
+// The key may not have `what`, which is a closed word or a name that the client gave itself.
+[[nodiscard]] absl::Status PermissionDeniedError(std::string_view what);
+// A bound of the key or its tenant: `what` is in flight; or its tokens are used up for `delay`.
+[[nodiscard]] absl::Status QuotaError(std::string_view what, int64_t limit);
+[[nodiscard]] absl::Status TokenQuotaError(int64_t tokens_per_minute, Duration delay);
 [[nodiscard]] absl::Status SlowReaderError(Duration stalled);
 [[nodiscard]] absl::Status DeadlineError();
 [[nodiscard]] absl::Status CancelledError();

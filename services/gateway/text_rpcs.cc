@@ -66,8 +66,8 @@ void TokenizeCall::Run(const grpc::ByteBuffer& bytes) {
   if (!parsed.ok()) return Reply(parsed);
   const auto violations = CheckTokenize(core().admission, *request);
   if (!violations.empty()) return Reply(InvalidFieldsError(violations));
-  const auto model =
-      ModelOrStatus(&core(), core().router.Resolve(request->model()), request->model(), "model");
+  const auto model = ModelOrStatus(&core(), caller().get(), core().router.Resolve(request->model()),
+                                   request->model(), "model");
   if (!model.ok()) return Reply(model.status());
   ReplyFromPool(request->ByteSizeLong(), [request, model = *model, today = core().today] {
     return Tokenize(*model, *request, today());
@@ -84,7 +84,7 @@ void DetokenizeCall::Run(const grpc::ByteBuffer& bytes) {
   core().admission.CheckTokenIds(request->token_ids(), "token_ids", resolution.model.get(),
                                  &violations);
   if (!violations.empty()) return Reply(InvalidFieldsError(violations));
-  const auto model = ModelOrStatus(&core(), resolution, request->model(), "model");
+  const auto model = ModelOrStatus(&core(), caller().get(), resolution, request->model(), "model");
   if (!model.ok()) return Reply(model.status());
   ReplyFromPool(request->ByteSizeLong(), [request, model = *model]() -> absl::StatusOr<MessagePtr> {
     const std::vector<int32_t> ids(request->token_ids().begin(), request->token_ids().end());

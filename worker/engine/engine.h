@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "base/priority.h"
 #include "worker/step/executor.h"
 #include "worker/step/group_stats.h"
 #include "worker/step/plan_channel.h"
@@ -28,6 +29,8 @@ struct Request {
   int32_t logprobs = -1;
   Deadline deadline = Deadline::max();
   Deadline queue_deadline = Deadline::max();  // for admission
+  std::string tenant = {};                    // shares the group fairly; empty = nobody
+  Priority priority = Priority::kNormal;
 };
 
 enum class FinishReason { kStop, kLength };
@@ -61,7 +64,8 @@ class Sink {
 };
 
 struct EngineOptions {
-  int32_t queue_size = 128;  // waiting requests; more are RESOURCE_EXHAUSTED
+  // Waiting requests; more are RESOURCE_EXHAUSTED. One tenant may have four fifths of it.
+  int32_t queue_size = 128;
   int64_t queue_prompt_tokens = 1 << 20;
   int32_t prefill_chunk_tokens = 512;  // of one step, all sequences together
   // Fewer, once steps with prompts were seen to take longer than this; 0 is off. Attention slows

@@ -7,21 +7,35 @@
 
 namespace nibble::engine {
 
-absl::Status Inbox::CheckRoom(int64_t prompt_tokens) const {
+absl::Status Inbox::QueueFull(const std::string& what) const {
+  stats_->rejected[step::kQueueFull].Add();
+  return absl::ResourceExhaustedError(absl::StrCat("queue is full: ", what));
+}
+
+absl::Status Inbox::CheckRoom(const std::string& tenant, int64_t prompt_tokens) const {
   if (closed_) {
     stats_->rejected[step::kDrainingReject].Add();
     return absl::UnavailableError(close_reason_);
   }
   if (waiting_ >= limits_.queue_size) {
-    stats_->rejected[step::kQueueFull].Add();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("queue is full: ", waiting_, " requests wait; limit is ", limits_.queue_size));
+    return QueueFull(absl::StrCat(waiting_, " requests wait; limit is ", limits_.queue_size));
   }
   if (waiting_ > 0 && waiting_prompt_tokens_ + prompt_tokens > limits_.queue_prompt_tokens) {
-    stats_->rejected[step::kQueueFull].Add();
-    return absl::ResourceExhaustedError(absl::StrCat("queue is full: ", waiting_prompt_tokens_,
-                                                     " prompt tokens wait; limit is ",
-                                                     limits_.queue_prompt_tokens));
+    return QueueFull(absl::StrCat(waiting_prompt_tokens_, " prompt tokens wait; limit is ",
+                                  limits_.queue_prompt_tokens));
+  }
+  const auto own = tenants_.find(tenant);
+  if (own == tenants_.end()) return absl::OkStatus();
+  const int64_t requests = limits_.tenant_share * int64_t{limits_.queue_size - waiting_};
+  if (own->second.requests >= requests) {
+    return QueueFull(absl::StrCat("the tenant has ", own->second.requests, " of ", waiting_,
+                                  " requests that wait"));
+  }
+  const int64_t tokens =
+      limits_.tenant_share * (limits_.queue_prompt_tokens - waiting_prompt_tokens_);
+  if (own->second.prompt_tokens + prompt_tokens > tokens) {
+    return QueueFull(absl::StrCat("the tenant has ", own->second.prompt_tokens, " of ",
+                                  waiting_prompt_tokens_, " prompt tokens that wait"));
   }
   return absl::OkStatus();
 }
@@ -50,11 +64,19 @@ absl::StatusOr<RequestId> Inbox::Submit(Request request, std::shared_ptr<Sink> s
   RequestId id = 0;
   {
     const std::lock_guard lock(mutex_);
-    absl::Status room = CheckRoom(prompt_tokens);
+    absl::Status room = CheckRoom(request.tenant, prompt_tokens);
     if (!room.ok()) return room;
     id = NewId();
     ++waiting_;
     waiting_prompt_tokens_ += prompt_tokens;
+    Place& place = places_[PlaceOf(id)];
+    place.tenant = request.tenant;
+    place.prompt_tokens = prompt_tokens;
+    if (!place.tenant.empty()) {
+      Waiting& own = tenants_[place.tenant];
+      ++own.requests;
+      own.prompt_tokens += prompt_tokens;
+    }
     SetGauges();
     submissions_.push_back(
         {.id = id, .request = std::move(request), .sink = std::move(sink), .submitted = now});
@@ -105,12 +127,19 @@ void Inbox::WaitForWork() {
   work_.wait(lock, [this] { return stopping() || !submissions_.empty() || !cancels_.empty(); });
 }
 
-void Inbox::LeaveQueue(int32_t requests, int64_t prompt_tokens) {
+void Inbox::LeaveQueue(const std::vector<RequestId>& ids) {
   const std::lock_guard lock(mutex_);
-  CHECK(requests <= waiting_);
-  CHECK(prompt_tokens <= waiting_prompt_tokens_);
-  waiting_ -= requests;
-  waiting_prompt_tokens_ -= prompt_tokens;
+  for (const RequestId id : ids) {
+    const Place& place = places_[PlaceOf(id)];
+    CHECK(place.live && place.generation == static_cast<uint32_t>(id >> 32));
+    --waiting_;
+    waiting_prompt_tokens_ -= place.prompt_tokens;
+    if (place.tenant.empty()) continue;
+    const auto own = tenants_.find(place.tenant);
+    own->second.prompt_tokens -= place.prompt_tokens;
+    if (--own->second.requests == 0) tenants_.erase(own);
+  }
+  CHECK(waiting_ >= 0 && waiting_prompt_tokens_ >= 0);
   SetGauges();
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,6 +34,9 @@ class Inbox {
   struct Limits {
     int32_t queue_size = 0;           // requests not admitted yet
     int64_t queue_prompt_tokens = 0;  // of those together; a lone request may have more
+    // One tenant may have this many times what is left free, of either: it can take four fifths of
+    // an empty queue, several together most of it, and whoever has nothing waiting finds room.
+    int32_t tenant_share = 4;
   };
 
   // `stats` outlives the inbox; it writes the gauges of waiting requests and the rejections.
@@ -55,7 +59,7 @@ class Inbox {
   // Engine thread: sleeps until there is something to take, or Stop().
   void WaitForWork();
   // Engine thread: requests that were admitted, or ended before that.
-  void LeaveQueue(int32_t requests, int64_t prompt_tokens);
+  void LeaveQueue(const std::vector<RequestId>& ids);
   // Engine thread: requests that have ended. Their ids mean nothing from here on.
   void Release(const std::vector<RequestId>& ids);
 
@@ -64,9 +68,17 @@ class Inbox {
     uint32_t generation = 0;
     bool live = false;
     bool cancelled = false;
+    std::string tenant;  // empty = nobody in particular
+    int64_t prompt_tokens = 0;
   };
 
-  [[nodiscard]] absl::Status CheckRoom(int64_t prompt_tokens) const;
+  struct Waiting {
+    int32_t requests = 0;
+    int64_t prompt_tokens = 0;
+  };
+
+  [[nodiscard]] absl::Status CheckRoom(const std::string& tenant, int64_t prompt_tokens) const;
+  [[nodiscard]] absl::Status QueueFull(const std::string& what) const;
   [[nodiscard]] RequestId NewId();
   void SetGauges();
 
@@ -83,6 +95,7 @@ class Inbox {
   std::vector<uint32_t> free_places_;
   int32_t waiting_ = 0;
   int64_t waiting_prompt_tokens_ = 0;
+  std::unordered_map<std::string, Waiting> tenants_;  // those with anything waiting
   bool closed_ = false;
   std::string close_reason_;
 };

@@ -218,7 +218,9 @@ void LoopEngine::Accept(Submission submission) {
                   .stop_ids = std::move(request.stop_ids),
                   .logprobs = request.logprobs,
                   .deadline = request.deadline,
-                  .queue_deadline = request.queue_deadline});
+                  .queue_deadline = request.queue_deadline,
+                  .tenant = std::move(request.tenant),
+                  .priority = request.priority});
 }
 
 absl::Status LoopEngine::Launch(const scheduling::PlannedStep& step) {
@@ -282,10 +284,9 @@ void LoopEngine::Deliver() {
     }
   }
   scheduler_.ClearEvents();
-  if (left_queue_ > 0) {
-    inbox_.LeaveQueue(left_queue_, left_queue_prompt_tokens_);
-    left_queue_ = 0;
-    left_queue_prompt_tokens_ = 0;
+  if (!left_queue_.empty()) {
+    inbox_.LeaveQueue(left_queue_);
+    left_queue_.clear();
   }
   if (!ended_.empty()) {
     inbox_.Release(ended_);
@@ -295,8 +296,7 @@ void LoopEngine::Deliver() {
 
 void LoopEngine::DeliverAdmitted(Active* active) {
   active->admitted = now_;
-  ++left_queue_;
-  left_queue_prompt_tokens_ += active->prompt_tokens;
+  left_queue_.push_back(active->id);
   stats_->requests_running.Add(1);
   stats_->queue_seconds.Observe(step::kTtftSecondsBounds, Seconds(now_ - active->submitted));
   active->sink->OnAdmitted(/*cached_prompt_tokens=*/0);
@@ -326,8 +326,7 @@ void LoopEngine::DeliverEnd(const Event& event, Active* active) {
   if (event.was_admitted) {
     stats_->requests_running.Add(-1);
   } else {
-    ++left_queue_;
-    left_queue_prompt_tokens_ += active->prompt_tokens;
+    left_queue_.push_back(active->id);
   }
   CountEnd(event, *active);
   ended_.push_back(active->id);

@@ -96,8 +96,7 @@ class LoopEngine final : public Engine {
   std::vector<Submission> submissions_;
   std::vector<RequestId> cancels_;
   std::vector<RequestId> ended_;
-  int32_t left_queue_ = 0;
-  int64_t left_queue_prompt_tokens_ = 0;
+  std::vector<RequestId> left_queue_;
 };
 
 }  // namespace nibble::engine

@@ -9,6 +9,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/api_keys.h"
 #include "base/grpc_status.h"
 
 namespace nibble::rpc {
@@ -17,6 +18,7 @@ namespace {
 constexpr float kTemperatureMax = 100;
 constexpr float kRepetitionPenaltyMin = 0.01f;
 constexpr float kRepetitionPenaltyMax = 100;
+constexpr size_t kPrefixSaltBytesMax = 32;
 
 // Collects what is wrong, field by field.
 class Violations {
@@ -116,6 +118,22 @@ step::SamplingParams ConvertSampling(const worker::v1::SamplingParams& from,
   return to;
 }
 
+// An enumerator of a newer gateway counts as the ordinary class.
+Priority ConvertPriority(worker::v1::Priority priority) {
+  if (priority == worker::v1::PRIORITY_LOW) return Priority::kLow;
+  return priority == worker::v1::PRIORITY_HIGH ? Priority::kHigh : Priority::kNormal;
+}
+
+void CheckTenant(const worker::v1::GenerateRequest& request, Violations* violations) {
+  if (!request.tenant().empty() && !IsKeyName(request.tenant())) {
+    violations->Add("tenant", "allowed: at most 64 of a-z, A-Z, 0-9, - and _");
+  }
+  if (request.prefix_salt().size() > kPrefixSaltBytesMax) {
+    violations->Add("prefix_salt", absl::StrCat("has ", request.prefix_salt().size(),
+                                                " bytes; limit is ", kPrefixSaltBytesMax));
+  }
+}
+
 Deadline ConvertQueueTimeout(const worker::v1::GenerateRequest& request,
                              const RequestLimits& limits, Deadline now, Violations* violations) {
   if (!request.has_queue_timeout()) return now + limits.queue_wait_default;
@@ -169,6 +187,7 @@ absl::StatusOr<engine::Request> ToEngineRequest(const worker::v1::GenerateReques
                                                 const Clock& clock) {
   Violations violations;
   CheckCounts(request, limits, &violations);
+  CheckTenant(request, &violations);
   if (!request.has_sampling()) violations.Add("sampling", "is not set");
 
   engine::Request converted;
@@ -183,6 +202,8 @@ absl::StatusOr<engine::Request> ToEngineRequest(const worker::v1::GenerateReques
     return ContextError(prompt_tokens, request.max_tokens(), limits.max_context);
   }
   converted.prompt.assign(request.prompt_token_ids().begin(), request.prompt_token_ids().end());
+  converted.tenant = request.tenant();
+  converted.priority = ConvertPriority(request.priority());
   converted.seed = request.seed();
   converted.max_tokens = static_cast<int32_t>(request.max_tokens());
   converted.min_tokens = static_cast<int32_t>(request.min_tokens());

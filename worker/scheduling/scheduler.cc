@@ -17,10 +17,10 @@ int32_t BlocksFor(int32_t positions) {
   return (positions + step::kBlockTokens - 1) / step::kBlockTokens;
 }
 
-void InsertByArrival(Sequence* sequence, std::vector<Sequence*>* list) {
-  const auto place = std::upper_bound(
-      list->begin(), list->end(), sequence,
-      [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; });
+void InsertByAge(Sequence* sequence, std::vector<Sequence*>* list) {
+  const auto place =
+      std::upper_bound(list->begin(), list->end(), sequence,
+                       [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
   list->insert(place, sequence);
 }
 
@@ -102,12 +102,14 @@ void Scheduler::Add(SequenceSpec spec) {
   sequence->deadline = spec.deadline;
   sequence->queue_deadline = spec.queue_deadline;
   next_deadline_ = std::min({next_deadline_, spec.deadline, spec.queue_deadline});
-  waiting_.push_back(sequence);
+  queue_.Join(spec.tenant, spec.priority, sequence);
+  queue_.Push(sequence);
 }
 
 void Scheduler::Cancel(uint64_t id) {
   Sequence* sequence = Find(id, running_);
-  if (sequence == nullptr) sequence = Find(id, waiting_);
+  if (sequence == nullptr) sequence = Find(id, preempted_);
+  if (sequence == nullptr) sequence = queue_.Find(id);
   if (sequence != nullptr) End(sequence, EndReason::kCancelled);
 }
 
@@ -115,25 +117,24 @@ void Scheduler::Expire(Deadline now) {
   if (now < next_deadline_) return;
   next_deadline_ = Deadline::max();
   // Backwards, because End() takes the sequence out of its list.
-  for (std::vector<Sequence*>* list : {&running_, &waiting_}) {
-    for (size_t i = list->size(); i-- > 0;) {
-      Sequence* sequence = (*list)[i];
-      const bool queued = !sequence->admitted_before;
-      if (sequence->deadline <= now) {
-        End(sequence, EndReason::kExpired);
-      } else if (queued && sequence->queue_deadline <= now) {
-        End(sequence, EndReason::kQueueTimeout);
-      } else {
-        next_deadline_ = std::min(next_deadline_, sequence->deadline);
-        if (queued) next_deadline_ = std::min(next_deadline_, sequence->queue_deadline);
-      }
-    }
+  for (const std::vector<Sequence*>* list : {&running_, &preempted_}) {
+    for (size_t i = list->size(); i-- > 0;) ExpireOne((*list)[i], now);
   }
+  queue_.ForEach([this, now](Sequence* sequence) { ExpireOne(sequence, now); });
+}
+
+void Scheduler::ExpireOne(Sequence* sequence, Deadline now) {
+  const bool queued = !sequence->admitted_before;
+  if (sequence->deadline <= now) return End(sequence, EndReason::kExpired);
+  if (queued && sequence->queue_deadline <= now) return End(sequence, EndReason::kQueueTimeout);
+  next_deadline_ = std::min(next_deadline_, sequence->deadline);
+  if (queued) next_deadline_ = std::min(next_deadline_, sequence->queue_deadline);
 }
 
 void Scheduler::EndAll(EndReason reason) {
   while (!running_.empty()) End(running_.back(), reason);
-  while (!waiting_.empty()) End(waiting_.back(), reason);
+  while (!preempted_.empty()) End(preempted_.back(), reason);
+  queue_.ForEach([this, reason](Sequence* sequence) { End(sequence, reason); });
 }
 
 std::optional<PlannedStep> Scheduler::Schedule(step::StepPlan* plan) {
@@ -225,7 +226,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   tokens_given_up_ += static_cast<uint64_t>(sequence->fed);
   sequence->fed = 0;
   ++sequence->preemptions;
-  InsertByArrival(sequence, &waiting_);
+  InsertByAge(sequence, &preempted_);
   events_.push_back({.id = sequence->id, .kind = EventKind::kPreempted});
 }
 
@@ -245,10 +246,9 @@ void Scheduler::PlanChunk(Sequence* sequence, step::StepPlan* plan, Budget* budg
 }
 
 void Scheduler::AdmitAndPrefill(step::StepPlan* plan, Budget* budget) {
-  while (!waiting_.empty() && !free_slots_.empty() && budget->step_tokens > 0 &&
-         budget->prefill_tokens > 0) {
-    Sequence* sequence = waiting_.front();
-    if (!MayAdmit(*sequence)) return;
+  while (!free_slots_.empty() && budget->step_tokens > 0 && budget->prefill_tokens > 0) {
+    Sequence* sequence = preempted_.empty() ? queue_.Next() : preempted_.front();
+    if (sequence == nullptr || !MayAdmit(*sequence)) return;
     const size_t setup_bytes = SetupBytes(*sequence);
     if (!plan->opened.empty() && setup_bytes > budget->setup_bytes) return;
     Admit(sequence, plan);
@@ -273,9 +273,22 @@ bool Scheduler::MayAdmit(const Sequence& sequence) const {
   return running_.empty() || pool_.total() - pool_.free() + need <= watermark_blocks_;
 }
 
+void Scheduler::StopWaiting(Sequence* sequence) {
+  if (sequence->admitted_before) {
+    Remove(sequence, &preempted_);
+  } else {
+    queue_.Remove(sequence);
+  }
+}
+
 void Scheduler::Admit(Sequence* sequence, step::StepPlan* plan) {
-  waiting_.erase(waiting_.begin());
-  InsertByArrival(sequence, &running_);
+  StopWaiting(sequence);
+  if (!sequence->admitted_before) {
+    sequence->order = ++admissions_;
+    const auto prompt_tokens = static_cast<uint64_t>(sequence->prompt_count);
+    FairQueue::Charge(sequence, kPromptWeight * prompt_tokens);
+  }
+  InsertByAge(sequence, &running_);
   sequence->state = SequenceState::kRunning;
   sequence->slot = free_slots_.back();
   free_slots_.pop_back();
@@ -396,6 +409,7 @@ void Scheduler::CommitSample(Sequence* sequence, const step::SampledSequence& sa
   const step::TokenLogprob& token = result.tokens[static_cast<size_t>(sampled.token_begin)];
   const bool may_stop = sequence->output_count() >= sequence->min_tokens;
   sequence->tokens.push_back(token.token_id);
+  FairQueue::Charge(sequence, kOutputWeight);
   events_.push_back({.id = sequence->id,
                      .kind = EventKind::kToken,
                      .token_id = token.token_id,
@@ -420,8 +434,9 @@ void Scheduler::End(Sequence* sequence, EndReason reason) {
     Remove(sequence, &running_);
     GiveUpSlotAndBlocks(sequence);
   } else {
-    Remove(sequence, &waiting_);
+    StopWaiting(sequence);
   }
+  queue_.Leave(sequence);
   // Rows in flight look for this id and drop their results.
   sequence->id = 0;
   sequence->state = SequenceState::kUnused;
@@ -445,11 +460,11 @@ absl::Status Scheduler::CheckInvariants() const {
   };
   std::vector<bool> owned(static_cast<size_t>(pool_.total()), false);
   int32_t used = 0;
-  uint64_t arrival = 0;
+  uint64_t order = 0;
   for (const Sequence* s : running_) {
     if (s->state != SequenceState::kRunning || s->slot < 0) return broken(*s, "has no slot");
-    if (s->arrival <= arrival) return broken(*s, "is out of order");
-    arrival = s->arrival;
+    if (s->order <= order) return broken(*s, "is out of order");
+    order = s->order;
     const int32_t capacity = static_cast<int32_t>(s->blocks.size()) * step::kBlockTokens;
     if (s->fed > capacity) return broken(*s, "was fed beyond its blocks");
     if (s->fed > s->positions_max()) return broken(*s, "was fed beyond its last position");
@@ -461,11 +476,14 @@ absl::Status Scheduler::CheckInvariants() const {
       ++used;
     }
   }
-  arrival = 0;
-  for (const Sequence* s : waiting_) {
+  RETURN_IF_ERROR(queue_.CheckInvariants());
+  std::vector<const Sequence*> waiting(preempted_.begin(), preempted_.end());
+  queue_.ForEach([&waiting](Sequence* s) { waiting.push_back(s); });
+  order = 0;
+  for (const Sequence* s : waiting) {
     if (s->state != SequenceState::kWaiting) return broken(*s, "waits in the wrong state");
-    if (s->arrival <= arrival) return broken(*s, "is out of order");
-    arrival = s->arrival;
+    if (s->admitted_before && s->order <= order) return broken(*s, "is out of order");
+    order = s->order;
     if (s->slot >= 0 || !s->blocks.empty()) return broken(*s, "holds something while it waits");
   }
   if (used != pool_.used()) return absl::InternalError("blocks are used by nobody");

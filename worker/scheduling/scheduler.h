@@ -2,13 +2,14 @@
 //
 // Pure: no threads, no clock, no device. The same calls give the same plans.
 //
-// Policy. First come, first served. A step holds one row of every sequence that decodes, oldest
-// first, then prompts in chunks, running ones before new ones. A new sequence gets blocks for all
-// of its tokens at once, and only below the watermark (a lone one always). When a decoding sequence
-// finds no block, the youngest sequence behind it gives all of its blocks back and is recomputed
-// later, unless enough blocks are on their way already. A sequence that has been preempted
-// preemptions_max times is admitted next with every block that it can ever need, and then is never
-// a victim again: so each sequence ends.
+// Policy. Slots are given out fairly between tenants (fair_queue.h), and within a tenant first
+// come, first served; who has had one is older than whom it was given to later. A step holds one
+// row of every sequence that decodes, oldest first, then prompts in chunks, running ones before new
+// ones. A new sequence gets blocks for all of its tokens at once, and only below the watermark (a
+// lone one always). When a decoding sequence finds no block, the youngest sequence behind it gives
+// all of its blocks back and is recomputed later, unless enough blocks are on their way already. A
+// sequence that has been preempted preemptions_max times is admitted next with every block that it
+// can ever need, and then is never a victim again: so each sequence ends.
 //
 // One step ahead. At most two steps are in flight: Schedule plans the next one while the result of
 // the one before is unknown, and tells the executor to feed itself. A sequence that turns out to
@@ -27,6 +28,7 @@
 #include "absl/status/status.h"
 #include "base/clock.h"
 #include "worker/scheduling/block_pool.h"
+#include "worker/scheduling/fair_queue.h"
 #include "worker/scheduling/sequence.h"
 #include "worker/step/executor.h"
 #include "worker/step/group_stats.h"
@@ -115,7 +117,9 @@ class Scheduler {
   [[nodiscard]] int32_t in_flight() const { return in_flight_; }
   [[nodiscard]] const BlockPool& blocks() const { return pool_; }
   [[nodiscard]] int32_t running() const { return static_cast<int32_t>(running_.size()); }
-  [[nodiscard]] int32_t waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  [[nodiscard]] int32_t waiting() const {
+    return queue_.size() + static_cast<int32_t>(preempted_.size());
+  }
   // Positions fed whose blocks a preemption gave back, since the start.
   [[nodiscard]] uint64_t tokens_given_up() const { return tokens_given_up_; }
 
@@ -152,6 +156,8 @@ class Scheduler {
   [[nodiscard]] int32_t BlocksToAdmit(const Sequence& sequence) const;
   [[nodiscard]] bool MayAdmit(const Sequence& sequence) const;
   void Admit(Sequence* sequence, step::StepPlan* plan);
+  void StopWaiting(Sequence* sequence);
+  void ExpireOne(Sequence* sequence, Deadline now);
 
   absl::Status CheckAnswers(const StepRecord& record, const step::StepResult& result) const;
   void CommitSample(Sequence* sequence, const step::SampledSequence& sampled,
@@ -166,9 +172,11 @@ class Scheduler {
 
   std::vector<std::unique_ptr<Sequence>> store_;  // every sequence object there is
   std::vector<Sequence*> unused_;
-  std::vector<Sequence*> waiting_;  // by arrival
-  std::vector<Sequence*> running_;  // by arrival
+  FairQueue queue_;                   // never admitted
+  std::vector<Sequence*> preempted_;  // oldest first; they go before the queue
+  std::vector<Sequence*> running_;    // oldest first
   uint64_t arrivals_ = 0;
+  uint64_t admissions_ = 0;
   Deadline next_deadline_ = Deadline::max();  // none of any sequence is earlier
 
   std::vector<int32_t> free_slots_;

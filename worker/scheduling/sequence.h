@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/priority.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::scheduling {
@@ -23,7 +25,11 @@ struct SequenceSpec {
   int32_t logprobs = -1;
   Deadline deadline = Deadline::max();
   Deadline queue_deadline = Deadline::max();  // for the first admission
+  std::string tenant = {};                    // who asks; empty = nobody in particular
+  Priority priority = Priority::kNormal;
 };
+
+struct FairShare;
 
 enum class SequenceState : uint8_t {
   kUnused,   // in the scheduler's store
@@ -35,7 +41,10 @@ enum class SequenceState : uint8_t {
 // and `steps_in_flight` run ahead of what is known: they count launched steps.
 struct Sequence {
   uint64_t id = 0;
-  uint64_t arrival = 0;  // rising; the order of service
+  uint64_t arrival = 0;        // rising
+  uint64_t order = 0;          // of first admissions, rising: who is older once it has had a slot
+  FairShare* share = nullptr;  // its tenant's
+  Sequence* next_waiting = nullptr;  // of its share, while it waits for its first slot
   SequenceState state = SequenceState::kUnused;
   bool admitted_before = false;
   bool prefilling = false;  // since it got its slot, no row of it has been planned for sampling

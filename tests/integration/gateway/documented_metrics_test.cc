@@ -13,6 +13,7 @@
 #include <sstream>
 #include <string>
 
+#include "base/api_keys.h"
 #include "nibble/inference/v1/inference.grpc.pb.h"
 #include "tests/support/program.h"
 #include "tests/support/test_data.h"
@@ -95,14 +96,19 @@ TEST(DocumentedMetrics, AreWhatTheProgramsExport) {
   Program worker("fake_worker",
                  {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--tokenizer=" + folder});
   ASSERT_TRUE(worker.AwaitAddresses()) << worker.Errors();
-  Program gateway("nibble-gateway", {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                                     "--groups=" + worker.Address("grpc")});
+  // Series of tenants come with the keys file.
+  std::ofstream(folder + "/keys.toml")
+      << "[keys]\na = { tenant = \"t\", sha256 = \"" << HexOf(HashOf("nbl_key")) << "\" }\n";
+  Program gateway("nibble-gateway",
+                  {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
+                   "--groups=" + worker.Address("grpc"), "--keys-file=" + folder + "/keys.toml"});
   ASSERT_TRUE(gateway.AwaitAddresses()) << gateway.Errors();
   const auto stub = inference::v1::InferenceService::NewStub(
       grpc::CreateChannel(gateway.Address("grpc"), grpc::InsecureChannelCredentials()));
   // Series of models and statuses appear with the first request that has them.
   EXPECT_TRUE(WaitFor(std::chrono::seconds(20), [&] {
     grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer nbl_key");
     inference::v1::GenerateRequest request;
     request.set_text("hello");
     request.mutable_stopping()->set_max_tokens(3);

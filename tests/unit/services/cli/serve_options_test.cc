@@ -63,13 +63,16 @@ TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
 
 TEST(ServeOptions, ReachTheGateway) {
   ServeOptions options;
-  ASSERT_EQ(
-      Parse({".", "--port", "0", "--drain-timeout", "5s", "--tls-cert", "c.pem"}, &options).error,
-      "");
+  ASSERT_EQ(Parse({".", "--port", "0", "--drain-timeout", "5s", "--tls-cert", "c.pem",
+                   "--keys-file", "k.toml"},
+                  &options)
+                .error,
+            "");
   const auto line = GatewayCommandLine(options, kPaths);
   EXPECT_EQ(line.front(), "/opt/nibble/nibble-gateway");
-  for (const char* word : {"--listen=127.0.0.1:0", "--groups=unix:/tmp/nibble-x/worker.sock",
-                           "--drain-timeout=5s", "--sampling-defaults=model", "--tls-cert=c.pem"}) {
+  for (const char* word :
+       {"--listen=127.0.0.1:0", "--groups=unix:/tmp/nibble-x/worker.sock", "--drain-timeout=5s",
+        "--sampling-defaults=model", "--tls-cert=c.pem", "--keys-file=k.toml"}) {
     EXPECT_THAT(line, Contains(word));
   }
   EXPECT_THAT(line, Not(Contains(StartsWith("--admin-listen"))));

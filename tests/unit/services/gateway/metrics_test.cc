@@ -39,6 +39,7 @@ TEST(GatewayMetrics, NamesAreThese) {
                                           "nibble_gateway_inter_token_latency_seconds",
                                           "nibble_gateway_model_ready",
                                           "nibble_gateway_prompt_tokens_total",
+                                          "nibble_gateway_queue_depth",
                                           "nibble_gateway_request_duration_seconds",
                                           "nibble_gateway_request_generated_tokens",
                                           "nibble_gateway_request_prompt_tokens",

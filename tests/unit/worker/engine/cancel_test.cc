@@ -123,5 +123,58 @@ TEST(InboxTest, ARequestIsCancelledOnce) {
   EXPECT_EQ(cancels, std::vector<RequestId>{*id});
 }
 
+// A tenant that floods the queue leaves room for one that has nothing waiting.
+TEST(InboxTest, OneTenantCannotFillTheQueue) {
+  step::EngineStats stats;
+  Inbox inbox({.queue_size = 10, .queue_prompt_tokens = 1000}, &stats);
+  const auto submit = [&](const char* tenant, int32_t prompt = 4) {
+    Request request = MakeRequest(1, prompt, 3);
+    request.tenant = tenant;
+    return inbox.Submit(std::move(request), nullptr, Deadline());
+  };
+  std::vector<RequestId> flood;
+  for (int i = 0; i < 20; ++i) {
+    const auto id = submit("flood");
+    if (id.ok()) flood.push_back(*id);
+    if (!id.ok()) {
+      EXPECT_EQ(id.status().code(), absl::StatusCode::kResourceExhausted);
+    }
+  }
+  EXPECT_EQ(flood.size(), 8u);
+  EXPECT_TRUE(submit("other").ok());
+  EXPECT_FALSE(submit("flood").ok());
+  // What leaves the queue makes room again, exactly.
+  inbox.LeaveQueue(flood);
+  EXPECT_EQ(stats.requests_waiting.Get(), 1);
+  EXPECT_EQ(stats.waiting_prompt_tokens.Get(), 4);
+  for (int i = 0; i < 8; ++i) EXPECT_TRUE(submit("flood").ok()) << i;
+  EXPECT_FALSE(submit("flood").ok());
+}
+
+TEST(InboxTest, PromptTokensAreSharedTheSameWay) {
+  step::EngineStats stats;
+  Inbox inbox({.queue_size = 1000, .queue_prompt_tokens = 1000}, &stats);
+  const auto submit = [&](const char* tenant, int32_t prompt) {
+    Request request = MakeRequest(1, prompt, 3);
+    request.tenant = tenant;
+    return inbox.Submit(std::move(request), nullptr, Deadline()).ok();
+  };
+  int taken = 0;
+  while (submit("flood", 100)) ++taken;
+  EXPECT_EQ(taken, 8);
+  EXPECT_TRUE(submit("other", 150));
+  EXPECT_FALSE(submit("", 100));  // over the bound of all together
+}
+
+// Requests of nobody in particular may fill it.
+TEST(InboxTest, WithoutTenantsTheQueueIsFilledWhole) {
+  step::EngineStats stats;
+  Inbox inbox({.queue_size = 10, .queue_prompt_tokens = 1000}, &stats);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_TRUE(inbox.Submit(MakeRequest(1, 4, 3), nullptr, Deadline()).ok());
+  }
+  EXPECT_FALSE(inbox.Submit(MakeRequest(1, 4, 3), nullptr, Deadline()).ok());
+}
+
 }  // namespace
 }  // namespace nibble::engine
