@@ -103,11 +103,13 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const weights::Checkp
   RETURN_IF_ERROR(model->arena_.Reserve(planned->bytes()));
   ModelUpload upload(model.get());
   RETURN_IF_ERROR(upload.Rope());
-  RETURN_IF_ERROR(upload.LoadEnds(checkpoint));
+  MatrixQueue matrices(checkpoint, share);
   for (int32_t layer = 0; layer < spec.layer_count; ++layer) {
-    RETURN_IF_ERROR(upload.LoadLayer(checkpoint, layer));
+    RETURN_IF_ERROR(upload.LoadLayer(checkpoint, layer, &matrices));
     if (progress) progress(model->bytes());
   }
+  RETURN_IF_ERROR(upload.LoadEnds(checkpoint, &matrices));
+  if (progress) progress(model->bytes());
   return model;
 }
 

@@ -55,8 +55,8 @@ class CudaModel {
  public:
   using Progress = std::function<void(int64_t bytes_done)>;
 
-  // Reads each matrix, sends it through pinned memory and packs it on the device. INVALID_ARGUMENT
-  // names a value or a shape that the kernels do not hold.
+  // Threads read matrices; this one sends them through pinned memory and packs them on the device.
+  // INVALID_ARGUMENT names a value or a shape that the kernels do not hold.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaModel>> Load(
       const weights::Checkpoint& checkpoint, const weights::RankShare& share, int32_t max_context,
       const Progress& progress);

@@ -1,54 +1,22 @@
 #include "worker/execution/cuda/model_upload.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
-#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_decode.h"
-#include "worker/weights/float_types.h"
 #include "worker/weights/linear_shapes.h"
-#include "worker/weights/rank_weights.h"
 
 namespace nibble::execution {
 namespace {
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kPinnedBytes = int64_t{32} << 20;
-constexpr float kHalfMax = 65504;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-absl::Status CheckHalf(float value, std::string_view name) {
-  if (std::abs(value) <= kHalfMax) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(std::string(name), " holds ", value, "; fp16 ends at ", kHalfMax));
-}
-
-absl::StatusOr<std::vector<uint16_t>> Narrow(std::span<const float> values, std::string_view name) {
-  std::vector<uint16_t> halves(values.size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    RETURN_IF_ERROR(CheckHalf(values[i], name));
-    halves[i] = weights::FloatToHalf(values[i]);
-  }
-  return halves;
-}
-
-// The bias in the order of the packed rows.
-std::vector<float> PackedBias(const weights::LogicalLinear& linear, bool pair_rows) {
-  if (!pair_rows) return linear.bias;
-  const size_t half_rows = linear.bias.size() / 2;
-  std::vector<float> packed(linear.bias.size());
-  for (size_t i = 0; i < half_rows; ++i) {
-    packed[i / 8 * 16 + i % 8] = linear.bias[i];
-    packed[i / 8 * 16 + 8 + i % 8] = linear.bias[half_rows + i];
-  }
-  return packed;
-}
 
 }  // namespace
 
@@ -122,22 +90,21 @@ absl::StatusOr<DeviceMatrix> ModelUpload::Pack(const Staged& staged, const Devic
   return matrix;
 }
 
-absl::StatusOr<DeviceMatrix> ModelUpload::Matrix(const weights::LogicalLinear& linear,
-                                                 bool pair_rows) {
-  DeviceMatrix shape{.rows = linear.rows, .columns = linear.columns, .group = linear.group_size};
+absl::StatusOr<DeviceMatrix> ModelUpload::Matrix(const HostMatrix& matrix, bool pair_rows) {
+  DeviceMatrix shape{.rows = matrix.rows, .columns = matrix.columns, .group = matrix.group};
   ASSIGN_OR_RETURN(const Staged staged, StageArea(shape.rows, shape.columns, shape.group));
-  if (linear.quantized()) {
-    ASSIGN_OR_RETURN(const std::vector<uint16_t> scales, Narrow(linear.scales, linear.name));
-    RETURN_IF_ERROR(Send(linear.q.data(), staged.q, static_cast<int64_t>(linear.q.size())));
+  if (matrix.group != 0) {
+    RETURN_IF_ERROR(Send(matrix.q.data(), staged.q, static_cast<int64_t>(matrix.q.size())));
     RETURN_IF_ERROR(
-        Send(linear.zeros.data(), staged.zeros, static_cast<int64_t>(linear.zeros.size())));
-    RETURN_IF_ERROR(Send(scales.data(), staged.scales, static_cast<int64_t>(scales.size()) * 2));
+        Send(matrix.zeros.data(), staged.zeros, static_cast<int64_t>(matrix.zeros.size())));
+    RETURN_IF_ERROR(
+        Send(matrix.scales.data(), staged.scales, static_cast<int64_t>(matrix.scales.size()) * 2));
   } else {
-    ASSIGN_OR_RETURN(const std::vector<uint16_t> dense, Narrow(linear.dense, linear.name));
-    RETURN_IF_ERROR(Send(dense.data(), staged.dense, static_cast<int64_t>(dense.size()) * 2));
+    RETURN_IF_ERROR(
+        Send(matrix.dense.data(), staged.dense, static_cast<int64_t>(matrix.dense.size()) * 2));
   }
-  if (!linear.bias.empty()) {
-    ASSIGN_OR_RETURN(shape.bias, Halves(PackedBias(linear, pair_rows), linear.name));
+  if (!matrix.bias.empty()) {
+    ASSIGN_OR_RETURN(shape.bias, Halves(matrix.bias));
   }
   return Pack(staged, shape, pair_rows);
 }
@@ -166,12 +133,17 @@ absl::StatusOr<DeviceMatrix> ModelUpload::RandomMatrix(const weights::PackedForm
   return Pack(staged, {.rows = rows, .columns = columns, .group = group}, pair_rows);
 }
 
-absl::StatusOr<const half*> ModelUpload::Halves(std::span<const float> values,
-                                                std::string_view name) {
-  ASSIGN_OR_RETURN(const std::vector<uint16_t> halves, Narrow(values, name));
+absl::StatusOr<const half*> ModelUpload::Halves(std::span<const uint16_t> halves) {
   ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(static_cast<int64_t>(halves.size())));
   RETURN_IF_ERROR(Send(halves.data(), on_device, static_cast<int64_t>(halves.size()) * 2));
   return on_device;
+}
+
+absl::StatusOr<const half*> ModelUpload::Norm(const weights::Checkpoint& checkpoint,
+                                              std::string_view name, int32_t size) {
+  ASSIGN_OR_RETURN(const std::vector<float> values, checkpoint.LoadDense(name, {size}));
+  ASSIGN_OR_RETURN(const std::vector<uint16_t> halves, NarrowToHalf(values, name));
+  return Halves(halves);
 }
 
 absl::StatusOr<const half*> ModelUpload::RandomHalves(int64_t count, float middle,
@@ -208,45 +180,32 @@ absl::Status ModelUpload::Rope() {
   return absl::OkStatus();
 }
 
-absl::Status ModelUpload::LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer) {
-  const weights::RankShare& share = model_->share_;
+absl::Status ModelUpload::LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer,
+                                    MatrixQueue* matrices) {
   const model::ModelSpec& spec = model_->spec_;
   DeviceLayer& target = model_->layers_[static_cast<size_t>(layer)];
-  const auto upload = [&](absl::StatusOr<weights::LogicalLinear> linear, bool pair_rows,
-                          DeviceMatrix* matrix) -> absl::Status {
-    RETURN_IF_ERROR(linear.status());
-    ASSIGN_OR_RETURN(*matrix, Matrix(*linear, pair_rows));
-    return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(upload(weights::LoadQkv(checkpoint, share, layer), false, &target.qkv));
-  RETURN_IF_ERROR(upload(weights::LoadO(checkpoint, share, layer), false, &target.o));
-  RETURN_IF_ERROR(upload(weights::LoadGateUp(checkpoint, share, layer), true, &target.gate_up));
-  RETURN_IF_ERROR(upload(weights::LoadDown(checkpoint, share, layer), false, &target.down));
+  for (DeviceMatrix* matrix : {&target.qkv, &target.o, &target.gate_up, &target.down}) {
+    ASSIGN_OR_RETURN(const HostMatrix host, matrices->Next());
+    ASSIGN_OR_RETURN(*matrix, Matrix(host, matrix == &target.gate_up));
+  }
   const half** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
                                  &target.k_norm};
   const std::vector<weights::NormTensor> norms = weights::LayerNorms(spec, layer);
   CHECK(norms.size() <= std::size(places));
   for (size_t i = 0; i < norms.size(); ++i) {
-    ASSIGN_OR_RETURN(const std::vector<float> values,
-                     checkpoint.LoadDense(norms[i].name, {norms[i].size}));
-    ASSIGN_OR_RETURN(*places[i], Halves(values, norms[i].name));
+    ASSIGN_OR_RETURN(*places[i], Norm(checkpoint, norms[i].name, norms[i].size));
   }
   target.window = spec.WindowedLayer(layer) ? spec.sliding_window : 0;
   return absl::OkStatus();
 }
 
-absl::Status ModelUpload::LoadEnds(const weights::Checkpoint& checkpoint) {
-  const model::ModelSpec& spec = model_->spec_;
-  ASSIGN_OR_RETURN(
-      const std::vector<float> embedding,
-      checkpoint.LoadDense(weights::kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
-  ASSIGN_OR_RETURN(model_->embedding_, Halves(embedding, weights::kEmbeddingName));
-  ASSIGN_OR_RETURN(const std::vector<float> norm,
-                   checkpoint.LoadDense(weights::kFinalNormName, {spec.hidden_size}));
-  ASSIGN_OR_RETURN(model_->final_norm_, Halves(norm, weights::kFinalNormName));
-  ASSIGN_OR_RETURN(const weights::LogicalLinear head,
-                   weights::LoadRankHead(checkpoint, model_->share_));
+absl::Status ModelUpload::LoadEnds(const weights::Checkpoint& checkpoint, MatrixQueue* matrices) {
+  ASSIGN_OR_RETURN(model_->final_norm_,
+                   Norm(checkpoint, weights::kFinalNormName, model_->spec_.hidden_size));
+  ASSIGN_OR_RETURN(const HostMatrix head, matrices->Next());
   ASSIGN_OR_RETURN(model_->head_, Matrix(head, false));
+  ASSIGN_OR_RETURN(const HostMatrix embedding, matrices->Next());
+  ASSIGN_OR_RETURN(model_->embedding_, Halves(embedding.dense));
   return absl::OkStatus();
 }
 

@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
-#include "worker/weights/logical_linear.h"
+#include "worker/execution/cuda/host_matrix.h"
 
 namespace nibble::execution {
 
@@ -25,19 +25,19 @@ class ModelUpload {
   ModelUpload& operator=(const ModelUpload&) = delete;
 
   // `pair_rows`: the rows are all gates, then all ups.
-  [[nodiscard]] absl::StatusOr<DeviceMatrix> Matrix(const weights::LogicalLinear& linear,
-                                                    bool pair_rows);
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> Matrix(const HostMatrix& matrix, bool pair_rows);
   // Random values of that form.
   [[nodiscard]] absl::StatusOr<DeviceMatrix> RandomMatrix(const weights::PackedFormat& format,
                                                           bool pair_rows);
-  // fp32 values, narrowed.
-  [[nodiscard]] absl::StatusOr<const half*> Halves(std::span<const float> values,
-                                                   std::string_view name);
+  // fp16 as bits.
+  [[nodiscard]] absl::StatusOr<const half*> Halves(std::span<const uint16_t> halves);
   [[nodiscard]] absl::StatusOr<const half*> RandomHalves(int64_t count, float middle,
                                                          float amplitude);
   [[nodiscard]] absl::Status Rope();
-  [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer);
-  [[nodiscard]] absl::Status LoadEnds(const weights::Checkpoint& checkpoint);
+  // Matrices come from the queue, in its order: every layer, then the ends.
+  [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer,
+                                       MatrixQueue* matrices);
+  [[nodiscard]] absl::Status LoadEnds(const weights::Checkpoint& checkpoint, MatrixQueue* matrices);
   [[nodiscard]] absl::Status FillRandomly(const ModelFormats& formats);
 
  private:
@@ -48,6 +48,8 @@ class ModelUpload {
     half* scales = nullptr;
     half* dense = nullptr;
   };
+  [[nodiscard]] absl::StatusOr<const half*> Norm(const weights::Checkpoint& checkpoint,
+                                                 std::string_view name, int32_t size);
   [[nodiscard]] absl::StatusOr<uint8_t*> Scratch(int64_t bytes);
   [[nodiscard]] absl::StatusOr<Staged> StageArea(int32_t rows, int32_t columns, int32_t group);
   [[nodiscard]] absl::Status Send(const void* from, void* to, int64_t bytes);

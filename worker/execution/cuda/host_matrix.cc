@@ -1,0 +1,111 @@
+#include "worker/execution/cuda/host_matrix.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "worker/weights/float_types.h"
+#include "worker/weights/linear_shapes.h"
+#include "worker/weights/rank_weights.h"
+
+namespace nibble::execution {
+namespace {
+
+constexpr float kHalfMax = 65504;
+constexpr unsigned kThreadsMax = 16;
+
+// The bias in the order of the packed rows: gate and up in tiles of eight and eight.
+std::vector<float> PackedBias(const std::vector<float>& bias, bool pair_rows) {
+  if (!pair_rows) return bias;
+  const size_t half_rows = bias.size() / 2;
+  std::vector<float> packed(bias.size());
+  for (size_t i = 0; i < half_rows; ++i) {
+    packed[i / 8 * 16 + i % 8] = bias[i];
+    packed[i / 8 * 16 + 8 + i % 8] = bias[half_rows + i];
+  }
+  return packed;
+}
+
+absl::StatusOr<HostMatrix> Prepare(absl::StatusOr<weights::LogicalLinear> loaded, bool pair_rows) {
+  RETURN_IF_ERROR(loaded.status());
+  weights::LogicalLinear& linear = *loaded;
+  HostMatrix matrix{.rows = linear.rows, .columns = linear.columns, .group = linear.group_size};
+  if (linear.quantized()) {
+    matrix.q = std::move(linear.q);
+    matrix.zeros = std::move(linear.zeros);
+    ASSIGN_OR_RETURN(matrix.scales, NarrowToHalf(linear.scales, linear.name));
+  } else {
+    matrix.group = 0;
+    ASSIGN_OR_RETURN(matrix.dense, NarrowToHalf(linear.dense, linear.name));
+  }
+  if (!linear.bias.empty()) {
+    ASSIGN_OR_RETURN(matrix.bias, NarrowToHalf(PackedBias(linear.bias, pair_rows), linear.name));
+  }
+  return matrix;
+}
+
+absl::StatusOr<HostMatrix> LoadEmbedding(const weights::Checkpoint& checkpoint) {
+  const model::ModelSpec& spec = checkpoint.spec();
+  ASSIGN_OR_RETURN(
+      const std::vector<float> values,
+      checkpoint.LoadDense(weights::kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
+  HostMatrix matrix{.rows = spec.vocab_size, .columns = spec.hidden_size};
+  ASSIGN_OR_RETURN(matrix.dense, NarrowToHalf(values, weights::kEmbeddingName));
+  return matrix;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<uint16_t>> NarrowToHalf(std::span<const float> values,
+                                                   std::string_view name) {
+  std::vector<uint16_t> halves(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::abs(values[i]) > kHalfMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(std::string(name), " holds ", values[i], "; fp16 ends at ", kHalfMax));
+    }
+    halves[i] = weights::FloatToHalf(values[i]);
+  }
+  return halves;
+}
+
+MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share)
+    : ahead_max_(std::clamp(std::thread::hardware_concurrency(), 1U, kThreadsMax)) {
+  const weights::Checkpoint* file = &checkpoint;
+  const weights::RankShare* part = &share;
+  for (int32_t layer = 0; layer < checkpoint.spec().layer_count; ++layer) {
+    tasks_.emplace_back([=] { return Prepare(weights::LoadQkv(*file, *part, layer), false); });
+    tasks_.emplace_back([=] { return Prepare(weights::LoadO(*file, *part, layer), false); });
+    tasks_.emplace_back([=] { return Prepare(weights::LoadGateUp(*file, *part, layer), true); });
+    tasks_.emplace_back([=] { return Prepare(weights::LoadDown(*file, *part, layer), false); });
+  }
+  tasks_.emplace_back([=] { return Prepare(weights::LoadRankHead(*file, *part), false); });
+  tasks_.emplace_back([=] { return LoadEmbedding(*file); });
+  StartMore();
+}
+
+// Waits for what was started: futures of std::async do.
+MatrixQueue::~MatrixQueue() = default;
+
+void MatrixQueue::StartMore() {
+  while (started_ < tasks_.size() && running_.size() < ahead_max_) {
+    // Where no thread is to be had, Next() does the work.
+    running_.push_back(std::async(std::launch::async | std::launch::deferred, tasks_[started_]));
+    ++started_;
+  }
+}
+
+absl::StatusOr<HostMatrix> MatrixQueue::Next() {
+  CHECK(!running_.empty());
+  absl::StatusOr<HostMatrix> matrix = running_.front().get();
+  running_.pop_front();
+  StartMore();
+  return matrix;
+}
+
+}  // namespace nibble::execution
