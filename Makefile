@@ -1,9 +1,11 @@
 # Thin fronts for the CMake presets and tools/. `make help` lists them.
 .DEFAULT_GOAL := build
-.PHONY: help build cuda bundle debug test test-deploy test-tsan test-faults test-faults-mutants test-fuzz demo bench format check tidy clean
+.PHONY: help build cuda bundle debug test test-deploy test-tsan test-faults test-faults-mutants test-soak test-overload test-fuzz demo bench format check tidy clean
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 30
+SOAK_SECONDS ?= 3600
+OVERLOAD_SECONDS ?= 300
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +53,19 @@ test-faults: ## processes of a real server killed and stopped under load (about 
 test-faults-mutants: ## known bugs planted one by one; the fault checks must see each (about 30 minutes)
 	tools/setup
 	.venv/bin/python tests/e2e/faults/run_mutants.py
+
+test-soak: ## SOAK_SECONDS (3600) of load with random faults: memory, descriptors, threads
+	tools/setup
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS) --target nibble-gateway fake_worker
+	NIBBLE_BINARY_DIR=build/release .venv/bin/python tests/e2e/faults/soak.py $(SOAK_SECONDS)
+
+test-overload: ## 5000 slow streams, then OVERLOAD_SECONDS (300) of four times what a group can do
+	tools/setup build
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS) --target gateway_load gateway_overload
+	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 5000 --rate 1 --direct-seconds 0
+	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_overload --seconds $(OVERLOAD_SECONDS)
 
 test-fuzz: ## every fuzzer for FUZZ_SECONDS (30) seconds; findings go to build/fuzz/findings
 	tools/setup fuzz

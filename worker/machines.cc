@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,6 +25,8 @@ namespace {
 
 constexpr Duration kSilenceMax = std::chrono::seconds(3);
 constexpr Duration kSilenceMin = std::chrono::milliseconds(1500);
+constexpr Duration kOwnNameMax = std::chrono::seconds(30);
+constexpr auto kOwnNamePoll = std::chrono::milliseconds(250);
 
 // A machine is lost within the step deadline, but never for a moment's delay.
 Duration SilenceLimit(const WorkerOptions& options) {
@@ -69,6 +72,16 @@ bool SignalPending() {
          (sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1);
 }
 
+// A new pod's own name may take a moment to appear.
+absl::StatusOr<std::string> AwaitOwnName(const HostPort& leader, const Clock* clock) {
+  const Deadline until = clock->Now() + kOwnNameMax;
+  for (;;) {
+    absl::StatusOr<std::string> address = NumericAddress(leader.host, leader.port, false);
+    if (address.ok() || clock->Now() >= until || SignalPending()) return address;
+    std::this_thread::sleep_for(kOwnNamePoll);
+  }
+}
+
 // Machines show each other the certificate of the leader's port, and ask for one that its CA
 // signed.
 absl::Status OpenTls(const WorkerOptions& options, Machines* machines) {
@@ -86,7 +99,7 @@ absl::Status Host(const WorkerOptions& options, const HostPort& leader,
                   const group::RankFacts& facts, const MachinesContext& context,
                   Machines* machines) {
   const group::MachinePlace place = PlaceOf(options);
-  ASSIGN_OR_RETURN(const std::string address, NumericAddress(leader.host, leader.port, false));
+  ASSIGN_OR_RETURN(const std::string address, AwaitOwnName(leader, context.clock));
   uint64_t key = 0;
   if (::getrandom(&key, sizeof(key), 0) != sizeof(key)) {
     return absl::InternalError("there are no random numbers to be had");

@@ -45,6 +45,8 @@ struct Options {
   int32_t rounds = 1;
   Duration starved = std::chrono::seconds(1);
   int32_t bound_ms = 20;
+  bool stalled = false;
+  int32_t bound_kib = 128;
   std::string json;
 };
 
@@ -58,6 +60,10 @@ void Declare(ConfigParser* parser, Options* options) {
   parser->Time("starved", &options->starved, {.min = Duration(1)},
                "A stream with a longer gap is starved");
   parser->Int("bound_ms", &options->bound_ms, {1, 10'000}, "What p99 of the added gap may be");
+  parser->Bool("stalled", &options->stalled,
+               "Clients stop reading after their first token; what they cost is measured alone");
+  parser->Int("bound_kib", &options->bound_kib, {1, 1 << 20},
+              "What a stalled stream may take of the gateway's memory");
   parser->String("json", &options->json, "File for the record; empty: none");
 }
 
@@ -119,7 +125,9 @@ Result Measure(const Options& options, const std::string& address, bool gateway,
                    .vocab_size = kVocab,
                    .ramp = kRamp,
                    .measured = std::chrono::seconds(seconds),
-                   .limit = std::chrono::seconds(3 * whole + 60)};
+                   // Streams that nobody reads end only so.
+                   .limit = std::chrono::seconds(options.stalled ? whole + 20 : 3 * whole + 60),
+                   .stalled = options.stalled};
   Result result;
   result.load = RunLoad(plan, &meter);
   result.usages = meter.usages;
@@ -234,6 +242,8 @@ Servers StartServers(const Options& options) {
   const auto flag = [](const char* name, int64_t value) {
     return absl::StrCat("--", name, "=", value);
   };
+  // Of all streams' prompts within a second or so.
+  const int32_t prompts = std::max(1024, 20 * options.streams / options.rate);
   const int32_t context = 64 + (options.seconds + options.direct_seconds + 10) * options.rate;
   Servers servers;
   servers.leader = std::make_unique<Program>(
@@ -241,14 +251,15 @@ Servers StartServers(const Options& options) {
       std::vector<std::string>{
           "--listen=127.0.0.1:0", "--tokenizer=" + folder, flag("vocab-size", kVocab),
           flag("context", context), flag("max-sequences", options.streams),
-          flag("queue-size", options.streams), flag("max-step-tokens", options.streams + 1024),
+          flag("queue-size", options.streams), flag("max-step-tokens", options.streams + prompts),
           flag("kv-blocks", int64_t{options.streams} * (context / 16 + 2) * 10 / 9),
           absl::StrCat("--step-base=", 1'000'000 / options.rate, "us")});
   CHECK_MSG(servers.leader->AwaitAddresses(), servers.leader->Errors());
   servers.gateway = std::make_unique<Program>(
       "nibble-gateway",
       std::vector<std::string>{"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                               "--log-level=warn", flag("max-concurrency", options.streams + 16),
+                               "--log-level=warn", "--stall-timeout=1h",
+                               flag("max-concurrency", options.streams + 16),
                                "--groups=" + servers.leader->Address("grpc")});
   CHECK_MSG(servers.gateway->AwaitAddresses(), servers.gateway->Errors());
   std::this_thread::sleep_for(std::chrono::seconds(2));  // until the group has been taken up
@@ -271,7 +282,14 @@ bool RunRound(const Options& options, Records* records) {
   const Result result = Measure(options, servers.gateway->Address("grpc"), /*gateway=*/true,
                                 options.seconds, {servers.gateway->pid(), leader, ::getpid()});
   Print("Through the gateway", result, names);
-  records->Add("through the gateway", options.seconds, Describe(result, names));
+  records->Add(options.stalled ? "stalled" : "through the gateway", options.seconds,
+               Describe(result, names));
+  if (options.stalled) {
+    const double each = static_cast<double>(result.usages[0].rss - result.usages[0].rss_before) /
+                        1024 / options.streams;
+    std::printf("a stalled stream takes %.1f KiB of the gateway's memory\n", each);
+    return each <= options.bound_kib;
+  }
   return result.load.errors == 0 && result.starved == 0 &&
          Quantile(result.added_ms, 0.99) <= static_cast<float>(options.bound_ms);
 }
@@ -290,6 +308,10 @@ int Main(int argc, char** argv) {
   }
   if (!options.json.empty()) {
     std::ofstream(options.json) << records.ToJson(options).dump(1) << "\n";
+  }
+  if (options.stalled) {
+    std::printf("\n%s: at most %d KiB\n", good ? "HELD" : "NOT HELD", options.bound_kib);
+    return good ? 0 : 1;
   }
   std::printf("\n%s: 0 errors, 0 streams starved, p99 of the added gap <= %d ms\n",
               good ? "HELD" : "NOT HELD", options.bound_ms);

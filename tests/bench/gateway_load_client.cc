@@ -21,6 +21,7 @@ namespace {
 namespace pb = inference::v1;
 namespace wire = worker::v1;
 
+constexpr int kSmallWindow = 1 << 10;
 constexpr char kPrompt[] = "Once upon a time there was a little girl.";
 
 Deadline Now() { return Deadline(std::chrono::steady_clock::now().time_since_epoch()); }
@@ -94,7 +95,7 @@ const auto& TokensOf(const wire::GenerateResponse& event) { return event.tokens(
 template <typename Response>
 class Reader final : public grpc::ClientReadReactor<Response> {
  public:
-  Reader(Shared* shared, uint64_t seed) : log_(shared, seed) {
+  Reader(Shared* shared, uint64_t seed) : shared_(*shared), log_(shared, seed) {
     context_.set_deadline(std::chrono::system_clock::now() + shared->plan.limit);
   }
   grpc::ClientContext* context() { return &context_; }
@@ -107,6 +108,7 @@ class Reader final : public grpc::ClientReadReactor<Response> {
   void OnReadDone(bool ok) override {
     if (!ok) return;
     log_.OnTokens(TokensOf(response_));
+    if (shared_.plan.stalled && !TokensOf(response_).empty()) return;
     this->StartRead(&response_);
   }
   void OnDone(const grpc::Status& status) override {
@@ -114,13 +116,18 @@ class Reader final : public grpc::ClientReadReactor<Response> {
     delete this;
   }
 
+  Shared& shared_;
   TokenLog log_;
   grpc::ClientContext context_;
   Response response_;
 };
 
-std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> NewChannel(const std::string& address, bool small_window) {
   grpc::ChannelArguments arguments;
+  if (small_window) {
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kSmallWindow);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  }
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
@@ -166,7 +173,7 @@ LoadReport RunLoad(const LoadPlan& plan, LoadObserver* observer) {
   for (int32_t i = 0; i < plan.streams; ++i) {
     std::this_thread::sleep_until(std::chrono::steady_clock::time_point(
         begin.time_since_epoch() + plan.ramp * i / plan.streams));
-    if (i % plan.per_connection == 0) channel = NewChannel(plan.address);
+    if (i % plan.per_connection == 0) channel = NewChannel(plan.address, plan.stalled);
     (plan.gateway ? BeginAtGateway : BeginAtLeader)(&shared, channel, static_cast<uint64_t>(i) + 1);
   }
   const auto nap = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };

@@ -21,6 +21,8 @@ struct LoadPlan {
   Duration measured{};     // the time looked at begins once every stream has had a token
   Duration limit{};        // for the whole; what still runs then is an error
   int32_t per_connection = 50;
+  // Every stream reads until its first token and then no more, through a small window.
+  bool stalled = false;
 };
 
 struct LoadReport {

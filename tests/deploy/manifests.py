@@ -78,6 +78,10 @@ def pods(found_objects):
         if found["kind"] in ("Deployment", "StatefulSet"):
             template = found["spec"]["template"]
             yield name, template["metadata"]["labels"], template["spec"]
+        elif found["kind"] == "LeaderWorkerSet":
+            for part in ("leaderTemplate", "workerTemplate"):
+                template = found["spec"]["leaderWorkerTemplate"][part]
+                yield f"{name} {part}", template["metadata"]["labels"], template["spec"]
         elif found["kind"] == "Pod":
             yield name, found["metadata"]["labels"], found["spec"]
 
@@ -171,6 +175,9 @@ def policy_faults():
 
 # (what is set, a part of what helm says)
 REFUSED = [
+    (["models[0].tp=4", "models[0].machines=3"], "no multiple of machines"),
+    (["models[0].tp=2", "models[0].machines=2", "models[0].autoscaling.enabled=true"],
+     "several machines"),
     (["models[0].tp=0"], "tp"),
     (["models[0].device=cuda"], "device"),
     (["models[0].path=../secrets"], "path"),

@@ -9,7 +9,9 @@ last line is "mutants: N of M caught".
 
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +64,20 @@ def turns_red(check):
     except subprocess.TimeoutExpired:
         return True, "it never ended"
     text = result.stdout + result.stderr
-    return result.returncode != 0 and "FAILED (" in text, text[-2000:]
+    # The check itself, on a server that had come up.
+    red = re.search(r"^(FAIL|ERROR): test_", text, re.MULTILINE) is not None
+    return red and "the server ended with" not in text, text[-2000:]
+
+
+def end_what_is_left():
+    """What a planted bug leaves behind: processes of the copy's programs, and none else."""
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            program = os.readlink(process / "exe").removesuffix(" (deleted)")
+            if pathlib.Path(program).is_relative_to(BUILD):
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            pass
 
 
 def main():
@@ -80,6 +95,7 @@ def main():
             build()
             red, said = turns_red(check)
         finally:
+            end_what_is_left()
             copy_tree()
         caught += red
         print(f"{'caught    ' if red else 'NOT CAUGHT'} {patch.stem}: {check} "

@@ -63,7 +63,8 @@ class Stream:
         return self.tokens > 0 and self.code is None
 
 
-def open_streams(address, deadlines, tokens=TOKENS, options=(), pause=0.0, alternatives=0):
+def open_streams(address, deadlines, tokens=TOKENS, options=(), pause=0.0, alternatives=0,
+                 seed=None):
     """One stream per deadline, in seconds; the channel and the streams."""
     import grpc  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
@@ -75,7 +76,7 @@ def open_streams(address, deadlines, tokens=TOKENS, options=(), pause=0.0, alter
     if alternatives:
         output.logprobs = alternatives
     request = pb.GenerateStreamRequest(request=pb.GenerateRequest(
-        text="Tell me a long story.", sampling=pb.SamplingParams(temperature=0),
+        text="Tell me a long story.", sampling=pb.SamplingParams(temperature=0, seed=seed),
         stopping=pb.StoppingCriteria(max_tokens=tokens, ignore_eos=True), output=output))
     return channel, [Stream(stub, request, seconds, pause) for seconds in deadlines]
 

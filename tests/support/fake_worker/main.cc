@@ -4,6 +4,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdio>
@@ -145,9 +146,12 @@ absl::Status Serve(const Options& options, int signal_fd) {
                                   .hang_at = static_cast<uint64_t>(options.hang_at)});
 
   rpc::LeaderOptions leader_options;
-  leader_options.engine = {.queue_size = options.queue_size,
-                           .prefill_chunk_tokens = options.max_step_tokens,
-                           .step_deadline = options.step_deadline};
+  leader_options.engine = {
+      .queue_size = options.queue_size,
+      .prefill_chunk_tokens = options.max_step_tokens,
+      // A step takes as long as it is told to, whatever is in it.
+      .prefill_chunk_time = std::max<Duration>(std::chrono::seconds(1), 20 * options.step_base),
+      .step_deadline = options.step_deadline};
   leader_options.executor = &executor;
   leader_options.clock = &clock;
   leader_options.stats = &stats->engine;

@@ -32,7 +32,7 @@ node's cores. The model's own number wins.
 {{- if .threads -}}
 {{- int .threads -}}
 {{- else if $cpu -}}
-{{- max 1 (div (include "nibble.millicores" $cpu | int64) (mul 1000 (int .tp))) -}}
+{{- max 1 (div (include "nibble.millicores" $cpu | int64) (mul 1000 (div (int .tp) (int .machines)))) -}}
 {{- else -}}
 0
 {{- end -}}
@@ -41,17 +41,24 @@ node's cores. The model's own number wins.
 {{/* Refuses a model whose parts cannot fit, with the numbers. */}}
 {{- define "nibble.check" -}}
 {{- $limits := default dict .resources.limits -}}
+{{- if mod (int .tp) (int .machines) -}}
+{{- fail (printf "model %q: tp %d is no multiple of machines %d" .name (int .tp) (int .machines)) -}}
+{{- end -}}
+{{- if and (gt (int .machines) 1) .autoscaling.enabled -}}
+{{- fail (printf "model %q: autoscaling of groups over several machines is not supported" .name) -}}
+{{- end -}}
+{{- $here := div (int .tp) (int .machines) -}}
 {{- if not $limits.memory -}}
 {{- fail (printf "model %q: resources.limits.memory is not set; it bounds weights, KV and shared memory" .name) -}}
 {{- end -}}
 {{- $limit := include "nibble.bytes" $limits.memory | int64 -}}
 {{- $shm := 0 -}}
 {{- if gt (int .tp) 1 -}}{{- $shm = include "nibble.bytes" .sharedMemory | int64 -}}{{- end -}}
-{{- $ranks := mul (int .tp) (include "nibble.bytes" .memoryPerRank | int64) -}}
+{{- $ranks := mul $here (include "nibble.bytes" .memoryPerRank | int64) -}}
 {{- $need := add $ranks $shm (include "nibble.bytes" .headroom | int64) -}}
 {{- if gt (int64 $need) $limit -}}
 {{- fail (printf "model %q: %d ranks x %s + shared memory %d B + headroom %s = %d B, more than limits.memory %s (%d B)"
-      .name (int .tp) .memoryPerRank $shm .headroom $need $limits.memory $limit) -}}
+      .name (int $here) .memoryPerRank $shm .headroom $need $limits.memory $limit) -}}
 {{- end -}}
 {{- if .autoscaling.enabled -}}
 {{- if gt (int .autoscaling.minGroups) (int .autoscaling.maxGroups) -}}

@@ -1,0 +1,115 @@
+{{/*
+The pod of a group, or one pod of a group over several machines; without the leader (leads: false)
+only the supervisor answers. (dict "root" $ "model" $m "name" "..." "of" (dict ...) "leads" true)
+*/}}
+{{- define "nibble.workerpod" -}}
+{{- $root := .root -}}
+{{- $m := .model -}}
+{{- $name := .name -}}
+{{- $of := .of -}}
+metadata:
+  labels:
+    {{- include "nibble.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: worker
+    nibble/model: {{ $name }}
+  {{- with $m.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "nibble.fullname" $root }}
+  automountServiceAccountToken: false
+  # Kubernetes would put NIBBLE_... variables of services into the pod, which are options.
+  enableServiceLinks: false
+  securityContext: {{- include "nibble.podsecurity" $root | nindent 4 }}
+  terminationGracePeriodSeconds: {{ add $m.drainTimeoutSeconds 15 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $m.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  topologySpreadConstraints:
+    {{- include "nibble.spread" (dict "labels" (include "nibble.modellabels" $of)) | nindent 4 }}
+  {{- with $m.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $m.tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $m.affinity }}
+  affinity: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: worker
+      image: {{ include "nibble.image" (dict "root" $root "image" $root.Values.worker.image) }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args:
+        - --model=/models/{{ $m.path }}
+        - --model-name={{ $m.name }}
+        - --tp={{ int $m.tp }}
+        - --device={{ $m.device }}
+        - --threads={{ include "nibble.threads" $m }}
+        - --numerics={{ $m.numerics }}
+        - --head={{ $m.head }}
+        - --memory={{ $m.memoryPerRank }}
+        - --max-sequences={{ int $m.maxSequences }}
+        - --max-step-tokens={{ int $m.maxStepTokens }}
+        - --context={{ int $m.context }}
+        - --kv-blocks={{ int $m.kvBlocks }}
+        - --queue-size={{ int $m.queueSize }}
+        - --step-deadline={{ $m.stepDeadline }}
+        - --drain-timeout={{ int $m.drainTimeoutSeconds }}s
+        - --listen=0.0.0.0:{{ $root.Values.worker.port }}
+        - --metrics-listen=0.0.0.0:{{ $root.Values.worker.metricsPort }}
+        - --log-level={{ $root.Values.log.level }}
+        - --log-format={{ $root.Values.log.format }}
+        {{- range $m.extraArgs }}
+        - {{ . | quote }}
+        {{- end }}
+      ports:
+        - {name: grpc, containerPort: {{ $root.Values.worker.port }}}
+        {{- if gt (int $m.machines) 1 }}
+        - {name: group, containerPort: 50053}
+        {{- end }}
+        - {name: metrics, containerPort: {{ $root.Values.worker.metricsPort }}}
+      {{- if .leads }}
+      # The leader opens its port once the model is loaded and has run a step.
+      startupProbe:
+        grpc: {port: {{ $root.Values.worker.port }}}
+        periodSeconds: 5
+        failureThreshold: {{ div (add $m.startupSeconds 4) 5 }}
+      {{- else }}
+      startupProbe:
+        httpGet: {path: /readyz, port: metrics}
+        periodSeconds: 5
+        failureThreshold: {{ div (add $m.startupSeconds 4) 5 }}
+      {{- end }}
+      # The supervisor answers, which sees every rank; a group that hangs ends itself with code 6.
+      livenessProbe:
+        httpGet: {path: /healthz, port: metrics}
+        periodSeconds: 10
+        failureThreshold: 3
+      readinessProbe:
+        {{- if .leads }}
+        grpc: {port: {{ $root.Values.worker.port }}, service: nibble.worker.v1.WorkerService}
+        {{- else }}
+        httpGet: {path: /readyz, port: metrics}
+        {{- end }}
+        periodSeconds: 2
+        failureThreshold: 1
+      resources: {{- toYaml $m.resources | nindent 8 }}
+      securityContext: {{- include "nibble.containersecurity" $root | nindent 8 }}
+      terminationMessagePolicy: FallbackToLogsOnError
+      volumeMounts:
+        - {name: models, mountPath: /models, readOnly: true}
+        {{- if gt (int $m.tp) 1 }}
+        - {name: shm, mountPath: /dev/shm}
+        {{- end }}
+  volumes:
+    - name: models
+      persistentVolumeClaim: {claimName: {{ $m.claim }}, readOnly: true}
+    {{- if gt (int $m.tp) 1 }}
+    - name: shm
+      emptyDir: {medium: Memory, sizeLimit: {{ $m.sharedMemory }}}
+    {{- end }}
+{{- end -}}
