@@ -13,6 +13,7 @@ struct LaunchShape {
   int32_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   bool dependent = false;  // may start its prologue before the kernel before it has ended
+  int32_t cluster = 1;     // blocks side by side that reach each other's shared memory
 };
 
 // A dependent kernel must call WaitForPreviousKernel (ptx.cuh) in every block before it touches
@@ -30,11 +31,20 @@ template <typename Params>
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = shape.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = shape.dependent ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  if (shape.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<uint32_t>(shape.cluster);
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
+  config.attrs = attributes;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_widen.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -92,41 +93,6 @@ __device__ __forceinline__ void LoadSlabs(const uint8_t* const (&tiles)[S::kRowT
       }
     }
   }
-}
-
-__device__ __forceinline__ half2 AsHalf2(uint32_t bits) {
-  return *reinterpret_cast<const half2*>(&bits);
-}
-__device__ __forceinline__ uint32_t AsBits(half2 pair) {
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-struct GroupConstants {
-  half2 scale_low, scale_high;
-  half2 bias_low, bias_high;  // 1024 + z; -(64 + z)
-};
-__device__ __forceinline__ GroupConstants MakeConstants(half2 scales, uint16_t zeros) {
-  const uint32_t low = 0x6400u + (zeros & 0xffu);               // 1024 + z
-  const uint32_t high = 0xd400u + ((zeros >> 8 & 0xffu) << 4);  // -(64 + z)
-  return {__low2half2(scales), __high2half2(scales), AsHalf2(low | low << 16),
-          AsHalf2(high | high << 16)};
-}
-
-__device__ __forceinline__ void Widen(uint32_t w, const GroupConstants& c, uint32_t (&a)[4]) {
-  constexpr uint32_t kBias = 0x64006400u;
-  const half2 sixteenth = AsHalf2(0x2c002c00u);
-  const half2 low0 = AsHalf2(AndOr<0x000f000f>(w, kBias));
-  const half2 high0 = AsHalf2(AndOr<0x00f000f0>(w, kBias));
-  const half2 low1 = AsHalf2(AndOr<0x000f000f>(w >> 8, kBias));
-  const half2 high1 = AsHalf2(AndOr<0x00f000f0>(w >> 8, kBias));
-  a[0] = AsBits(__hmul2(__hsub2(low0, c.bias_low), c.scale_low));
-  a[1] = AsBits(__hmul2(__hfma2(high0, sixteenth, c.bias_high), c.scale_high));
-  a[2] = AsBits(__hmul2(__hsub2(low1, c.bias_low), c.scale_low));
-  a[3] = AsBits(__hmul2(__hfma2(high1, sixteenth, c.bias_high), c.scale_high));
-}
-
-__device__ __forceinline__ uint32_t Word(const uint4& four, int32_t index) {
-  return index == 0 ? four.x : index == 1 ? four.y : index == 2 ? four.z : four.w;
 }
 
 template <typename S>

@@ -1,0 +1,38 @@
+// Activations in the order of kernels/layout/gpu_x.h, for the products of w4_wgmma.h. All are
+// graph-capturable; pointers are 16-byte aligned, device memory and borrowed.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/elementwise.h"
+#include "kernels/layout/gpu_x.h"
+
+namespace nibble::cuda {
+
+struct OrderParams {
+  const half* x = nullptr;  // [tokens, columns]
+  int32_t tokens = 0;
+  int32_t columns = 0;      // a multiple of 8
+  int32_t group = 128;      // of the weights; 0 = dense fp16
+  half* ordered = nullptr;  // GpuOrderedCount
+};
+[[nodiscard]] cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& options);
+
+// RmsNorm (elementwise.h) whose results are left in order.
+struct OrderedNormParams {
+  const float* residual = nullptr;  // [any, hidden]
+  const int32_t* rows = nullptr;    // [tokens], or nullptr: every row in order
+  const half* weight = nullptr;     // [hidden]
+  int32_t tokens = 0;
+  int32_t hidden = 0;  // a multiple of 8
+  float epsilon = 0;
+  int32_t group = 128;      // of the weights that follow; 0 = dense fp16
+  half* ordered = nullptr;  // GpuOrderedCount
+};
+[[nodiscard]] cudaError_t OrderedNorm(const OrderedNormParams& params,
+                                      const LaunchOptions& options);
+
+}  // namespace nibble::cuda

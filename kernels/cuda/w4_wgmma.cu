@@ -1,0 +1,502 @@
+#include "kernels/cuda/w4_wgmma.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_output.cuh"
+#include "kernels/cuda/w4_widen.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int32_t kGroupThreads = 128;  // of a warpgroup
+constexpr int32_t kConsumers = 2;       // warpgroups
+constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
+constexpr int32_t kConsumerWarps = kConsumers * 4;
+constexpr int32_t kBlockBytesMax = 227 * 1024;
+// A block has 168 for each of its threads; taking more than others gave would wait for ever.
+constexpr int32_t kProducerRegisters = 40;
+constexpr int32_t kConsumerRegisters = 232;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 168 * (1 + kConsumers));
+constexpr int32_t kClusterMax = 8;
+constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
+
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+// For weights that several tiles of tokens read.
+__device__ __forceinline__ uint64_t EvictNormalPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void ArriveCluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void WaitForCluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// From the same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ float4 LoadFromBlock(uint32_t shared_address, int32_t block) {
+  float4 value;
+  asm volatile(
+      "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "r"(shared_address), "r"(block)
+      : "memory");
+  return value;
+}
+
+struct KernelParams {
+  W4BatchParams p;
+  WgmmaInput input;
+  int32_t ordered_tokens;
+  int32_t token_tiles;
+  int32_t tiles;
+  int32_t chunks;  // of a tile, along k
+  int32_t blocks;  // that share a tile: a cluster
+};
+
+__device__ __forceinline__ OrderedOutput NextInput(const KernelParams& k) {
+  return {k.input.next_ordered, k.input.next_group, k.ordered_tokens};
+}
+
+template <int32_t kGroupT, int32_t kTokensT>
+struct Shape {
+  static constexpr int32_t kGroup = kGroupT;
+  static constexpr int32_t kTokens = kTokensT;
+  static constexpr int32_t kMapGroup = kGroup == 0 ? 128 : kGroup;  // of GpuKIndex
+  static constexpr int32_t kSlabBytes =
+      kGroup == 0 ? kDenseSlabBytes : layout::GpuSlabBytes(kMapGroup);
+  static constexpr int32_t kGroups = 128 / kMapGroup;            // of a slab
+  static constexpr int32_t kParts = kGroup == 0 ? 1 : 2;         // of 64 rows, a warpgroup
+  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;  // of 16 rows, a block
+  static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
+  static constexpr int32_t kSteps =
+      kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
+  static constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
+  static constexpr int32_t kStageX = kChunk * 2 * kHalfBytes;
+  static constexpr int32_t kRowTileBytes = kChunk * kSlabBytes;
+  static constexpr int32_t kStageW = kRowTiles * kRowTileBytes;
+  static constexpr int32_t kFit = (kBlockBytesMax - 256) / (kStageX + kStageW);
+  static constexpr int32_t kStages = kFit < 8 ? kFit : 8;
+  // Shared memory: activations of all stages, weights, barriers.
+  static constexpr int32_t kWeights = kStages * kStageX;
+  static constexpr int32_t kBarriers = kWeights + kStages * kStageW;
+  static constexpr int32_t kBytes = kBarriers + 2 * kStages * 8;
+  // Parts of a tile lie where the ring was.
+  static_assert(kConsumers * kParts * kTokens * 2 * kGroupThreads <= kBarriers);
+};
+
+// A block's place: its tiles, every so many, and its chunks of each.
+struct Place {
+  int32_t tile, stride;
+  int32_t rank;  // in the cluster
+  int32_t begin, end;
+
+  __device__ __forceinline__ explicit Place(const KernelParams& k) {
+    rank = static_cast<int32_t>(blockIdx.x) % k.blocks;
+    tile = static_cast<int32_t>(blockIdx.x) / k.blocks;
+    stride = static_cast<int32_t>(gridDim.x) / k.blocks;
+    begin = rank * k.chunks / k.blocks;
+    end = (rank + 1) * k.chunks / k.blocks;
+  }
+};
+
+// Barriers of a stage: full, by the copies; empty, by the consumer warps.
+template <typename S>
+struct Ring {
+  uint8_t* shared;
+  int32_t stage = 0;
+  uint32_t phase = 0;
+
+  __device__ __forceinline__ uint64_t* Full(int32_t at) const {
+    return reinterpret_cast<uint64_t*>(shared + S::kBarriers) + at;
+  }
+  __device__ __forceinline__ uint64_t* Empty(int32_t at) const { return Full(S::kStages + at); }
+  __device__ __forceinline__ uint8_t* X() const { return shared + stage * S::kStageX; }
+  __device__ __forceinline__ uint8_t* W() const {
+    return shared + S::kWeights + stage * S::kStageW;
+  }
+  __device__ __forceinline__ void Advance() {
+    if (++stage == S::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// The producer warp's copies of a chunk, one a lane: row tiles of weights, then halves of
+// activations.
+template <typename S>
+struct Copies {
+  const KernelParams& k;
+  int32_t lane;
+  uint64_t weights_policy, x_policy;
+
+  __device__ __forceinline__ int32_t Slabs(int32_t chunk) const {
+    return min(S::kChunk, layout::GpuSlabs(k.p.columns) - chunk * S::kChunk);
+  }
+  __device__ __forceinline__ void Weights(int32_t tile, int32_t chunk, const Ring<S>& ring) const {
+    uint64_t* full = ring.Full(ring.stage);
+    const int32_t bytes = Slabs(chunk) * S::kSlabBytes;
+    if (lane == 0) {
+      BarrierExpect(full, S::kRowTiles * bytes + Slabs(chunk) * 2 * S::kHalfBytes);
+    }
+    __syncwarp();
+    if (lane >= S::kRowTiles) return;
+    const int32_t row_tile =
+        min(tile / k.token_tiles * S::kRowTiles + lane, layout::GpuRowTiles(k.p.rows) - 1);
+    const int64_t slab =
+        static_cast<int64_t>(row_tile) * layout::GpuSlabs(k.p.columns) + chunk * S::kChunk;
+    BulkCopy(ring.W() + lane * S::kRowTileBytes, k.p.slabs + slab * S::kSlabBytes, bytes, full,
+             weights_policy);
+  }
+  __device__ __forceinline__ void X(int32_t tile, int32_t chunk, const Ring<S>& ring) const {
+    if (lane >= Slabs(chunk) * 2) return;
+    const int64_t row = (static_cast<int64_t>(chunk) * S::kChunk * 2 + lane) * k.ordered_tokens +
+                        tile % k.token_tiles * S::kTokens;
+    BulkCopy(ring.X() + lane * S::kHalfBytes, k.input.ordered + row * 64, S::kHalfBytes,
+             ring.Full(ring.stage), x_policy);
+  }
+};
+
+template <typename S>
+__device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, int32_t lane) {
+  const Place place(k);
+  const uint64_t keep = EvictNormalPolicy();
+  const Copies<S> copies{k, lane, k.token_tiles == 1 ? EvictFirstPolicy() : keep, keep};
+  Ring<S> ring{shared};
+  // Weights depend on nobody: the ring's first are on their way before the kernel before has ended.
+  const int32_t ahead = min(S::kStages, place.end - place.begin);
+  for (int32_t i = 0; i < ahead; ++i) {
+    copies.Weights(place.tile, place.begin + i, ring);
+    ring.Advance();
+  }
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  ring = Ring<S>{shared};
+  int32_t done = 0;
+  for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
+    for (int32_t chunk = place.begin; chunk < place.end; ++chunk) {
+      if (done >= ahead) {
+        BarrierWait(ring.Empty(ring.stage), ring.phase ^ 1);
+        copies.Weights(tile, chunk, ring);
+      }
+      ++done;
+      copies.X(tile, chunk, ring);
+      ring.Advance();
+    }
+  }
+}
+
+// A warp's weights of a slab: 16 rows in each part.
+template <typename S>
+struct SlabWords {
+  uint4 words[S::kParts][2];
+  half2 scales[S::kParts][S::kGroups];
+  uint16_t zeros[S::kParts][S::kGroups];
+
+  __device__ __forceinline__ void Load(const uint8_t* slab, int32_t lane) {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) {
+      const uint8_t* from = slab + part * 4 * S::kRowTileBytes;
+      words[part][0] = LoadShared128(from + lane * 16);
+      words[part][1] = LoadShared128(from + 512 + lane * 16);
+#pragma unroll
+      for (int32_t group = 0; group < S::kGroups; ++group) {
+        const uint8_t* constants =
+            from + layout::kGpuSlabNibbleBytes + group * layout::kGpuGroupBytes;
+        scales[part][group] = *reinterpret_cast<const half2*>(constants + lane / 4 * 4);
+        zeros[part][group] = *reinterpret_cast<const uint16_t*>(constants + 32 + lane / 4 * 2);
+      }
+    }
+  }
+};
+
+template <typename S>
+struct Consumer {
+  static constexpr int32_t kValues = S::kTokens / 2;
+  float acc[S::kParts][kValues];
+  uint32_t a[2][S::kSteps][S::kParts][4];  // one set is multiplied while the other is made
+
+  __device__ __forceinline__ void Clear() {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) {
+#pragma unroll
+      for (int32_t i = 0; i < kValues; ++i) acc[part][i] = 0;
+    }
+  }
+  __device__ __forceinline__ void Pin() {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) PinRegisters(acc[part]);
+  }
+
+  // Multiplies k-steps [set * kSteps, …) of a slab from the fragments in a[set % 2].
+  __device__ __forceinline__ void Issue(int32_t set, uint64_t b) {
+    WarpgroupFence();
+#pragma unroll
+    for (int32_t i = 0; i < S::kSteps; ++i) {
+      const int32_t step = set * S::kSteps + i;
+      const uint64_t offset = (step / 4 * S::kHalfBytes + step % 4 * 32) >> 4;
+#pragma unroll
+      for (int32_t part = 0; part < S::kParts; ++part) {
+        WarpgroupMma<S::kTokens>::Add(acc[part], a[set % 2][i][part], b + offset);
+      }
+    }
+    WarpgroupCommit();
+    WarpgroupWait<1>();
+  }
+
+  // `done` is arrived at when the slab before is no longer read.
+  __device__ __forceinline__ void MultiplySlab(const uint8_t* slab, uint64_t b, int32_t lane,
+                                               uint64_t* done) {
+    SlabWords<S> w;
+    if constexpr (S::kGroup != 0) w.Load(slab, lane);
+    GroupConstants constants[S::kParts];
+#pragma unroll
+    for (int32_t set = 0; set < 8 / S::kSteps; ++set) {
+#pragma unroll
+      for (int32_t i = 0; i < S::kSteps; ++i) {
+        const int32_t step = set * S::kSteps + i;
+#pragma unroll
+        for (int32_t part = 0; part < S::kParts; ++part) {
+          if constexpr (S::kGroup == 0) {
+            const uint4 four = LoadShared128(slab + step * 512 + lane * 16);
+            a[set % 2][i][part][0] = four.x;
+            a[set % 2][i][part][1] = four.y;
+            a[set % 2][i][part][2] = four.z;
+            a[set % 2][i][part][3] = four.w;
+          } else {
+            constexpr int32_t kStepsOfGroup = S::kMapGroup / 16;
+            if (step % kStepsOfGroup == 0) {
+              constants[part] = MakeConstants(w.scales[part][step / kStepsOfGroup],
+                                              w.zeros[part][step / kStepsOfGroup]);
+            }
+            Widen(Word(w.words[part][step / 4], step % 4), constants[part], a[set % 2][i][part]);
+          }
+        }
+      }
+      Issue(set, b);
+      if (set == 0 && done != nullptr && lane == 0) BarrierArrive(done);
+    }
+  }
+
+  __device__ __forceinline__ void Store(const W4BatchParams& p, const OrderedOutput& next,
+                                        int32_t row_tile, int32_t first_token, int32_t lane) {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) {
+      if (row_tile + part * 4 >= layout::GpuRowTiles(p.rows)) break;
+      StoreRowTile(p, next, {row_tile + part * 4, first_token, lane}, acc[part]);
+    }
+  }
+};
+
+__device__ __forceinline__ void MeetConsumers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * kGroupThreads) : "memory");
+}
+
+// The blocks of a cluster have each multiplied their k: adds their parts up, each block its share
+// of the tile, in the blocks' order, and stores it.
+template <typename S>
+__device__ __forceinline__ void StoreShare(const KernelParams& k, const Place& place,
+                                           const Consumer<S>& consumer, int32_t group,
+                                           int32_t thread, uint8_t* shared) {
+  constexpr int32_t kValues = Consumer<S>::kValues;
+  constexpr int32_t kQuads = S::kParts * kValues / 4;
+  auto* own = reinterpret_cast<float4*>(shared) + group * kQuads * kGroupThreads + thread;
+  MeetConsumers();  // the other group reads the ring no longer
+#pragma unroll
+  for (int32_t i = 0; i < kQuads; ++i) {
+    const float* from = &consumer.acc[i * 4 / kValues][i * 4 % kValues];
+    own[i * kGroupThreads] = make_float4(from[0], from[1], from[2], from[3]);
+  }
+  ArriveCluster();
+  WaitForCluster();
+  const int32_t end = (place.rank + 1) * kQuads / k.blocks;
+  for (int32_t quad = place.rank * kQuads / k.blocks; quad < end; ++quad) {
+    const uint32_t address = SharedAddress(own + quad * kGroupThreads);
+    float4 parts[kClusterMax];
+#pragma unroll
+    for (int32_t block = 0; block < kClusterMax; ++block) {
+      if (block < k.blocks) parts[block] = LoadFromBlock(address, block);
+    }
+    float sum[4] = {parts[0].x, parts[0].y, parts[0].z, parts[0].w};
+#pragma unroll
+    for (int32_t block = 1; block < kClusterMax; ++block) {
+      if (block >= k.blocks) break;
+      sum[0] += parts[block].x;
+      sum[1] += parts[block].y;
+      sum[2] += parts[block].z;
+      sum[3] += parts[block].w;
+    }
+    const int32_t part = quad / (S::kTokens / 8), eight = quad % (S::kTokens / 8);
+    const int32_t row_tile =
+        place.tile / k.token_tiles * S::kRowTiles + (group * S::kParts + part) * 4 + thread / 32;
+    if (row_tile >= layout::GpuRowTiles(k.p.rows)) continue;
+    StoreRowTile(k.p, NextInput(k),
+                 {row_tile, place.tile % k.token_tiles * S::kTokens + eight * 8, thread % 32}, sum);
+  }
+  // Others may still read what lies here.
+  ArriveCluster();
+  WaitForCluster();
+}
+
+// The block's chunks of a tile.
+template <typename S>
+__device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place& place,
+                                             int32_t row_tile, int32_t lane, Ring<S>* ring,
+                                             Consumer<S>* consumer) {
+  consumer->Clear();
+  consumer->Pin();
+  uint64_t* done = nullptr;
+  for (int32_t chunk = place.begin; chunk < place.end; ++chunk) {
+    BarrierWait(ring->Full(ring->stage), ring->phase);
+    const uint8_t* slab = ring->W() + row_tile * S::kRowTileBytes;
+    const uint64_t b = SwizzledRows(SharedAddress(ring->X()));
+    consumer->MultiplySlab(slab, b, lane, done);
+    if constexpr (S::kChunk == 2) {
+      if (chunk * 2 + 1 < layout::GpuSlabs(k.p.columns)) {
+        consumer->MultiplySlab(slab + S::kSlabBytes, b + (2 * S::kHalfBytes >> 4), lane, nullptr);
+      }
+    }
+    done = ring->Empty(ring->stage);
+    ring->Advance();
+  }
+  WarpgroupWait<0>();
+  consumer->Pin();
+  if (lane == 0) BarrierArrive(done);
+}
+
+template <typename S>
+__device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, int32_t group) {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
+  const int32_t lane = thread % 32;
+  // Of the block's; the next part's: + 4.
+  const int32_t row_tile = group * S::kParts * 4 + thread / 32;
+  WaitForPreviousKernel();
+  const Place place(k);
+  Ring<S> ring{shared};
+  Consumer<S> consumer;
+  for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
+    MultiplyTile<S>(k, place, row_tile, lane, &ring, &consumer);
+    if (k.blocks > 1) {
+      StoreShare<S>(k, place, consumer, group, thread, shared);
+      return;
+    }
+    consumer.Store(k.p, NextInput(k), tile / k.token_tiles * S::kRowTiles + row_tile,
+                   tile % k.token_tiles * S::kTokens, lane);
+  }
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 1)
+    W4WgmmaKernel(const __grid_constant__ KernelParams k) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t shared[];
+  if (threadIdx.x == 0) {
+    const Ring<S> ring{shared};
+    for (int32_t i = 0; i < S::kStages; ++i) {
+      BarrierInit(ring.Full(i), 1);
+      BarrierInit(ring.Empty(i), kConsumerWarps);
+    }
+    FenceBarrierInit();
+  }
+  __syncthreads();
+  const int32_t group = static_cast<int32_t>(threadIdx.x) / kGroupThreads;
+  if (group == kConsumers) {
+    GiveRegisters<kProducerRegisters>();
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
+    if (thread < 32) Produce<S>(k, shared, thread);
+  } else {
+    TakeRegisters<kConsumerRegisters>();
+    Consume<S>(k, shared, group);
+  }
+#endif
+}
+
+// Blocks that share a tile: as many as run at the same time with all tiles' others.
+template <typename S>
+int32_t BlocksOfTile(int32_t tiles, int32_t chunks, int32_t multiprocessors) {
+  for (int32_t blocks = kClusterMax; blocks > 1; --blocks) {
+    if (blocks * tiles > multiprocessors || blocks * 2 > chunks) continue;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<uint32_t>(blocks), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<uint32_t>(blocks * tiles));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = S::kBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int32_t clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, W4WgmmaKernel<S>, &config) == cudaSuccess &&
+        clusters >= tiles) {
+      return blocks;
+    }
+  }
+  return 1;
+}
+
+template <typename S>
+cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
+                          int32_t multiprocessors, const LaunchOptions& options) {
+  const cudaError_t error = cudaFuncSetAttribute(
+      W4WgmmaKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
+  if (error != cudaSuccess) return error;
+  const auto parts_of = [](int32_t count, int32_t size) { return (count + size - 1) / size; };
+  KernelParams k{.p = params, .input = input};
+  k.ordered_tokens = layout::GpuOrderedTokens(params.tokens);
+  k.token_tiles = k.ordered_tokens / S::kTokens;
+  k.tiles = parts_of(layout::GpuRowTiles(params.rows), S::kRowTiles) * k.token_tiles;
+  k.chunks = parts_of(layout::GpuSlabs(params.columns), S::kChunk);
+  k.blocks = BlocksOfTile<S>(k.tiles, k.chunks, multiprocessors);
+  const int32_t grid = k.blocks > 1 ? k.tiles * k.blocks : std::min(k.tiles, multiprocessors);
+  return LaunchKernel(W4WgmmaKernel<S>,
+                      {.grid = dim3(static_cast<uint32_t>(grid)),
+                       .block = dim3(kThreads),
+                       .shared_bytes = S::kBytes,
+                       .stream = options.stream,
+                       .dependent = options.dependent,
+                       .cluster = k.blocks},
+                      k);
+}
+
+template <int32_t kGroup, typename... Rest>
+cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
+  switch (layout::GpuTokenTile(params.tokens)) {
+    case 32:
+      return LaunchShapeOf<Shape<kGroup, 32>>(params, rest...);
+    case 64:
+      return LaunchShapeOf<Shape<kGroup, 64>>(params, rest...);
+    case 96:
+      return LaunchShapeOf<Shape<kGroup, 96>>(params, rest...);
+    default:
+      return LaunchShapeOf<Shape<kGroup, 128>>(params, rest...);
+  }
+}
+
+}  // namespace
+
+cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
+                    const LaunchOptions& options) {
+  if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
+  switch (params.group) {
+    case 0:
+      return LaunchGroup<0>(params, input, multiprocessors, options);
+    case 32:
+      return LaunchGroup<32>(params, input, multiprocessors, options);
+    case 64:
+      return LaunchGroup<64>(params, input, multiprocessors, options);
+    case 128:
+      return LaunchGroup<128>(params, input, multiprocessors, options);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace nibble::cuda

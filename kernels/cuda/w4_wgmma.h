@@ -1,0 +1,32 @@
+// W4A16 matrix products of more than a few tokens on Hopper, on the same packed weights as
+// w4_decode.h.
+//
+// A block computes tiles of 256 rows (128 where weights are dense) and 32 to 128 tokens. One warp
+// brings weights and activations by bulk copies into a ring in shared memory; two warpgroups widen
+// weights in registers, exactly ((q - zero) * scale rounded once to fp16), and multiply them on the
+// tensor cores while the next ones are widened. Where there are few tiles, the blocks of a cluster
+// share one along k and add their parts up over each other's shared memory, in order: results do
+// not vary from run to run.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/w4_batch.h"
+#include "kernels/cuda/w4_order.h"
+
+namespace nibble::cuda {
+
+struct WgmmaInput {
+  const half* ordered = nullptr;  // what stands for params.x, which is not read
+  // With kSiluMul, in the place of y_half: the input of the next product, in order. Its columns
+  // (rows / 2) must then be a multiple of 128.
+  half* next_ordered = nullptr;
+  int32_t next_group = 128;
+};
+
+// REQUIRES: a device of compute capability 9.0, columns a multiple of 8, 16-byte aligned pointers.
+// Graph-capturable.
+[[nodiscard]] cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input,
+                                  int32_t multiprocessors, const LaunchOptions& options);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,125 @@
+// Matrix products of a warpgroup on Hopper's tensor cores: A from registers, B from shared memory.
+// Exists only in code for sm_90a.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+// The registers of an operation in flight must not be touched: call before the first one, and after
+// other instructions have written accumulators or fragments.
+__device__ __forceinline__ void WarpgroupFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void WarpgroupCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// At most kPending committed groups are still running.
+template <int32_t kPending>
+__device__ __forceinline__ void WarpgroupWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from moving what it does with these registers over this place.
+template <int32_t kCount>
+__device__ __forceinline__ void PinRegisters(float (&values)[kCount]) {
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <int32_t kCount>
+__device__ __forceinline__ void PinRegisters(uint32_t (&values)[kCount]) {
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
+}
+
+// Warpgroups share 64 K registers as they need them; `kCount` a thread, a multiple of 8.
+template <int32_t kCount>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int32_t kCount>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// B as rows of 64 fp16 along k, 128 bytes each: 16-byte chunk i of row n lies at i ^ (n % 8). The
+// address is of 1024 bytes' alignment, or 32 bytes further for each step of 16 k.
+__device__ __forceinline__ uint64_t SwizzledRows(uint32_t shared_address) {
+  constexpr uint64_t kEightRows = 1024 >> 4;
+  constexpr uint64_t kSwizzle128 = 1;
+  return (shared_address & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
+}
+
+// d[64, kN] += a[64, 16] * b[16, kN]; fragments as those of mma.m16n8k16, 16 rows a warp.
+template <int32_t kN>
+struct WarpgroupMma;
+
+#define NIBBLE_D8(i)                                                                          \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define NIBBLE_D16(i) NIBBLE_D8(i), NIBBLE_D8(i + 8)
+#define NIBBLE_D32(i) NIBBLE_D16(i), NIBBLE_D16(i + 16)
+
+template <>
+struct WarpgroupMma<32> {
+  static __device__ __forceinline__ void Add(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+        "{%16,%17,%18,%19}, %20, always, 1, 1, 0;\n}"
+        : NIBBLE_D16(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
+
+template <>
+struct WarpgroupMma<64> {
+  static __device__ __forceinline__ void Add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+        "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+        "{%32,%33,%34,%35}, %36, always, 1, 1, 0;\n}"
+        : NIBBLE_D32(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
+
+template <>
+struct WarpgroupMma<96> {
+  static __device__ __forceinline__ void Add(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+        "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
+        "%43,%44,%45,%46,%47}, "
+        "{%48,%49,%50,%51}, %52, always, 1, 1, 0;\n}"
+        : NIBBLE_D32(0), NIBBLE_D16(32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
+
+template <>
+struct WarpgroupMma<128> {
+  static __device__ __forceinline__ void Add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+        "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
+        "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,"
+        "%63}, "
+        "{%64,%65,%66,%67}, %68, always, 1, 1, 0;\n}"
+        : NIBBLE_D32(0), NIBBLE_D32(32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
+
+#undef NIBBLE_D8
+#undef NIBBLE_D16
+#undef NIBBLE_D32
+
+}  // namespace nibble::cuda

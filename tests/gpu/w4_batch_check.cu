@@ -1,0 +1,380 @@
+// Checks the matrix products of many tokens against a plain kernel, then times a model's matrices.
+// Needs a GPU.
+//
+//   w4_batch_check [check | time [MATRIX [TOKENS]]]
+#include <cublas_v2.h>
+
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/w4_batch.h"
+#include "kernels/cuda/w4_large.h"
+#include "kernels/cuda/w4_wgmma.h"
+#include "tests/gpu/comparison.h"
+#include "tests/gpu/device_array.h"
+#include "tests/gpu/w4_logical.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr double kReadBytesPerSecond = 4.65e12, kOperationsPerSecond = 790e12;
+constexpr size_t kRotated = size_t{300} << 20;  // weights that no cache holds
+
+struct Device {
+  int multiprocessors = 0;
+  cudaStream_t stream = nullptr;
+  LargeScratch large;
+
+  explicit Device(int count) : multiprocessors(count) { CUDA_OK(cudaStreamCreate(&stream)); }
+  // Puts params.x into order first.
+  void Multiply(const W4BatchParams& params, half* ordered, bool dependent) const {
+    const LaunchOptions options{.stream = stream, .dependent = dependent};
+    CUDA_OK(OrderActivations({.x = params.x,
+                              .tokens = params.tokens,
+                              .columns = params.columns,
+                              .group = params.group,
+                              .ordered = ordered},
+                             options));
+    CUDA_OK(W4Wgmma(params, {.ordered = ordered}, multiprocessors, options));
+  }
+};
+
+struct Case {
+  int rows, columns, group, tokens;
+  DecodeOutput output;
+  bool bias;
+};
+
+std::string NameOf(const Case& c) {
+  const char* outputs[] = {"half", "float", "silu", "residual"};
+  return std::to_string(c.rows) + " x " + std::to_string(c.columns) + " group " +
+         std::to_string(c.group) + " tokens " + std::to_string(c.tokens) + " " +
+         outputs[static_cast<int>(c.output)] + (c.bias ? " bias" : "");
+}
+
+// What the outputs must be, from the plain products. Bias is in packed order: only where rows are
+// not paired.
+std::vector<double> Want(const Case& c, const std::vector<double>& plain,
+                         const std::vector<half>& bias, float old) {
+  std::vector<double> want;
+  const int out_rows = c.output == DecodeOutput::kSiluMul ? c.rows / 2 : c.rows;
+  for (int t = 0; t < c.tokens; ++t) {
+    const double* of_token = plain.data() + static_cast<size_t>(t) * c.rows;
+    for (int r = 0; r < out_rows; ++r) {
+      double value = of_token[r] + (c.bias ? Double(bias[r]) : 0);
+      if (c.output == DecodeOutput::kSiluMul) {
+        value = value / (1 + std::exp(-value)) * of_token[out_rows + r];
+      }
+      want.push_back(value + (c.output == DecodeOutput::kAddResidual ? old : 0));
+    }
+  }
+  return want;
+}
+
+std::vector<half> InOrder(const std::vector<half>& x, int tokens, int columns, int group) {
+  std::vector<half> ordered(layout::GpuOrderedCount(tokens, columns), __float2half(0));
+  const int ordered_tokens = layout::GpuOrderedTokens(tokens);
+  for (int t = 0; t < tokens; ++t) {
+    for (int k = 0; k < columns; ++k) {
+      ordered[layout::GpuOrderedIndex(t, k, group == 0 ? 128 : group, ordered_tokens)] =
+          x[static_cast<size_t>(t) * columns + k];
+    }
+  }
+  return ordered;
+}
+
+// What a product with SiLU leaves for the next one: the same numbers, in order.
+bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const half* ordered,
+                        const std::vector<half>& y) {
+  const int columns = params.rows / 2;
+  if (params.output != DecodeOutput::kSiluMul || columns % 128 != 0) return true;
+  bool ok = true;
+  for (const int group : {32, 64, 128}) {
+    const size_t count = layout::GpuOrderedCount(params.tokens, columns);
+    DeviceArray<half> next(std::vector<half>(count, __float2half(0)));
+    CUDA_OK(W4Wgmma(params, {.ordered = ordered, .next_ordered = next.get(), .next_group = group},
+                    device.multiprocessors, {.stream = device.stream}));
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<half> want = InOrder(y, params.tokens, columns, group), got = next.Get();
+    ok = ok && std::memcmp(want.data(), got.data(), count * sizeof(half)) == 0;
+  }
+  if (!ok) std::printf("FAIL the next product's input\n");
+  return ok;
+}
+
+bool CheckNorm(int tokens, int hidden, int group) {
+  const size_t count = static_cast<size_t>(tokens) * hidden;
+  const std::vector<float> residual = Normal(count, 3);
+  const std::vector<half> weight = NormalHalves(hidden, 1);
+  const DeviceArray<float> device_residual(residual);
+  const DeviceArray<half> device_weight(weight);
+  std::vector<int32_t> rows;
+  for (int t = 0; t < tokens; ++t) rows.push_back(tokens - 1 - t);
+  const DeviceArray<int32_t> device_rows(rows);
+  std::vector<half> plain;
+  for (const int row : rows) {
+    double squares = 0;
+    const float* x = residual.data() + static_cast<size_t>(row) * hidden;
+    for (int k = 0; k < hidden; ++k) squares += static_cast<double>(x[k]) * x[k];
+    const double inverse = 1 / std::sqrt(squares / hidden + 1e-5);
+    for (int k = 0; k < hidden; ++k) {
+      plain.push_back(__float2half(static_cast<float>(x[k] * inverse * Double(weight[k]))));
+    }
+  }
+  DeviceArray<half> ordered(
+      std::vector<half>(layout::GpuOrderedCount(tokens, hidden), __float2half(0)));
+  CUDA_OK(OrderedNorm({.residual = device_residual.get(),
+                       .rows = device_rows.get(),
+                       .weight = device_weight.get(),
+                       .tokens = tokens,
+                       .hidden = hidden,
+                       .epsilon = 1e-5f,
+                       .group = group,
+                       .ordered = ordered.get()},
+                      {}));
+  CUDA_OK(cudaDeviceSynchronize());
+  std::vector<double> want, got;
+  for (const half value : InOrder(plain, tokens, hidden, group)) want.push_back(Double(value));
+  for (const half value : ordered.Get()) got.push_back(Double(value));
+  return Report("norm in order, tokens " + std::to_string(tokens) + " hidden " +
+                    std::to_string(hidden) + " group " + std::to_string(group),
+                want, got, 1e-3);
+}
+
+bool Check(const Case& c, const Device& device) {
+  const bool silu = c.output == DecodeOutput::kSiluMul;
+  const RandomMatrix matrix(c.rows, c.columns, c.group, silu);
+  const size_t count = static_cast<size_t>(c.tokens) * (silu ? c.rows / 2 : c.rows);
+  const DeviceArray<half> x(NormalHalves(static_cast<size_t>(c.tokens) * c.columns, 1));
+  const std::vector<half> bias = NormalHalves(c.rows, 0.5f);
+  const DeviceArray<half> device_bias(bias);
+  constexpr float kOld = 0.25f;
+  bool in_order = true;
+  std::vector<float> floats[2];
+  std::vector<half> halves[2];
+  for (int run = 0; run < 2; ++run) {
+    DeviceArray<half> y_half(count);
+    DeviceArray<float> y_float(count), residual(std::vector<float>(count, kOld));
+    const W4BatchParams params{.slabs = matrix.slabs(),
+                               .rows = c.rows,
+                               .columns = c.columns,
+                               .group = c.group,
+                               .tokens = c.tokens,
+                               .x = x.get(),
+                               .output = c.output,
+                               .y_half = y_half.get(),
+                               .y_float = y_float.get(),
+                               .residual_out = residual.get(),
+                               .bias = c.bias ? device_bias.get() : nullptr};
+    DeviceArray<half> ordered(layout::GpuOrderedCount(c.tokens, c.columns));
+    device.Multiply(params, ordered.get(), run == 1);
+    CUDA_OK(cudaDeviceSynchronize());
+    floats[run] = c.output == DecodeOutput::kFloat ? y_float.Get() : residual.Get();
+    halves[run] = y_half.Get();
+    in_order = in_order && CheckOrderedOutput(device, params, ordered.get(), halves[run]);
+  }
+  std::vector<double> got;
+  const bool is_half = silu || c.output == DecodeOutput::kHalf;
+  for (size_t i = 0; i < count; ++i) got.push_back(is_half ? Double(halves[0][i]) : floats[0][i]);
+  const bool right =
+      Report(NameOf(c), Want(c, matrix.Product(x.get(), c.tokens), bias, kOld), got, 1e-3);
+  const bool same = std::memcmp(halves[0].data(), halves[1].data(), count * sizeof(half)) == 0 &&
+                    std::memcmp(floats[0].data(), floats[1].data(), count * sizeof(float)) == 0;
+  if (!same) std::printf("FAIL %s: a second run differs\n", NameOf(c).c_str());
+  return right && same && in_order;
+}
+
+bool CheckAll(const Device& device) {
+  using enum DecodeOutput;
+  bool ok = CheckNorm(17, 576, 64);
+  ok = CheckNorm(100, 4096, 128) && ok;
+  ok = CheckNorm(256, 1032, 0) && ok;
+  for (const Case& c : {Case{512, 1024, 128, 32, kFloat, false},
+                        Case{37, 128, 128, 17, kHalf, true},
+                        Case{2560, 4096, 128, 24, kHalf, true},
+                        Case{6144, 4096, 128, 32, kHalf, false},
+                        Case{3328, 4096, 128, 33, kSiluMul, false},
+                        Case{1000, 14336, 128, 48, kFloat, false},
+                        Case{4096, 4096, 128, 64, kAddResidual, true},
+                        Case{960, 576, 64, 17, kFloat, true},
+                        Case{960, 576, 64, 100, kHalf, false},
+                        Case{576, 1536, 32, 40, kAddResidual, true},
+                        Case{576, 1536, 32, 130, kHalf, false},
+                        Case{3072, 960, 64, 61, kSiluMul, false},
+                        Case{300, 4096, 0, 19, kFloat, false},
+                        Case{5000, 1024, 0, 64, kFloat, true},
+                        Case{5000, 1032, 0, 90, kFloat, false},
+                        Case{3000, 2048, 0, 256, kFloat, false},
+                        Case{3168, 4096, 128, 96, kSiluMul, false},
+                        Case{3168, 4096, 128, 128, kSiluMul, false},
+                        Case{4096, 2048, 128, 129, kAddResidual, false},
+                        Case{6144, 1024, 128, 192, kHalf, true},
+                        Case{1040, 4096, 128, 256, kAddResidual, true},
+                        Case{9000, 1024, 128, 300, kFloat, true},
+                        Case{28672, 256, 128, 1000, kSiluMul, false}}) {
+    ok = Check(c, device) && ok;
+  }
+  return ok;
+}
+
+// Microseconds of one of the operations that `run` puts on the stream `times` times, from a graph.
+double Time(cudaStream_t stream, int times, const std::function<void(int)>& run) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+  for (int i = 0; i < times; ++i) run(i);
+  CUDA_OK(cudaStreamEndCapture(stream, &graph));
+  CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  CUDA_OK(cudaEventCreate(&begin));
+  CUDA_OK(cudaEventCreate(&end));
+  std::vector<float> taken;
+  for (int i = 0; i < 9; ++i) {
+    CUDA_OK(cudaEventRecord(begin, stream));
+    CUDA_OK(cudaGraphLaunch(exec, stream));
+    CUDA_OK(cudaEventRecord(end, stream));
+    CUDA_OK(cudaEventSynchronize(end));
+    float ms = 0;
+    CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 2) taken.push_back(ms * 1000);
+  }
+  std::sort(taken.begin(), taken.end());
+  CUDA_OK(cudaGraphExecDestroy(exec));
+  CUDA_OK(cudaGraphDestroy(graph));
+  CUDA_OK(cudaEventDestroy(begin));
+  CUDA_OK(cudaEventDestroy(end));
+  return taken[taken.size() / 2] / times;
+}
+
+struct Matrix {
+  const char* name;
+  int rows, columns, group;
+  DecodeOutput output;
+};
+
+// Copies of one random matrix, as many as no cache holds.
+class Rotated {
+ public:
+  explicit Rotated(const Matrix& m)
+      : bytes_(W4DecodeBytes(m.rows, m.columns, m.group)),
+        copies_(static_cast<int>(kRotated / bytes_) + 1),
+        slabs_(bytes_ * copies_) {
+    const size_t count = static_cast<size_t>(m.rows) * m.columns;
+    const size_t groups = m.group == 0 ? 1 : count / m.group;
+    DeviceArray<uint8_t> q(m.group == 0 ? 1 : count), zeros(groups);
+    DeviceArray<half> scales(groups), dense(m.group == 0 ? count : 1);
+    CUDA_OK(FillRandomBytes(q.get(), m.group == 0 ? 1 : count, 1, nullptr));
+    CUDA_OK(FillRandomBytes(zeros.get(), groups, 2, nullptr));
+    CUDA_OK(FillRandomHalves(scales.get(), groups, 0.005f, 0.001f, 3, nullptr));
+    CUDA_OK(FillRandomHalves(dense.get(), m.group == 0 ? count : 1, 0, 0.02f, 4, nullptr));
+    CUDA_OK(PackW4({.q = q.get(),
+                    .zeros = zeros.get(),
+                    .scales = scales.get(),
+                    .dense = dense.get(),
+                    .rows = m.rows,
+                    .columns = m.columns,
+                    .group = m.group,
+                    .pair_rows = m.output == DecodeOutput::kSiluMul,
+                    .slabs = slabs_.get()},
+                   nullptr));
+    for (int i = 1; i < copies_; ++i) {
+      CUDA_OK(cudaMemcpy(slabs_.get() + i * bytes_, slabs_.get(), bytes_, cudaMemcpyDefault));
+    }
+  }
+  [[nodiscard]] const uint8_t* copy(int i) const { return slabs_.get() + i % copies_ * bytes_; }
+  [[nodiscard]] int copies() const { return copies_; }
+  [[nodiscard]] size_t bytes() const { return bytes_; }
+
+ private:
+  const size_t bytes_;
+  const int copies_;
+  DeviceArray<uint8_t> slabs_;
+};
+
+void TimeMatrix(const Matrix& m, Device* device, const std::vector<int>& token_counts) {
+  const Rotated weights(m);
+  const size_t most = token_counts.back();
+  DeviceArray<half> x(most * m.columns), y_half(most * m.rows);
+  DeviceArray<float> y(std::vector<float>(most * m.rows, 0.0f));
+  DeviceArray<half> ordered(layout::GpuOrderedCount(token_counts.back(), m.columns));
+  CUDA_OK(FillRandomHalves(x.get(), most * m.columns, 0, 1, 5, nullptr));
+  CUDA_OK(cudaDeviceSynchronize());
+  for (const int tokens : token_counts) {
+    const auto params = [&](int i) {
+      return W4BatchParams{.slabs = weights.copy(i),
+                           .rows = m.rows,
+                           .columns = m.columns,
+                           .group = m.group,
+                           .tokens = tokens,
+                           .x = x.get(),
+                           .output = m.output,
+                           .y_half = y_half.get(),
+                           .y_float = y.get(),
+                           .residual_out = y.get()};
+    };
+    const int times = std::max(tokens > 256 ? 4 : 16, weights.copies());
+    const double us = Time(device->stream, times,
+                           [&](int i) { device->Multiply(params(i), ordered.get(), true); });
+    const double operations = 2.0 * m.rows * m.columns * tokens;
+    const double floor =
+        1e6 * std::max(weights.bytes() / kReadBytesPerSecond, operations / kOperationsPerSecond);
+    std::printf("%-8s tokens %5d: %8.1f us %6.1f TFLOP/s %5.2f TB/s %5.1f %% of the floor", m.name,
+                tokens, us, operations / us / 1e6, weights.bytes() / us / 1e6, floor / us * 100);
+    if (m.group != 0 && tokens > 64) {
+      const double other = Time(device->stream, times, [&](int i) {
+        static_cast<void>(W4Large(params(i), device->large, device->stream));
+      });
+      std::printf("; widened, cuBLAS %8.1f us", other);
+    }
+    std::printf("\n");
+  }
+}
+
+// Every matrix and count of tokens, or those named.
+void TimeAll(Device* device, const std::string& name, int tokens) {
+  DeviceArray<uint8_t> workspace(size_t{32} << 20);
+  DeviceArray<half> widened(kLargeScratchBytes / 2), gate_up(size_t{2048} * kLargeSliceRowsMax);
+  device->large = {nullptr, widened.get(), gate_up.get()};
+  cublasCreate(&device->large.handle);
+  cublasSetStream(device->large.handle, device->stream);
+  cublasSetWorkspace(device->large.handle, workspace.get(), size_t{32} << 20);
+  using enum DecodeOutput;
+  for (const Matrix& m :
+       {Matrix{"qkv", 6144, 4096, 128, kHalf}, Matrix{"o", 4096, 4096, 128, kAddResidual},
+        Matrix{"gate-up", 28672, 4096, 128, kSiluMul},
+        Matrix{"down", 4096, 14336, 128, kAddResidual}, Matrix{"head", 32000, 4096, 0, kFloat}}) {
+    if (!name.empty() && name != m.name) continue;
+    if (tokens > 0) {
+      TimeMatrix(m, device, {tokens});
+    } else if (m.group == 0) {
+      TimeMatrix(m, device, {32, 64, 128, 256});
+    } else {
+      TimeMatrix(m, device, {32, 64, 96, 128, 256, 512, 2048});
+    }
+  }
+  cublasDestroy(device->large.handle);
+}
+
+int Main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a launch that hangs must not hide what came before
+  cudaDeviceProp properties;
+  CUDA_OK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  Device device(properties.multiProcessorCount);
+  const std::string what = argc > 1 ? argv[1] : "";
+  const bool ok = what == "time" || CheckAll(device);
+  if (what != "check") {
+    TimeAll(&device, argc > 2 ? argv[2] : "", argc > 3 ? std::stoi(argv[3]) : 0);
+  }
+  std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
+  return ok ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace nibble::cuda
+
+int main(int argc, char** argv) { return nibble::cuda::Main(argc, argv); }
