@@ -136,6 +136,27 @@ def pod_faults(spec, serves):
             yield "is killed before its drain ends"
 
 
+def secret_faults(found_objects):
+    """Every Secret is mounted read-only and not for everybody; programs' files stand in a mount;
+    ports with TLS are not asked by Kubernetes' gRPC probes."""
+    for name, _, spec in pods(found_objects):
+        for volume in spec.get("volumes", []):
+            if "secret" in volume and volume["secret"].get("defaultMode") != 0o440:
+                yield f"{name}: Secret {volume['name']} is readable for all"
+        for container in spec["containers"]:
+            mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
+            for word in container["args"]:
+                path = word.partition("=")[2]
+                if path.startswith("/etc/nibble/"):
+                    mount = mounts.get(path.rsplit("/", 1)[0])
+                    if mount is None or not mount.get("readOnly"):
+                        yield f"{name}: {word} is in no read-only mount"
+            speaks_tls = any(word.startswith("--tls-cert=") for word in container["args"])
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                if speaks_tls and "grpc" in container.get(probe, {}):
+                    yield f"{name}: {probe} speaks no TLS"
+
+
 def matches(selector, labels):
     return all(labels.get(key) == value for key, value in selector.items())
 
@@ -169,7 +190,7 @@ def policy_faults():
             serves = not name.startswith("Pod ")
             for fault in pod_faults(spec, serves):
                 yield f"{example}: {name}: {fault}"
-        for fault in selector_faults(found_objects):
+        for fault in (*selector_faults(found_objects), *secret_faults(found_objects)):
             yield f"{example}: {fault}"
 
 
@@ -196,6 +217,13 @@ REFUSED = [
     (["image.tag=latest"], "tag"),
     (["gateway.replicaz=2"], "replicaz"),
     (["gateway.extraArgs={rm}"], "extraArgs"),
+    (["tls.clients.enabled=true"], "no Secret is named for gateway-tls"),
+    (["tls.internal.enabled=true", "tls.internal.gatewaySecret=s"],
+     "no Secret is named for worker-internal-tls"),
+    (["tls.clients.secret=Not/A/Name"], "secret"),
+    (["tls.clients.on=true"], "'on' not allowed"),
+    (["tls.certManager.issuer.kind=Authority"], "kind"),
+    (["apiKeys.secret=s", "apiKeys.file=../keys.toml"], "file"),
 ]
 
 

@@ -61,6 +61,10 @@ spec:
         - --drain-timeout={{ int $m.drainTimeoutSeconds }}s
         - --listen=0.0.0.0:{{ $root.Values.worker.port }}
         - --metrics-listen=0.0.0.0:{{ $root.Values.worker.metricsPort }}
+        {{- if $root.Values.tls.internal.enabled }}
+        {{- include "nibble.porttls" (dict "folder" "internal-tls") | nindent 8 }}
+        - --tls-client-ca=/etc/nibble/internal-tls/ca.crt
+        {{- end }}
         - --log-level={{ $root.Values.log.level }}
         - --log-format={{ $root.Values.log.format }}
         {{- range $m.extraArgs }}
@@ -72,7 +76,7 @@ spec:
         - {name: group, containerPort: 50053}
         {{- end }}
         - {name: metrics, containerPort: {{ $root.Values.worker.metricsPort }}}
-      {{- if .leads }}
+      {{- if and .leads (not $root.Values.tls.internal.enabled) }}
       # The leader opens its port once the model is loaded and has run a step.
       startupProbe:
         grpc: {port: {{ $root.Values.worker.port }}}
@@ -90,7 +94,7 @@ spec:
         periodSeconds: 10
         failureThreshold: 3
       readinessProbe:
-        {{- if .leads }}
+        {{- if and .leads (not $root.Values.tls.internal.enabled) }}
         grpc: {port: {{ $root.Values.worker.port }}, service: nibble.worker.v1.WorkerService}
         {{- else }}
         httpGet: {path: /readyz, port: metrics}
@@ -102,10 +106,16 @@ spec:
       terminationMessagePolicy: FallbackToLogsOnError
       volumeMounts:
         - {name: models, mountPath: /models, readOnly: true}
+        {{- if $root.Values.tls.internal.enabled }}
+        - {name: internal-tls, mountPath: /etc/nibble/internal-tls, readOnly: true}
+        {{- end }}
         {{- if gt (int $m.tp) 1 }}
         - {name: shm, mountPath: /dev/shm}
         {{- end }}
   volumes:
+    {{- if $root.Values.tls.internal.enabled }}
+    {{- include "nibble.secretvolume" (dict "name" "internal-tls" "secret" (include "nibble.workertlssecret" $root)) | nindent 4 }}
+    {{- end }}
     - name: models
       persistentVolumeClaim: {claimName: {{ $m.claim }}, readOnly: true}
     {{- if gt (int $m.tp) 1 }}
