@@ -183,7 +183,7 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Item& i
   const int32_t group = p.heads / p.kv_heads;
   const int64_t token = item.first_row + (item.tokens == 1 ? 0 : row / group);
   const int32_t head = item.kv_head * group + (item.tokens == 1 ? row : row % group);
-  const float inverse = 1.0f / merged.sum;
+  const float inverse = __fdividef(1.0f, merged.sum);
   *reinterpret_cast<half2*>(p.out + (token * p.heads + head) * S::kD + column) =
       __floats2half2_rn(merged.out.x * inverse, merged.out.y * inverse);
 }
@@ -302,13 +302,21 @@ __device__ __forceinline__ void WritePass(const AttentionParams& p, const Item& 
   constexpr int32_t kPairs = S::kColumns / 2;
   for (int32_t i = threadIdx.x; i < rows * kPairs; i += kThreads) {
     const int32_t row = i / kPairs, column = i % kPairs * 2;
+    float2 states[kMergers], parts[kMergers];
     Merged merged;
 #pragma unroll
     for (int32_t j = 0; j < kMergers; ++j) {
       const int32_t at = j * S::kRows + row;
-      const float2 state = shared.states[at];
-      merged.Add(state.x, state.y,
-                 *reinterpret_cast<const float2*>(shared.parts + at * S::kPartStride + column));
+      states[j] = shared.states[at];
+      parts[j] = *reinterpret_cast<const float2*>(shared.parts + at * S::kPartStride + column);
+      merged.max = fmaxf(merged.max, states[j].x);
+    }
+#pragma unroll
+    for (int32_t j = 0; j < kMergers; ++j) {
+      const float weight = Exp2(states[j].x - merged.max);
+      merged.sum = fmaf(states[j].y, weight, merged.sum);
+      merged.out.x = fmaf(parts[j].x, weight, merged.out.x);
+      merged.out.y = fmaf(parts[j].y, weight, merged.out.y);
     }
     const int32_t whole = pass * S::kColumns + column;
     if (item.parts == 1) {
@@ -403,16 +411,16 @@ struct Walk {
     }
     Token<S> token;
     if constexpr (kRotates) {
-      token.angles.Load(p.rotation, shared.items[0].Last(), lane);
+      token.Aim(p, shared.items[0], group, warp, lane);
       if (first_page) WaitForPreviousKernel();
-      token.Load(p, shared.items[0], group, warp, lane);
+      token.Load(lane);
     }
     bool parts = false;
     int32_t element = warp;  // of the item
     for (int32_t i = 0; i < count; ++i) {
       const Item& item = shared.items[i];
       if constexpr (kRotates) {
-        token.Take(p, item, group, shared, warp, lane);
+        token.Take(p, group, shared, item.Last() % kKvBlockTokens, warp, lane);
       } else {
         TakeQueries<S>(p, item, shared);
       }
@@ -420,8 +428,8 @@ struct Walk {
       state.Begin(item, group, lane);
       __syncthreads();
       if (kRotates && i + 1 < count) {
-        token.angles.Load(p.rotation, shared.items[i + 1].Last(), lane);
-        token.Load(p, shared.items[i + 1], group, warp, lane);
+        token.Aim(p, shared.items[i + 1], group, warp, lane);
+        token.Load(lane);
       }
       Attend<S, kRotates>(p, item, element, shared, offsets, lane, ring, &feeder, &state);
       element = (element - item.count % kWarps + kWarps) % kWarps;
@@ -445,6 +453,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     BarrierInit(shared.full + threadIdx.x, 1);
   }
   FenceBarrierInit();
+  __syncthreads();
   const Offsets<S> offsets(lane);
   const Walk<S> walk{p, shared, offsets, warp, lane, p.heads / p.kv_heads};
   Ring<S> ring(shared, warp);

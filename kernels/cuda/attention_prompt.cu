@@ -7,6 +7,7 @@
 #include "kernels/cuda/attention_ptx.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -182,7 +183,7 @@ __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys, Row
     GroupScores(rows->scores, MatrixOf(queries + at, kApart, 16), MatrixOf(keys + at, kApart, 16),
                 step > 0);
   }
-  GroupCommit();
+  WarpgroupCommit();
 }
 
 template <int32_t kD>
@@ -193,7 +194,7 @@ __device__ __forceinline__ void IssueValues(uint32_t values, Rows<kD>* rows) {
         rows->out, rows->weights[step],
         MatrixOf(values + step * Layout<kD>::kTileBytes, Layout<kD>::kEightRows, kPanelBytes));
   }
-  GroupCommit();
+  WarpgroupCommit();
 }
 
 // Hides positions that a row must not see.
@@ -285,10 +286,10 @@ struct Walk {
 
   __device__ __forceinline__ void First(Rows<kD>* rows) const {
     const uint32_t keys = WaitForKeys(work.begin);
-    GroupFence();
+    WarpgroupFence();
     IssueScores<kD>(queries, keys, rows);
-    GroupWait<0>();
-    Pin(rows->scores);
+    WarpgroupWait<0>();
+    PinRegisters(rows->scores);
     Free(bars.keys_free + Slot(work.begin));
     if (work.Masked(p, work.begin)) Mask<kD>(p.window, work.begin * kKeys, lane, rows);
     static_cast<void>(Exponentials<kD>(to_base_2, rows));
@@ -299,19 +300,19 @@ struct Walk {
   __device__ __forceinline__ void Next(int32_t stage, Rows<kD>* rows) const {
     const uint32_t keys = WaitForKeys(stage);
     const uint32_t values = WaitForValues(stage - 1);
-    Pin(rows->scores);
-    Pin(rows->out);
-    GroupFence();
+    PinRegisters(rows->scores);
+    PinRegisters(rows->out);
+    WarpgroupFence();
     IssueScores<kD>(queries, keys, rows);
     IssueValues<kD>(values, rows);
-    GroupWait<1>();
-    Pin(rows->scores);
+    WarpgroupWait<1>();
+    PinRegisters(rows->scores);
     Free(bars.keys_free + Slot(stage));
     if constexpr (kMasked) Mask<kD>(p.window, stage * kKeys, lane, rows);
     const float2 keep = Exponentials<kD>(to_base_2, rows);
-    GroupWait<0>();
-    Pin(rows->out);
-    Pin(rows->scores);  // not packed before: the product has read its weights only now
+    WarpgroupWait<0>();
+    PinRegisters(rows->out);
+    PinRegisters(rows->scores);  // not packed before: the product has read its weights only now
     Free(bars.values_free + Slot(stage - 1));
 #pragma unroll
     for (int32_t i = 0; i < kD / 2; ++i) rows->out[i] *= i / 2 % 2 == 0 ? keep.x : keep.y;
@@ -319,11 +320,11 @@ struct Walk {
   }
   __device__ __forceinline__ void Last(Rows<kD>* rows) const {
     const uint32_t values = WaitForValues(work.end - 1);
-    Pin(rows->out);
-    GroupFence();
+    PinRegisters(rows->out);
+    WarpgroupFence();
     IssueValues<kD>(values, rows);
-    GroupWait<0>();
-    Pin(rows->out);
+    WarpgroupWait<0>();
+    PinRegisters(rows->out);
   }
 };
 

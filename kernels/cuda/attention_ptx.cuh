@@ -1,4 +1,5 @@
-// PTX instructions that only attention needs, one small function each.
+// PTX instructions that only attention needs, one small function each. Products of a warpgroup are
+// asynchronous as wgmma.cuh says.
 #pragma once
 
 #include <cstdint>
@@ -50,34 +51,6 @@ __device__ __forceinline__ uint64_t NormalPolicy() {
   return policy;
 }
 
-// Products of a warpgroup, 64 rows of A, asynchronous: between the first of them and the wait for
-// their group nobody may touch their registers.
-__device__ __forceinline__ void GroupFence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void GroupCommit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// At most kPending groups are still running.
-template <int32_t kPending>
-__device__ __forceinline__ void GroupWait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
-// Keeps the compiler from moving work on these registers over this place.
-template <int32_t kCount>
-__device__ __forceinline__ void Pin(float (&values)[kCount]) {
-#pragma unroll
-  for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-// Warpgroups share a multiprocessor's registers as they need them; kCount a thread.
-template <int32_t kCount>
-__device__ __forceinline__ void TakeRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-template <int32_t kCount>
-__device__ __forceinline__ void GiveRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
-}
 // One of a barrier's arrivals.
 __device__ __forceinline__ void BarrierSignal(uint64_t* barrier) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));

@@ -297,35 +297,47 @@ struct Angles {
 };
 
 // The queries of an item's one token, and its key and value where the item has their KV block: a
-// warp sees to whole heads. Loaded ahead, rotated and stored when their turn has come.
+// warp sees to whole heads. Addresses are reckoned ahead, heads loaded as soon as they are there,
+// rotated and stored when their turn has come.
 template <typename S>
 struct Token {
   static constexpr int32_t kD = S::kD;
   static constexpr int32_t kHeads = (S::kRows + 2 + kWarps - 1) / kWarps;  // of a warp
+  const half* from[kHeads];                                                // nullptr: no such head
+  half* to;  // the KV block of the key or value in the cache
   RawPart<kD> heads[kHeads];
   Angles<kD> angles;
 
-  [[nodiscard]] static __device__ __forceinline__ int32_t Count(const Item& item, int32_t rows) {
-    return item.HasNewest() ? rows + 2 : rows;
-  }
-  __device__ __forceinline__ void Load(const AttentionParams& p, const Item& item, int32_t rows,
-                                       int32_t warp, int32_t lane) {
+  __device__ __forceinline__ void Aim(const AttentionParams& p, const Item& item, int32_t rows,
+                                      int32_t warp, int32_t lane) {
+    angles.Load(p.rotation, item.Last(), lane);
     const half* row = p.q + item.first_row * p.q_stride;
+    const int32_t count = item.HasNewest() ? rows + 2 : rows;
+    to = nullptr;
 #pragma unroll
     for (int32_t i = 0; i < kHeads; ++i) {
       const int32_t task = warp + i * kWarps;
-      if (task >= Count(item, rows)) continue;
       int32_t head = item.kv_head * rows + task;
       if (task >= rows) head = p.heads + item.kv_head + (task - rows) * p.kv_heads;
-      heads[i].Load(row + head * kD, lane);
+      from[i] = task < count ? row + head * kD : nullptr;
+      if (task < rows || task >= count) continue;
+      to = (task == rows ? p.cache.keys : p.cache.values) +
+           (static_cast<int64_t>(item.last_block) * p.kv_heads + item.kv_head) * S::kPieceHalves;
     }
   }
-  __device__ __forceinline__ void Take(const AttentionParams& p, const Item& item, int32_t rows,
-                                       const Shared<S>& shared, int32_t warp, int32_t lane) const {
+  __device__ __forceinline__ void Load(int32_t lane) {
 #pragma unroll
     for (int32_t i = 0; i < kHeads; ++i) {
+      if (from[i] != nullptr) heads[i].Load(from[i], lane);
+    }
+  }
+  __device__ __forceinline__ void Take(const AttentionParams& p, int32_t rows,
+                                       const Shared<S>& shared, int32_t place, int32_t warp,
+                                       int32_t lane) const {
+#pragma unroll
+    for (int32_t i = 0; i < kHeads; ++i) {
+      if (from[i] == nullptr) continue;
       const int32_t task = warp + i * kWarps;
-      if (task >= Count(item, rows)) continue;
       HeadPart<kD> head = heads[i].Widened(lane);
       if (task <= rows) {
         const half* norm = task == rows ? p.rotation.k_norm : p.rotation.q_norm;
@@ -334,13 +346,10 @@ struct Token {
       }
       if (task < rows) {
         head.Store(shared.queries + task * S::kQueryStride, lane);
-        continue;
+      } else {
+        head.Store(shared.newest + (task - rows) * kD, lane);
+        head.StoreSwizzled(to, place, lane);
       }
-      const int64_t at =
-          (static_cast<int64_t>(item.last_block) * p.kv_heads + item.kv_head) * S::kPieceHalves;
-      head.Store(shared.newest + (task - rows) * kD, lane);
-      head.StoreSwizzled((task == rows ? p.cache.keys : p.cache.values) + at,
-                         item.Last() % kKvBlockTokens, lane);
     }
   }
 };
