@@ -130,67 +130,94 @@ struct Ring {
   }
 };
 
-// The producer warp's copies of a chunk, one a lane: row tiles of weights, then halves of
-// activations.
+// A producer warp's copies of a chunk, one a lane: row tiles of weights, then halves of
+// activations. The lanes' copies go out one after the other, in some hundreds of cycles: four warps
+// take turns.
 template <typename S>
 struct Copies {
   const KernelParams& k;
+  uint8_t* shared;
   int32_t lane;
-  uint64_t weights_policy, x_policy;
+  uint64_t policy;
+  const uint8_t* from;      // the tile's first chunk
+  int64_t chunk_bytes;      // from one to the next
+  int32_t to, stage_bytes;  // in a stage, and from one to the next
 
+  __device__ __forceinline__ Copies(const KernelParams& params, uint8_t* memory, int32_t thread)
+      : k(params), shared(memory), lane(thread) {
+    const bool weights = lane < S::kRowTiles;
+    policy = weights && k.token_tiles == 1 ? EvictFirstPolicy() : EvictNormalPolicy();
+    chunk_bytes = weights ? S::kRowTileBytes : int64_t{S::kChunk} * 2 * 128 * k.ordered_tokens;
+    to = weights ? S::kWeights + lane * S::kRowTileBytes : (lane - S::kRowTiles) * S::kHalfBytes;
+    stage_bytes = weights ? S::kStageW : S::kStageX;
+  }
+  __device__ __forceinline__ void SetTile(int32_t tile) {
+    if (lane < S::kRowTiles) {
+      const int32_t row_tile =
+          min(tile / k.token_tiles * S::kRowTiles + lane, layout::GpuRowTiles(k.p.rows) - 1);
+      from = k.p.slabs +
+             static_cast<int64_t>(row_tile) * layout::GpuSlabs(k.p.columns) * S::kSlabBytes;
+    } else {
+      const int64_t row = static_cast<int64_t>(lane - S::kRowTiles) * k.ordered_tokens +
+                          tile % k.token_tiles * S::kTokens;
+      from = reinterpret_cast<const uint8_t*>(k.input.ordered + row * 64);
+    }
+  }
+  __device__ __forceinline__ void Expect(int32_t chunk, uint64_t* full) const {
+    if (lane == 0)
+      BarrierExpect(full, Slabs(chunk) * (S::kRowTiles * S::kSlabBytes + 2 * S::kHalfBytes));
+    __syncwarp();
+  }
+  // Lanes [first, last).
+  __device__ __forceinline__ void Issue(int32_t chunk, int32_t stage, int32_t first, int32_t last,
+                                        uint64_t* full) const {
+    const bool weights = lane < S::kRowTiles;
+    const int32_t slabs = Slabs(chunk);
+    if (lane < first || lane >= min(last, S::kRowTiles + slabs * 2)) return;
+    BulkCopy(shared + to + stage * stage_bytes, from + chunk * chunk_bytes,
+             weights ? slabs * S::kSlabBytes : S::kHalfBytes, full, policy);
+  }
+
+ private:
   __device__ __forceinline__ int32_t Slabs(int32_t chunk) const {
     return min(S::kChunk, layout::GpuSlabs(k.p.columns) - chunk * S::kChunk);
   }
-  __device__ __forceinline__ void Weights(int32_t tile, int32_t chunk, const Ring<S>& ring) const {
-    uint64_t* full = ring.Full(ring.stage);
-    const int32_t bytes = Slabs(chunk) * S::kSlabBytes;
-    if (lane == 0) {
-      BarrierExpect(full, S::kRowTiles * bytes + Slabs(chunk) * 2 * S::kHalfBytes);
-    }
-    __syncwarp();
-    if (lane >= S::kRowTiles) return;
-    const int32_t row_tile =
-        min(tile / k.token_tiles * S::kRowTiles + lane, layout::GpuRowTiles(k.p.rows) - 1);
-    const int64_t slab =
-        static_cast<int64_t>(row_tile) * layout::GpuSlabs(k.p.columns) + chunk * S::kChunk;
-    BulkCopy(ring.W() + lane * S::kRowTileBytes, k.p.slabs + slab * S::kSlabBytes, bytes, full,
-             weights_policy);
-  }
-  __device__ __forceinline__ void X(int32_t tile, int32_t chunk, const Ring<S>& ring) const {
-    if (lane >= Slabs(chunk) * 2) return;
-    const int64_t row = (static_cast<int64_t>(chunk) * S::kChunk * 2 + lane) * k.ordered_tokens +
-                        tile % k.token_tiles * S::kTokens;
-    BulkCopy(ring.X() + lane * S::kHalfBytes, k.input.ordered + row * 64, S::kHalfBytes,
-             ring.Full(ring.stage), x_policy);
-  }
 };
 
+// Warps take turns at the chunks of the block's work. No more of them than stages: one that runs
+// ahead by more would take a barrier's phase before the last for its own.
 template <typename S>
-__device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, int32_t lane) {
+__device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, int32_t turn,
+                                        int32_t lane) {
+  constexpr int32_t kTurns = S::kStages < 4 ? S::kStages : 4;
+  if (turn >= kTurns) return;
   const Place place(k);
-  const uint64_t keep = EvictNormalPolicy();
-  const Copies<S> copies{k, lane, k.token_tiles == 1 ? EvictFirstPolicy() : keep, keep};
-  Ring<S> ring{shared};
+  const Ring<S> ring{shared};
+  Copies<S> copies(k, shared, lane);
+  int32_t tile = place.tile;
+  copies.SetTile(tile);
   // Weights depend on nobody: the ring's first are on their way before the kernel before has ended.
   const int32_t ahead = min(S::kStages, place.end - place.begin);
-  for (int32_t i = 0; i < ahead; ++i) {
-    copies.Weights(place.tile, place.begin + i, ring);
-    ring.Advance();
+  for (int32_t i = turn; i < ahead; i += kTurns) {
+    copies.Expect(place.begin + i, ring.Full(i));
+    copies.Issue(place.begin + i, i, 0, S::kRowTiles, ring.Full(i));
   }
   WaitForPreviousKernel();
   LetNextKernelStart();
-  ring = Ring<S>{shared};
-  int32_t done = 0;
-  for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
-    for (int32_t chunk = place.begin; chunk < place.end; ++chunk) {
-      if (done >= ahead) {
-        BarrierWait(ring.Empty(ring.stage), ring.phase ^ 1);
-        copies.Weights(tile, chunk, ring);
-      }
-      ++done;
-      copies.X(tile, chunk, ring);
-      ring.Advance();
+  int32_t chunk = place.begin + turn;
+  for (int32_t i = turn;; i += kTurns, chunk += kTurns) {
+    while (chunk >= place.end) {
+      chunk -= place.end - place.begin;
+      tile += place.stride;
+      if (tile >= k.tiles) return;
+      copies.SetTile(tile);
     }
+    const int32_t stage = i % S::kStages;
+    if (i >= ahead) {
+      BarrierWait(ring.Empty(stage), (i / S::kStages & 1) ^ 1);
+      copies.Expect(chunk, ring.Full(stage));
+    }
+    copies.Issue(chunk, stage, i < ahead ? S::kRowTiles : 0, 32, ring.Full(stage));
   }
 }
 
@@ -411,7 +438,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == kConsumers) {
     GiveRegisters<kProducerRegisters>();
     const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
-    if (thread < 32) Produce<S>(k, shared, thread);
+    Produce<S>(k, shared, thread / 32, thread % 32);
   } else {
     TakeRegisters<kConsumerRegisters>();
     Consume<S>(k, shared, group);
