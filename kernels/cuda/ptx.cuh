@@ -19,19 +19,23 @@ __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int32_t arrivals)
 __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
-      "r"(bytes)
-      : "memory");
+__device__ __forceinline__ void BarrierExpect(uint32_t barrier, int32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
+__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) {
+  BarrierExpect(SharedAddress(barrier), bytes);
+}
+__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t phase) {
   asm volatile(
       "{\n.reg .pred done;\n"
       "RETRY: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE;\nbra RETRY;\nDONE:\n}" ::"r"(SharedAddress(barrier)),
+      "@done bra DONE;\nbra RETRY;\nDONE:\n}" ::"r"(barrier),
       "r"(phase)
       : "memory");
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
+  BarrierWait(SharedAddress(barrier), phase);
 }
 
 // Weights are read once a step: they leave the L2 first, so that activations and KV stay.
@@ -40,13 +44,31 @@ __device__ __forceinline__ uint64_t EvictFirstPolicy() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ __forceinline__ void BulkCopy(void* shared, const void* global, int32_t bytes,
-                                         uint64_t* barrier, uint64_t policy) {
+__device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, int32_t bytes,
+                                         uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+}
+__device__ __forceinline__ void BulkCopy(void* shared, const void* global, int32_t bytes,
+                                         uint64_t* barrier, uint64_t policy) {
+  BulkCopy(SharedAddress(shared), global, bytes, SharedAddress(barrier), policy);
+}
+
+// Sixteen bytes that an earlier kernel wrote, or zeros; keeps its place among waits and other such
+// loads. Lanes that lack a value must not load another instead: thousands of loads of one sector
+// queue up at its slice of the L2.
+__device__ __forceinline__ uint4 LoadIf(bool exists, const void* global) {
+  uint4 value;
+  asm volatile(
+      "{\n.reg .pred exists;\nsetp.ne.s32 exists, %5, 0;\n"
+      "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@exists ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
+      : "l"(global), "r"(static_cast<int32_t>(exists)));
+  return value;
 }
 
 // The kernel before this one in the stream has finished and its writes are visible.

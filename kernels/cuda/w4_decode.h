@@ -2,9 +2,8 @@
 //
 // Bound: bytes. Every warp feeds itself: its lane 0 issues bulk copies into the warp's own ring,
 // the first of them before the previous kernel has ended (programmatic dependent launch). Each warp
-// owns a range of k, so its activations stay in registers; the eight partial sums of a row tile
-// meet in shared memory in warp order, so results do not vary from run to run. Rows too long for a
-// block's registers are split over blocks, whose parts meet in memory, again in order.
+// owns a range of k of every row tile; the eight partial sums of a row tile meet in shared memory
+// in warp order, so results do not vary from run to run.
 //
 // A norm costs no kernel and no trip of its own. The product before it leaves, beside the residual
 // stream, x = residual * norm_weight * scale with a scale that was known already: the inverse rms
@@ -66,21 +65,15 @@ struct W4DecodeParams {
   NextInput next;                 // with kAddResidual
   const half* bias = nullptr;     // [rows] in packed order, or nullptr
 
-  // Where the grid splits rows: W4DecodeSplitBytes, and a zero for every row tile, left zero.
-  float4* split_sums = nullptr;
-  int32_t* split_arrivals = nullptr;
   bool dependent_launch = true;  // programmatic dependent launch on the stream
 };
 
-// How a launch is laid out: a row of weights is split into parts so that every warp's activations
-// fit its registers (512 columns a warp).
-struct DecodeGrid {
-  int32_t blocks = 0;
-  int32_t parts = 1;
-};
-[[nodiscard]] DecodeGrid W4DecodeGrid(int32_t rows, int32_t columns, int32_t tokens,
-                                      int32_t multiprocessors);
-[[nodiscard]] int64_t W4DecodeSplitBytes(int32_t rows, int32_t columns, int32_t tokens);
+// What every kernel of a decode step asks for: one block a multiprocessor, of at most half
+// a multiprocessor's registers, and this much shared memory. Exactly two such blocks fit a
+// multiprocessor: a kernel's blocks and those of the kernel behind it, which is filling its ring
+// meanwhile, always share the multiprocessors one to one. With smaller or fewer blocks two of one
+// launch meet on a multiprocessor and leave another without.
+inline constexpr int32_t kDecodeSharedBytes = 112 * 1024;
 
 // REQUIRES: columns a multiple of 8, tokens 1 … 16, 16-byte aligned pointers. Graph-capturable.
 [[nodiscard]] cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors,

@@ -11,37 +11,43 @@ using layout::GpuKIndex;
 using layout::GpuSlabBytes;
 using layout::kGpuSlabNibbleBytes;
 
+constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
+constexpr int32_t kRingBytes = 104 * 1024;  // of a block
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
-constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
-constexpr int32_t kRingBytes = 12 * 1024;  // of one warp; deeper rings were slower
+// A warp multiplies a unit of four slabs at a time, whose products interleave: a chain of dependent
+// tensor-core instructions would wait for each one's latency.
+constexpr int32_t kUnitProducts = 4;
 
-constexpr int32_t kChunkSlabs = 4;  // of a warp: its activations fit its registers
-
-// What a kernel instance is compiled for. A warp's range of k is at most kChunk slabs: its
-// activations stay in registers for the whole launch.
-template <int32_t kGroupT, int32_t kTokenTilesT>
+// What a kernel instance is compiled for. Two ways to walk a row tile's k:
+//   resident: a warp's range of k is at most one unit, whose activations stay in registers for the
+//             whole launch;
+//   streamed: units take two slabs of each of two row tiles; the activations of a unit are loaded
+//             while the unit before is multiplied. Any length of row.
+template <int32_t kGroupT, int32_t kTokenTilesT, bool kResidentT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
   static constexpr int32_t kTokenTiles = kTokenTilesT;  // 8 tokens each
-  static constexpr int32_t kChunk = kChunkSlabs;
+  static constexpr bool kResident = kResidentT;
+  static constexpr int32_t kRowTiles = kResident ? 1 : 2;  // of a unit
+  static constexpr int32_t kUnitSlabs = kUnitProducts / kRowTiles;
   // Registers for the kernel before or behind beside this one; two token tiles take them all.
   static constexpr int32_t kBlocksTogether = kTokenTiles == 1 ? 2 : 1;
   static constexpr int32_t kSlabBytes = kGroup == 0 ? kDenseSlabBytes : GpuSlabBytes(kGroup);
-  static constexpr int32_t kCopySlabs = kGroup == 0 ? 1 : kChunk;
-  static constexpr int32_t kSlotBytes = kCopySlabs * kSlabBytes;
-  static constexpr int32_t kSlots =
-      kRingBytes / kSlotBytes < 3 ? 3 : (kRingBytes / kSlotBytes > 8 ? 8 : kRingBytes / kSlotBytes);
+  static constexpr int32_t kCopyBytes = (kGroup == 0 ? 1 : kUnitSlabs) * kSlabBytes;
+  static constexpr int32_t kSlotBytes = (kGroup == 0 ? 1 : kRowTiles) * kCopyBytes;
+  static constexpr int32_t kSlots = kRingBytes / kWarps / kSlotBytes;
+  static_assert(kSlots >= 2);
   static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// A warp's activations: [slab][k-step][token tile] B fragments, and in shared memory the sums over
-// k of every group: [slab][group][token].
+// A warp's activations: [slab of a unit][k-step][token tile] B fragments, and where they are
+// resident, the sums over k of every group for the tokens 2c, 2c + 1 of this lane's results.
 template <typename S>
 struct Fragments {
-  static constexpr int32_t kSumBytes = S::kChunk * S::kGroupsOfSlab * S::kTokenTiles * 8 * 4;
-
-  uint32_t b[S::kChunk][8][S::kTokenTiles][2];
+  uint32_t b[S::kUnitSlabs][8][S::kTokenTiles][2];
+  static constexpr int32_t kSumBytes =
+      S::kResident ? S::kUnitSlabs * S::kGroupsOfSlab * S::kTokenTiles * 8 * 4 : 0;
   float* sums;
 
   // Of tokens 2c, 2c + 1: those of this lane's results.
@@ -52,7 +58,7 @@ struct Fragments {
   }
 };
 
-// Slabs [begin, end) of this warp, in this block's part of the row.
+// Slabs [begin, end) of this warp.
 struct WarpRange {
   int32_t begin;
   int32_t end;
@@ -61,69 +67,64 @@ __device__ __forceinline__ WarpRange SlabRange(int32_t slabs, int32_t part, int3
   return {slabs * part / parts, slabs * (part + 1) / parts};
 }
 
-// One lane's 32 activations of a slab and token, in runs of eight. All loads go out before the
-// first is used: a load that waits for the one before it costs a trip to the L2. Columns and tokens
-// that do not exist load something else and become zero.
-template <int32_t kGroup>
-__device__ __forceinline__ void LoadSlab(const W4DecodeParams& p, int32_t slab, int32_t token,
-                                         int32_t c, bool exists, uint4 (&eights)[4]) {
-  const int64_t row = static_cast<int64_t>(token < p.tokens ? token : 0) * p.columns;
-  bool valid[4];
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    const int32_t k = slab * layout::kGpuSlabColumns + GpuKIndex(2 * i, c, 0, kGroup);
-    valid[i] = exists && token < p.tokens && k < p.columns;
-    eights[i] = *reinterpret_cast<const uint4*>(p.x + row + (valid[i] ? k : 0));
-  }
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    if (!valid[i]) eights[i] = make_uint4(0, 0, 0, 0);
-  }
-}
-
-// Fills the fragments of slabs [range.begin, range.end), zero beyond.
+// Half a unit's activations, k-steps [4 * half, 4 * half + 4) of its slabs, which begin at `slab`
+// and end before `end`: a lane has runs of eight. All loads go out before the first is used: a load
+// that waits for the one before it costs a trip to the L2. Columns and tokens that do not exist are
+// zero.
 template <typename S>
-__device__ __forceinline__ void LoadActivations(const W4DecodeParams& p, const WarpRange& range,
-                                                int32_t lane, Fragments<S>* x) {
+__device__ __forceinline__ void LoadHalfUnit(const W4DecodeParams& p, int32_t slab, int32_t end,
+                                             int32_t half, int32_t lane, Fragments<S>* x) {
   constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
 #pragma unroll
-  for (int32_t s = 0; s < S::kChunk; ++s) {
+  for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      uint4 eights[4];
-      LoadSlab<kGroup>(p, range.begin + s, tile * 8 + lane / 4, lane % 4,
-                       range.begin + s < range.end, eights);
+      const int32_t token = tile * 8 + lane / 4;
+      const int64_t row = static_cast<int64_t>(token) * p.columns;
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        x->b[s][2 * i][tile][0] = eights[i].x;
-        x->b[s][2 * i][tile][1] = eights[i].y;
-        x->b[s][2 * i + 1][tile][0] = eights[i].z;
-        x->b[s][2 * i + 1][tile][1] = eights[i].w;
+      for (int32_t i = 0; i < 2; ++i) {
+        const int32_t ks = 4 * half + 2 * i;
+        const int32_t k = (slab + s) * layout::kGpuSlabColumns + GpuKIndex(ks, lane % 4, 0, kGroup);
+        const bool valid = slab + s < end && token < p.tokens && k < p.columns;
+        const uint4 eight = LoadIf(valid, p.x + row + k);
+        x->b[s][ks][tile][0] = eight.x;
+        x->b[s][ks][tile][1] = eight.y;
+        x->b[s][ks + 1][tile][0] = eight.z;
+        x->b[s][ks + 1][tile][1] = eight.w;
       }
     }
   }
 }
 
+constexpr uint32_t kOnes = 0x3c003c00u;
+
 // The sums come from the tensor cores: a product with ones puts every token's sum where the lane
 // needs it.
 template <typename S>
 __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
-  if constexpr (S::kGroup == 0) return;
+  if constexpr (S::kGroup == 0 || !S::kResident) return;
   constexpr int32_t kSteps = (S::kGroup == 0 ? 128 : S::kGroup) / 16;
-  constexpr uint32_t kOnes = 0x3c003c00u;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
-  for (int32_t s = 0; s < S::kChunk; ++s) {
+  for (int32_t group = 0; group < S::kGroupsOfSlab; ++group) {
+    float sum[S::kUnitSlabs][S::kTokenTiles][4] = {};
 #pragma unroll
-    for (int32_t group = 0; group < S::kGroupsOfSlab; ++group) {
+    for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
+#pragma unroll
+      for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+#pragma unroll
+        for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+          MmaF16(sum[s][tile], ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
 #pragma unroll
       for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-        float sum[4] = {};
-#pragma unroll
-        for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
-          MmaF16(sum, ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+        if (lane < 4) {
+          *x->Sums(s, group, tile, lane) = make_float2(sum[s][tile][0], sum[s][tile][1]);
         }
-        if (lane < 4) *x->Sums(s, group, tile, lane) = make_float2(sum[0], sum[1]);
       }
     }
   }
@@ -138,77 +139,119 @@ __device__ __forceinline__ void Widen(uint32_t w, uint32_t (&a)[4]) {
   a[2] = AndOr<0x000f000f>(w >> 8, kBias);
   a[3] = AndOr<0x00f000f0>(w >> 8, kBias);
 }
-
 struct GroupConstants {
-  float scale_low, scale_high;  // of row r; of row r + 8, divided by 16
-  float bias_low, bias_high;    // -(1024 + z), -(1024 + 16 z)
+  float2 scales;  // of row r, of row r + 8
+  float2 biases;  // 1024 + z of row r, 1024 + 16 z of row r + 8
 };
 __device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int32_t group,
                                                         int32_t lane) {
   const uint8_t* constants = slab + kGpuSlabNibbleBytes + group * layout::kGpuGroupBytes;
   const half2 scales = *reinterpret_cast<const half2*>(constants + lane / 4 * 4);
   const uint32_t zeros = *reinterpret_cast<const uint16_t*>(constants + 32 + lane / 4 * 2);
-  constexpr uint32_t kMinus1024 = 0xc4800000u;  // z lands in the mantissa
-  return {__low2float(scales), __high2float(scales) * 0.0625f,
-          __uint_as_float(kMinus1024 + ((zeros & 0xff) << 13)),
-          __uint_as_float(kMinus1024 + ((zeros >> 8) << 17))};
+  const uint32_t biased = __byte_perm(zeros, 0x64646464u, 0x4140);  // 1024 + z
+  const half2 biases = __hfma2(*reinterpret_cast<const half2*>(&biased), __floats2half2_rn(1, 16),
+                               __floats2half2_rn(0, -15360));
+  return {__half22float2(scales), __half22float2(biases)};
 }
 
-// acc += W x over the slabs of a copy; those beyond `count` meet activations that are zero. The
-// slabs' products interleave: a chain of dependent tensor-core instructions would wait for each
-// one's latency.
+// The words of nibbles of `kCount` k-steps from `first` on, for every product of a unit.
+template <typename S, int32_t kCount>
+__device__ __forceinline__ void LoadWords(const uint8_t* data, int32_t lane, int32_t first,
+                                          uint32_t (&words)[kUnitProducts][kCount]) {
+#pragma unroll
+  for (int32_t product = 0; product < kUnitProducts; ++product) {
+    const uint8_t* at =
+        data + product * S::kSlabBytes + first / 4 * 512 + lane * 16 + first % 4 * 4;
+    if constexpr (kCount == 4) {
+      const uint4 four = LoadShared128(at);
+      words[product][0] = four.x;
+      words[product][1] = four.y;
+      words[product][2] = four.z;
+      words[product][3] = four.w;
+    } else {
+      const uint2 two = *reinterpret_cast<const uint2*>(at);
+      words[product][0] = two.x;
+      words[product][1] = two.y;
+    }
+  }
+}
+
+// A group has ended: its parts, freed of what widening added, times their scales go to acc.
 template <typename S>
-__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, const Fragments<S>& x,
-                                           float (&acc)[S::kTokenTiles][4]) {
-  constexpr int32_t kSteps = S::kGroup / 16;
-  constexpr int32_t kStepsAtOnce = kSteps < 4 ? kSteps : 4;
-  float part[S::kChunk][S::kTokenTiles][4] = {};
+__device__ __forceinline__ void FinishGroup(
+    const uint8_t* data, int32_t group, int32_t lane, const Fragments<S>& x,
+    float (&streamed_sums)[S::kUnitSlabs][S::kTokenTiles][4],
+    float (&part)[kUnitProducts][S::kTokenTiles][4],
+    float (&acc)[S::kRowTiles][S::kTokenTiles][4]) {
 #pragma unroll
-  for (int32_t first = 0; first < 8; first += kStepsAtOnce) {
-    uint32_t words[S::kChunk][kStepsAtOnce];
+  for (int32_t product = 0; product < kUnitProducts; ++product) {
+    const int32_t s = product % S::kUnitSlabs;
+    const GroupConstants c = LoadConstants(data + product * S::kSlabBytes, group, lane);
 #pragma unroll
-    for (int32_t s = 0; s < S::kChunk; ++s) {
-      const uint8_t* at = data + s * S::kSlabBytes + first / 4 * 512 + lane * 16 + first % 4 * 4;
-      if constexpr (kStepsAtOnce == 4) {
-        const uint4 four = LoadShared128(at);
-        words[s][0] = four.x;
-        words[s][1] = four.y;
-        words[s][2] = four.z;
-        words[s][3] = four.w;
+    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+      float2 sums;
+      if constexpr (S::kResident) {
+        sums = *x.Sums(s, group, tile, lane);
       } else {
-        const uint2 two = *reinterpret_cast<const uint2*>(at);
-        words[s][0] = two.x;
-        words[s][1] = two.y;
+        sums = make_float2(streamed_sums[s][tile][0], streamed_sums[s][tile][1]);
+      }
+      float(&to)[4] = acc[product / S::kUnitSlabs][tile];
+#pragma unroll
+      for (int32_t i = 0; i < 2; ++i) {
+        const float sum = i == 0 ? sums.x : sums.y;
+        float(&both)[4] = part[product][tile];
+        const float low = fmaf(-c.biases.x, sum, both[i]);
+        const float high = fmaf(-c.biases.y, sum, both[2 + i]);
+        to[i] = fmaf(c.scales.x, low, to[i]);
+        to[2 + i] = fmaf(c.scales.y, high, to[2 + i]);
+        both[i] = 0;
+        both[2 + i] = 0;
       }
     }
+  }
+#pragma unroll
+  for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+#pragma unroll
+    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) streamed_sums[s][tile][i] = 0;
+    }
+  }
+}
+
+// acc += W x over a unit; slabs beyond the warp's meet activations that are zero. `reload(half)` is
+// called when the activations of half a unit have been used for the last time.
+template <typename S, typename Reload>
+__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, const Fragments<S>& x,
+                                           float (&acc)[S::kRowTiles][S::kTokenTiles][4],
+                                           const Reload& reload) {
+  constexpr int32_t kSteps = S::kGroup / 16;
+  constexpr int32_t kStepsAtOnce = S::kResident && kSteps >= 4 ? 4 : 2;
+  const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+  float part[kUnitProducts][S::kTokenTiles][4] = {};
+  float sums[S::kUnitSlabs][S::kTokenTiles][4] = {};
+#pragma unroll
+  for (int32_t first = 0; first < 8; first += kStepsAtOnce) {
+    uint32_t words[kUnitProducts][kStepsAtOnce];
+    LoadWords<S, kStepsAtOnce>(data, lane, first, words);
 #pragma unroll
     for (int32_t step = 0; step < kStepsAtOnce; ++step) {
 #pragma unroll
-      for (int32_t s = 0; s < S::kChunk; ++s) {
+      for (int32_t product = 0; product < kUnitProducts; ++product) {
+        const int32_t s = product % S::kUnitSlabs;
         uint32_t a[4];
-        Widen(words[s][step], a);
+        Widen(words[product][step], a);
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-          MmaF16(part[s][tile], a, x.b[s][first + step][tile][0], x.b[s][first + step][tile][1]);
+          const uint32_t(&b)[2] = x.b[s][first + step][tile];
+          MmaF16(part[product][tile], a, b[0], b[1]);
+          if (!S::kResident && product < S::kUnitSlabs) MmaF16(sums[s][tile], ones, b[0], b[1]);
         }
       }
     }
-    if ((first + kStepsAtOnce) % kSteps != 0) continue;
-    const int32_t group = (first + kStepsAtOnce) / kSteps - 1;
-#pragma unroll
-    for (int32_t s = 0; s < S::kChunk; ++s) {
-      const GroupConstants c = LoadConstants(data + s * S::kSlabBytes, group, lane);
-#pragma unroll
-      for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-        const float2 sums = *x.Sums(s, group, tile, lane);
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i) {
-          const float exact = fmaf(i < 2 ? c.bias_low : c.bias_high, i % 2 == 0 ? sums.x : sums.y,
-                                   part[s][tile][i]);
-          acc[tile][i] = fmaf(i < 2 ? c.scale_low : c.scale_high, exact, acc[tile][i]);
-          part[s][tile][i] = 0;
-        }
-      }
+    if ((first + kStepsAtOnce) % 4 == 0) reload(first / 4);
+    if ((first + kStepsAtOnce) % kSteps == 0) {
+      FinishGroup<S>(data, (first + kStepsAtOnce) / kSteps - 1, lane, x, sums, part, acc);
     }
   }
 }
@@ -234,48 +277,64 @@ __device__ __forceinline__ void MultiplyDense(const uint8_t* slab, int32_t lane,
   }
 }
 
-// One warp's stream of weights through its ring of shared memory: for each row tile of the block
-// the warp's slabs, in copies of kCopySlabs.
+// One warp's stream of weights through its ring of shared memory: for each kRowTiles row tiles of
+// the block the warp's units; of dense weights a slot holds one slab, a unit's slabs follow each
+// other and of each slab the row tiles. Every instruction here is spent once a unit by every warp.
 template <typename S>
 struct WeightStream {
-  static constexpr int32_t kCopies = S::kChunk / S::kCopySlabs;
-
-  uint8_t* ring;
-  uint64_t* full;
-  uint64_t policy;
-  const uint8_t* next;  // where the next copy of the first slab of a tile comes from
-  int64_t tile_stride;  // bytes from one row tile of this block to its next
-  int32_t slabs;        // of this warp
-  int32_t tiles_left;   // not yet asked for
-  int32_t copy = 0;
-  int32_t ahead_slot = 0;
-  int32_t slot = 0;
+  const uint8_t* ring;
+  uint32_t ring_address;
+  uint32_t full;         // barriers of the slots
+  const uint8_t* next;   // the warp's next slab of the row tiles being asked for
+  uint32_t tile_stride;  // bytes from one row tile of this block to its next
+  int32_t slabs;         // of this warp in a row tile
+  int32_t tiles_left;    // not yet asked for
+  int32_t slab = 0;      // being asked for
+  int32_t tile = 0;      // being asked for, of dense weights
+  int32_t slot = 0;      // being read, then refilled
   uint32_t phase = 0;
 
-  // Lane 0. A copy beyond the warp's slabs moves nothing and completes at once.
-  __device__ __forceinline__ void Issue() {
-    if (tiles_left == 0) return;
-    const int32_t count = min(S::kCopySlabs, slabs - copy * S::kCopySlabs);
-    const int32_t bytes = max(count, 0) * S::kSlabBytes;
-    BarrierExpect(full + ahead_slot, bytes);
-    if (bytes > 0) {
-      BulkCopy(ring + ahead_slot * S::kSlotBytes, next + copy * S::kSlotBytes, bytes,
-               full + ahead_slot, policy);
-    }
-    if (++ahead_slot == S::kSlots) ahead_slot = 0;
-    if (++copy == kCopies) {
-      copy = 0;
+  // Lane 0 asks for what comes next, if anything is left, into `to_slot`.
+  __device__ __forceinline__ void Issue(int32_t to_slot) {
+    if (tiles_left <= 0) return;
+    const uint32_t to = ring_address + static_cast<uint32_t>(to_slot * S::kSlotBytes);
+    const uint32_t barrier = full + static_cast<uint32_t>(to_slot) * 8;
+    const uint64_t policy = EvictFirstPolicy();
+    if constexpr (S::kGroup == 0) {
+      BarrierExpect(barrier, S::kSlabBytes);
+      BulkCopy(to, next + tile * tile_stride, S::kSlabBytes, barrier, policy);
+      if (++tile < min(S::kRowTiles, tiles_left)) return;
+      tile = 0;
+      next += S::kSlabBytes;
+      slab += 1;
+    } else if constexpr (S::kResident) {
+      const int32_t bytes = slabs * S::kSlabBytes;
+      BarrierExpect(barrier, bytes);
+      BulkCopy(to, next, bytes, barrier, policy);
       next += tile_stride;
-      --tiles_left;
+      tiles_left -= 1;
+      return;
+    } else {
+      const int32_t bytes = min(S::kUnitSlabs, slabs - slab) * S::kSlabBytes;
+      const bool both = tiles_left > 1;
+      BarrierExpect(barrier, both ? 2 * bytes : bytes);
+      BulkCopy(to, next, bytes, barrier, policy);
+      if (both) BulkCopy(to + S::kCopyBytes, next + tile_stride, bytes, barrier, policy);
+      next += bytes;
+      slab += S::kUnitSlabs;
     }
+    if (slab < slabs) return;
+    next += static_cast<int64_t>(S::kRowTiles) * tile_stride - slabs * S::kSlabBytes;
+    slab = 0;
+    tiles_left -= S::kRowTiles;
   }
-  __device__ __forceinline__ const uint8_t* Acquire() {
-    BarrierWait(full + slot, phase);
+  __device__ __forceinline__ const uint8_t* Acquire() const {
+    BarrierWait(full + static_cast<uint32_t>(slot) * 8, phase);
     return ring + slot * S::kSlotBytes;
   }
   __device__ __forceinline__ void Release(int32_t lane) {
     __syncwarp();
-    if (lane == 0) Issue();
+    if (lane == 0) Issue(slot);
     if (++slot == S::kSlots) {
       slot = 0;
       phase ^= 1;
@@ -283,22 +342,36 @@ struct WeightStream {
   }
 };
 
-// One row tile: acc = W x over this warp's range of k.
+// Up to kRowTiles row tiles: acc = W x over this warp's range of k. Streamed activations of the
+// range's first unit lie in x at the beginning and, for the row tiles that follow, at the end.
 template <typename S>
-__device__ __forceinline__ void MultiplyTile(WeightStream<S>* stream, int32_t lane,
-                                             const Fragments<S>& x,
-                                             float (&acc)[S::kTokenTiles][4]) {
-  if constexpr (S::kGroup == 0) {
-#pragma unroll
-    for (int32_t copy = 0; copy < WeightStream<S>::kCopies; ++copy) {
-      const uint8_t* data = stream->Acquire();
-      if (copy < stream->slabs) MultiplyDense<S>(data, lane, x.b[copy], acc);
+__device__ __forceinline__ void MultiplyTiles(const W4DecodeParams& p, const WarpRange& range,
+                                              WeightStream<S>* stream, int32_t lane, int32_t tiles,
+                                              Fragments<S>* x,
+                                              float (&acc)[S::kRowTiles][S::kTokenTiles][4]) {
+  for (int32_t begin = range.begin; begin < range.end; begin += S::kUnitSlabs) {
+    const int32_t following =
+        begin + S::kUnitSlabs < range.end ? begin + S::kUnitSlabs : range.begin;
+    const auto reload = [&](int32_t half) {
+      if constexpr (!S::kResident) LoadHalfUnit<S>(p, following, range.end, half, lane, x);
+    };
+    if constexpr (S::kGroup != 0) {
+      MultiplyW4<S>(stream->Acquire(), lane, *x, acc, reload);
       stream->Release(lane);
+    } else {
+#pragma unroll
+      for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+        if (begin + s >= range.end) break;
+#pragma unroll
+        for (int32_t t = 0; t < S::kRowTiles; ++t) {
+          if (t >= tiles) break;
+          MultiplyDense<S>(stream->Acquire(), lane, x->b[s], acc[t]);
+          stream->Release(lane);
+        }
+      }
+      reload(0);
+      reload(1);
     }
-  } else {
-    const uint8_t* data = stream->Acquire();
-    MultiplyW4<S>(data, lane, x, acc);
-    stream->Release(lane);
   }
 }
 

@@ -85,7 +85,6 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            places, kv_heads, spec.head_dim)));
-  RETURN_IF_ERROR(AllocateSplits());
   return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
 }
 
@@ -105,27 +104,6 @@ absl::Status CudaDecoder::AllocateLarge() {
       cublasSetWorkspace(large_.handle, workspace, kWorkspaceBytes) != CUBLAS_STATUS_SUCCESS) {
     return absl::InternalError("cuBLAS does not start");
   }
-  return absl::OkStatus();
-}
-
-absl::Status CudaDecoder::AllocateSplits() {
-  int64_t bytes = 0;
-  int32_t tiles = 0;
-  const auto take = [&](const DeviceMatrix& matrix) {
-    for (const int32_t tokens : {kFewTokens / 2, kFewTokens}) {
-      bytes = std::max(bytes, cuda::W4DecodeSplitBytes(matrix.rows, matrix.columns, tokens));
-    }
-    tiles = std::max(tiles, layout::GpuRowTiles(matrix.rows));
-  };
-  for (const DeviceLayer& layer : model_.layers()) {
-    for (const DeviceMatrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
-      take(*matrix);
-    }
-  }
-  take(model_.head());
-  ASSIGN_OR_RETURN(uint8_t * sums, arena_.Allocate<uint8_t>(bytes));
-  split_sums_ = reinterpret_cast<float4*>(sums);
-  ASSIGN_OR_RETURN(split_arrivals_, arena_.Allocate<int32_t>(tiles));
   return absl::OkStatus();
 }
 
@@ -358,8 +336,6 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
     square_parts_ = layout::GpuRowTiles(matrix.rows);
   }
   params.bias = matrix.bias;
-  params.split_sums = split_sums_;
-  params.split_arrivals = split_arrivals_;
   params.dependent_launch = options_.fusion;
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }

@@ -100,7 +100,6 @@ class CudaDecoder {
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
-  [[nodiscard]] absl::Status AllocateSplits();
   [[nodiscard]] absl::Status AllocateLarge();
   [[nodiscard]] absl::Status Multiply(const Product& product);
   // Tokens [first, first + 16) at most.
@@ -142,8 +141,6 @@ class CudaDecoder {
   float* residual_ = nullptr;
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
-  float4* split_sums_ = nullptr;
-  int32_t* split_arrivals_ = nullptr;
   cuda::LargeScratch large_;
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
