@@ -4,6 +4,9 @@
 //
 //	GOBIN=$PWD/bin go install tool && PATH=$PWD/bin:$PATH go generate
 //	go run . -server 127.0.0.1:50051 "Why is the sky blue?"
+//
+// A server that speaks TLS: -ca FILE, who signs its certificate. One that asks for a key: put it
+// into NIBBLE_API_KEY.
 package main
 
 import (
@@ -16,7 +19,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	pb "nibble.example/chat/inferencepb"
@@ -26,22 +31,33 @@ import (
 
 func main() {
 	server := flag.String("server", "127.0.0.1:50051", "address of the server")
+	ca := flag.String("ca", "", "PEM file of who signs the server's certificate; empty: clear text")
 	maxTokens := flag.Uint("max-tokens", 64, "longest answer")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: chat [-server ADDRESS] [-max-tokens N] QUESTION")
+		fmt.Fprintln(os.Stderr, "usage: chat [-server ADDRESS] [-ca FILE] [-max-tokens N] QUESTION")
 		os.Exit(2)
 	}
-	if err := ask(*server, flag.Arg(0), uint32(*maxTokens)); err != nil {
+	if err := ask(*server, *ca, flag.Arg(0), uint32(*maxTokens)); err != nil {
 		failure := status.Convert(err)
 		fmt.Fprintf(os.Stderr, "%s: %s\n", failure.Code(), failure.Message())
 		os.Exit(1)
 	}
 }
 
-func ask(server, question string, maxTokens uint32) error {
-	connection, err := grpc.NewClient(server,
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+func transport(ca string) (credentials.TransportCredentials, error) {
+	if ca == "" {
+		return insecure.NewCredentials(), nil
+	}
+	return credentials.NewClientTLSFromFile(ca, "")
+}
+
+func ask(server, ca, question string, maxTokens uint32) error {
+	tls, err := transport(ca)
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.NewClient(server, grpc.WithTransportCredentials(tls))
 	if err != nil {
 		return err
 	}
@@ -50,6 +66,9 @@ func ask(server, question string, maxTokens uint32) error {
 	// The deadline travels with the call; leaving the loop early would cancel it.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if key := os.Getenv("NIBBLE_API_KEY"); key != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
+	}
 	stream, err := pb.NewInferenceServiceClient(connection).ChatStream(ctx,
 		&pb.ChatStreamRequest{Request: &pb.ChatRequest{
 			Messages: []*pb.ChatMessage{{Role: "user", Content: question}},

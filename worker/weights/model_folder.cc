@@ -8,6 +8,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <optional>
 
 #include "base/status.h"
 #include "worker/model/message.h"
@@ -29,6 +31,25 @@ int OpenBeneath(int folder, const std::string& name) {
   if (fd >= 0 || (errno != ENOSYS && errno != EPERM)) return fd;
   // Kernels before 5.6 and old seccomp profiles lack openat2: then no symbolic link at all.
   return openat(folder, name.c_str(), kOpenFlags | O_NOFOLLOW);
+}
+
+struct HubFolder {
+  std::string bound;    // …/models--ORG--NAME
+  std::string beneath;  // snapshots/REVISION/
+};
+
+// Where the path leads to a snapshot of the Hugging Face cache.
+std::optional<HubFolder> HubFolderOf(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::canonical(path, error);
+  const std::filesystem::path snapshots = folder.parent_path();
+  const std::filesystem::path bound = snapshots.parent_path();
+  if (error || snapshots.filename() != "snapshots" ||
+      !bound.filename().string().starts_with("models--")) {
+    return std::nullopt;
+  }
+  return HubFolder{.bound = bound.string(),
+                   .beneath = "snapshots/" + folder.filename().string() + "/"};
 }
 
 absl::Status OpenError(std::string_view name, int error) {
@@ -55,15 +76,20 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
 }
 
 absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+  ModelFolder folder;
+  std::string bound = path;
+  if (const auto hub = HubFolderOf(path)) {
+    bound = hub->bound;
+    folder.beneath_ = hub->beneath;
+  }
+  const int fd = open(bound.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) {
     const int error = errno;
     const std::string message =
         Message("model folder ", Printable(path), ": ", std::strerror(error));
     return error == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
   }
-  ModelFolder folder;
-  folder.folder_ = Descriptor(fd);
+  folder.bound_ = Descriptor(fd);
   return folder;
 }
 
@@ -73,7 +99,7 @@ absl::StatusOr<Descriptor> ModelFolder::OpenFile(std::string_view name) const {
     return absl::InvalidArgumentError(
         Message(Printable(name), " is not the name of a file in the model folder"));
   }
-  Descriptor file(OpenBeneath(folder_.get(), std::string(name)));
+  Descriptor file(OpenBeneath(bound_.get(), beneath_ + std::string(name)));
   if (file.get() < 0) return OpenError(name, errno);
   struct stat status {};
   if (fstat(file.get(), &status) != 0) return OpenError(name, errno);

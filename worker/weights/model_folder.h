@@ -26,6 +26,10 @@ class Descriptor {
   int fd_ = -1;
 };
 
+// A folder of the Hugging Face cache, …/models--ORG--NAME/snapshots/REVISION, holds symbolic links
+// into the blobs/ two folders up: there, and only there, files may also lie anywhere in that
+// models--ORG--NAME. Every other folder is its own bound.
+//
 // Thread-safe.
 class ModelFolder {
  public:
@@ -34,14 +38,15 @@ class ModelFolder {
   [[nodiscard]] static absl::StatusOr<ModelFolder> Open(const std::string& path);
 
   // A regular file, open for reading. The name holds no '/'; a symbolic link that leads out of the
-  // folder is refused (INVALID_ARGUMENT). NOT_FOUND when absent.
+  // bound is refused (INVALID_ARGUMENT). NOT_FOUND when absent.
   [[nodiscard]] absl::StatusOr<Descriptor> OpenFile(std::string_view name) const;
 
   // The whole file. RESOURCE_EXHAUSTED when longer than size_max.
   [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name, int64_t size_max) const;
 
  private:
-  Descriptor folder_;
+  Descriptor bound_;     // nothing above it is ever opened
+  std::string beneath_;  // the folder in it, with a '/' at the end; empty where they are the same
 };
 
 }  // namespace nibble::weights
