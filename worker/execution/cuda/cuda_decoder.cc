@@ -9,14 +9,16 @@
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_batch.h"
+#include "kernels/cuda/w4_wgmma.h"
 #include "kernels/layout/gpu_w4.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kFewTokens = 16;   // what the decode kernel takes
-constexpr int32_t kSomeTokens = 64;  // up to here the decode kernel again and again
+constexpr int32_t kFewTokens = 16;     // what the decode kernel takes
+constexpr int32_t kSomeTokens = 64;    // up to here the decode kernel again and again
+constexpr int32_t kBatchTokens = 512;  // what W4Wgmma takes at a time
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 }  // namespace
@@ -31,6 +33,11 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel
     RETURN_IF_ERROR(CudaStatus(
         cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
         "asking for the number of multiprocessors"));
+    int major = 0;
+    RETURN_IF_ERROR(
+        CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                   "asking for the compute capability"));
+    decoder->hopper_ = major == 9;
   }
   if (!decoder->arena_.counting()) {
     DecoderOptions counting = options;
@@ -85,6 +92,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            places, kv_heads, spec.head_dim)));
+  if (options_.max_step_tokens > kFewTokens) RETURN_IF_ERROR(AllocateOrdered());
   return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
 }
 
@@ -107,6 +115,18 @@ absl::Status CudaDecoder::AllocateLarge() {
   return absl::OkStatus();
 }
 
+absl::Status CudaDecoder::AllocateOrdered() {
+  int32_t columns = model_.head().columns;
+  for (const DeviceLayer& layer : model_.layers()) {
+    columns = std::max({columns, layer.o.columns, layer.gate_up.columns, layer.down.columns});
+  }
+  for (half*& ordered : ordered_) {
+    ASSIGN_OR_RETURN(ordered,
+                     arena_.Allocate<half>(layout::GpuOrderedCount(kBatchTokens, columns)));
+  }
+  return absl::OkStatus();
+}
+
 cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
   uint8_t* keys = kv_ + 2 * layer * kv_part_bytes_;
   return {.keys = reinterpret_cast<half*>(keys),
@@ -116,6 +136,10 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
   const bool summed = !parallel() || (options_.group != nullptr && options_.group->exchange());
   return options_.fusion && tokens <= kFewTokens && summed;
+}
+
+half* CudaDecoder::OrderedInput(int32_t tokens) const {
+  return hopper_ && tokens > kFewTokens && tokens <= kBatchTokens ? ordered_[0] : nullptr;
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
@@ -145,10 +169,11 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
 absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
   const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
-  if (!in_products) RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens));
+  if (!in_products) RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens, layer.qkv));
   RETURN_IF_ERROR(Multiply({.matrix = &layer.qkv,
                             .tokens = step.tokens,
                             .x = normed_,
+                            .ordered = OrderedInput(step.tokens),
                             .normed_input = in_products,
                             .y_half = qkv_}));
   RETURN_IF_ERROR(Attend(step, index));
@@ -219,13 +244,19 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   const std::vector<DeviceLayer>& layers = model_.layers();
   const DeviceLayer& layer = layers[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
-  if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens));
+  if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens, layer.gate_up));
+  // SiLU leaves its results in order, too, where they fill whole slabs.
+  const bool whole = options_.fusion && layer.down.columns % layout::kGpuSlabColumns == 0;
+  half* ordered = whole && OrderedInput(step.tokens) != nullptr ? ordered_[1] : nullptr;
   Product gate_up{.matrix = &layer.gate_up,
                   .tokens = step.tokens,
                   .x = normed_,
+                  .ordered = OrderedInput(step.tokens),
                   .normed_input = in_products,
                   .output = cuda::DecodeOutput::kSiluMul,
-                  .y_half = mlp_};
+                  .y_half = mlp_,
+                  .next_ordered = ordered,
+                  .next_group = layer.down.group};
   if (!options_.fusion) {
     gate_up.output = cuda::DecodeOutput::kHalf;
     gate_up.y_half = gate_up_;
@@ -243,6 +274,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
       {.matrix = &layer.down,
        .tokens = step.tokens,
        .x = mlp_,
+       .ordered = ordered,
        .next_norm = next < layers.size() ? layers[next].attention_norm : model_.final_norm()});
 }
 
@@ -264,7 +296,20 @@ absl::Status CudaDecoder::AddToResidual(const Product& product) {
       "adding to the residual stream");
 }
 
-absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count) {
+absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count,
+                               const DeviceMatrix& next) {
+  if (half* ordered = OrderedInput(count); ordered != nullptr) {
+    return CudaStatus(cuda::OrderedNorm({.residual = residual_,
+                                         .rows = rows,
+                                         .weight = weight,
+                                         .tokens = count,
+                                         .hidden = model_.spec().hidden_size,
+                                         .epsilon = model_.spec().norm_epsilon,
+                                         .group = next.group,
+                                         .ordered = ordered},
+                                        Launch()),
+                      "norm");
+  }
   return CudaStatus(cuda::RmsNorm({.residual = residual_,
                                    .rows = rows,
                                    .weight = weight,
@@ -277,7 +322,8 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 }
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
-  if (product.tokens > kSomeTokens) return MultiplyMany(product);
+  const bool batch = hopper_ && product.tokens > kFewTokens;
+  if (batch || product.tokens > kSomeTokens) return MultiplyMany(product);
   for (int32_t first = 0; first < product.tokens; first += kFewTokens) {
     RETURN_IF_ERROR(MultiplyFew(product, first));
   }
@@ -297,12 +343,46 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
                                    .y_float = product.y_float,
                                    .residual_out = residual_,
                                    .bias = matrix.bias};
-  if (matrix.group != 0 && matrix.bias == nullptr) {
+  const bool widened = matrix.group != 0 && matrix.bias == nullptr;
+  if (hopper_ && (product.tokens <= kBatchTokens || !widened)) {
+    return MultiplyBatches(product, params);
+  }
+  if (widened) {
     const cublasStatus_t status = cuda::W4Large(params, large_, stream_);
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     return absl::InternalError(absl::StrCat("matrix product: ", cublasGetStatusName(status)));
   }
   return CudaStatus(cuda::W4Batch(params, stream_, options_.fusion), "matrix product");
+}
+
+absl::Status CudaDecoder::MultiplyBatches(const Product& product, const cuda::W4BatchParams& all) {
+  const bool silu = all.output == cuda::DecodeOutput::kSiluMul;
+  for (int32_t first = 0; first < all.tokens; first += kBatchTokens) {
+    cuda::W4BatchParams params = all;
+    const int64_t out = int64_t{first} * (silu ? all.rows / 2 : all.rows);
+    params.tokens = std::min(kBatchTokens, all.tokens - first);
+    params.x += int64_t{first} * all.columns;
+    if (params.y_half != nullptr) params.y_half += out;
+    if (params.y_float != nullptr) params.y_float += out;
+    if (params.residual_out != nullptr) params.residual_out += out;
+    if (product.ordered == nullptr) {
+      RETURN_IF_ERROR(CudaStatus(cuda::OrderActivations({.x = params.x,
+                                                         .tokens = params.tokens,
+                                                         .columns = params.columns,
+                                                         .group = params.group,
+                                                         .ordered = ordered_[0]},
+                                                        Launch()),
+                                 "activations' order"));
+    }
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::W4Wgmma(params,
+                      {.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
+                       .next_ordered = product.next_ordered,
+                       .next_group = product.next_group},
+                      multiprocessors_, Launch()),
+        "matrix product"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
@@ -344,11 +424,12 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
   const int32_t count = end - begin;
   const bool in_products = step.every_token_sampled && NormsInProducts(step.tokens);
   if (!in_products) {
-    RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count));
+    RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count, model_.head()));
   }
   RETURN_IF_ERROR(Multiply({.matrix = &model_.head(),
                             .tokens = count,
                             .x = normed_,
+                            .ordered = OrderedInput(count),
                             .normed_input = in_products,
                             .output = cuda::DecodeOutput::kFloat,
                             .y_float = parallel() ? own_logits_ : logits_}));

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_decode.h"
 #include "kernels/cuda/w4_large.h"
 #include "worker/execution/cuda/cuda_model.h"
@@ -92,20 +93,29 @@ class CudaDecoder {
     const DeviceMatrix* matrix = nullptr;
     int32_t tokens = 0;
     const half* x = nullptr;
-    bool normed_input = false;  // x stands for a normed input (w4_decode.h)
+    const half* ordered = nullptr;  // or x as kernels/layout/gpu_x.h has it
+    bool normed_input = false;      // x stands for a normed input (w4_decode.h)
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
     half* y_half = nullptr;
     float* y_float = nullptr;
+    half* next_ordered = nullptr;  // with kSiluMul and `ordered`, in the place of y_half
+    int32_t next_group = 128;
     const half* next_norm = nullptr;  // with kAddResidual and few tokens: of the norm that follows
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
   [[nodiscard]] absl::Status AllocateLarge();
+  [[nodiscard]] absl::Status AllocateOrdered();
   [[nodiscard]] absl::Status Multiply(const Product& product);
   // Tokens [first, first + 16) at most.
   [[nodiscard]] absl::Status MultiplyFew(const Product& product, int32_t first);
   [[nodiscard]] absl::Status MultiplyMany(const Product& product);
-  [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count);
+  // On Hopper, so many tokens at a time that their ordered activations have room.
+  [[nodiscard]] absl::Status MultiplyBatches(const Product& product,
+                                             const cuda::W4BatchParams& all);
+  // Of the matrix `next`'s input.
+  [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count,
+                                  const DeviceMatrix& next);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status RotateAndStore(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
@@ -119,6 +129,8 @@ class CudaDecoder {
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
   // Few enough tokens for the decode kernel, between whose products norms take no kernel.
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
+  // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
+  [[nodiscard]] half* OrderedInput(int32_t tokens) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
     return {.stream = stream_, .dependent = options_.fusion};
   }
@@ -142,6 +154,8 @@ class CudaDecoder {
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
   cuda::LargeScratch large_;
+  bool hopper_ = false;    // W4Wgmma runs
+  half* ordered_[2] = {};  // activations as kernels/layout/gpu_x.h has them
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
   half* attention_ = nullptr;
