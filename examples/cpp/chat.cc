@@ -3,8 +3,8 @@
 //   cmake -S examples/cpp -B build/example && cmake --build build/example
 //   build/example/chat_example "Why is the sky blue?" 127.0.0.1:50051
 //
-// A server that speaks TLS: a third word, the file of who signs its certificate. One that asks for a
-// key: put it into NIBBLE_API_KEY.
+// A server that speaks TLS: a third word, the file of who signs its certificate. One that asks for
+// a key: put it into NIBBLE_API_KEY.
 
 #include <grpcpp/grpcpp.h>
 

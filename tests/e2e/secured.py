@@ -1,5 +1,5 @@
-"""What the suites of TLS, keys and privacy share: certificates of the test's own, keys, and a server
-that asks for both."""
+"""What the suites of TLS, keys and privacy share: certificates of the test's own, keys, and a
+server that asks for both."""
 
 import pathlib
 import shutil

@@ -1,5 +1,5 @@
-"""What is asked, what is answered and what keys are stands nowhere that the processes write, at their
-most talkative; and they look for nobody outside."""
+"""What is asked, what is answered and what keys are stands nowhere that the processes write, at
+their most talkative; and they look for nobody outside."""
 
 import json
 import os
