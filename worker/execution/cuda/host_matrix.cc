@@ -17,7 +17,7 @@ namespace nibble::execution {
 namespace {
 
 constexpr float kHalfMax = 65504;
-constexpr unsigned kThreadsMax = 16;
+constexpr unsigned kAheadMax = 48;
 
 // The bias in the order of the packed rows: gate and up in tiles of eight and eight.
 std::vector<float> PackedBias(const std::vector<float>& bias, bool pair_rows) {
@@ -75,7 +75,8 @@ absl::StatusOr<std::vector<uint16_t>> NarrowToHalf(std::span<const float> values
 }
 
 MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share)
-    : ahead_max_(std::clamp(std::thread::hardware_concurrency(), 1U, kThreadsMax)) {
+    // Half of the matrices are small: they wait, ready, while others are read.
+    : ahead_max_(std::clamp(2 * std::thread::hardware_concurrency(), 2U, kAheadMax)) {
   const weights::Checkpoint* file = &checkpoint;
   const weights::RankShare* part = &share;
   for (int32_t layer = 0; layer < checkpoint.spec().layer_count; ++layer) {
