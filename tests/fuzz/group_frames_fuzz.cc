@@ -1,5 +1,6 @@
 // Bytes as what machines of one group say to each other: a machine writes its own ranks' states and
 // nothing else, and a plan reaches the ring only as the one wire form of what it says.
+#include <google/protobuf/stubs/logging.h>
 #include <nibble/worker/v1/group.pb.h>
 
 #include <cstdint>
@@ -60,6 +61,7 @@ void TryPlan(const worker::v1::PlanRecord& record) {
 }  // namespace nibble::group
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const google::protobuf::LogSilencer silent;
   nibble::worker::v1::JoinRequest request;
   if (request.ParseFromArray(data, static_cast<int>(size))) {
     nibble::group::TryBeat(request.beat());

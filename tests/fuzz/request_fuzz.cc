@@ -1,5 +1,6 @@
 // Bytes as a request, to the gateway and to a leader: a status that names fields, or a request
 // whose every value the engine can take as it is.
+#include <google/protobuf/stubs/logging.h>
 #include <nibble/inference/v1/inference.pb.h>
 #include <nibble/worker/v1/worker.pb.h>
 
@@ -48,7 +49,7 @@ void TryAtLeader(const worker::v1::GenerateRequest& request) {
   CHECK(std::all_of(taken->stop_ids.begin(), taken->stop_ids.end(), InVocabulary));
   CHECK(taken->max_tokens >= 1 && taken->min_tokens >= 0);
   CHECK(taken->logprobs >= -1 && taken->logprobs <= 20);
-  CHECK(taken->queue_deadline > clock.Now());
+  CHECK(taken->queue_deadline >= clock.Now());
   CheckSampling(taken->sampling);
 }
 
@@ -70,6 +71,7 @@ void Parsed(const uint8_t* data, size_t size, const Try& attempt) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace nibble;  // NOLINT(google-build-using-namespace)
+  const google::protobuf::LogSilencer silent;
   Parsed<worker::v1::GenerateRequest>(data, size, [](const auto& m) { TryAtLeader(m); });
   Parsed<inference::v1::GenerateRequest>(
       data, size, [](const auto& m) { TryAtGateway(gateway::InputOf(m, "")); });

@@ -9,6 +9,8 @@ vanishes without a word. Needs root; where it is not permitted one line says wha
 """
 
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -54,7 +56,23 @@ def _neighbour(sender, receiver, mac):
         "lladdr", mac, "dev", interface, "nud", "permanent")
 
 
+def name_address(machine_name, own_address):
+    """From now on the gateway's machine resolves the name so."""
+    _hosts().write_text(f"127.0.0.1 localhost\n{own_address} {machine_name}\n", encoding="utf-8")
+
+
+def _hosts():
+    """`ip netns exec` shows it as /etc/hosts on the gateway's machine."""
+    return pathlib.Path("/etc/netns") / name("g") / "hosts"
+
+
+def add_address(machine, own_address):
+    _ip("-n", name(machine), "addr", "replace", f"{own_address}/24", "dev", "eth0")
+
+
 def make():
+    _hosts().parent.mkdir(parents=True)
+    name_address("nobody", "127.0.0.1")
     for machine in MACHINES:
         _ip("netns", "add", name(machine))
         _ip("-n", name(machine), "link", "set", "lo", "up")
@@ -68,6 +86,7 @@ def make():
 
 
 def remove():
+    shutil.rmtree(_hosts().parent, ignore_errors=True)
     for machine in MACHINES:
         subprocess.run(["ip", "netns", "del", name(machine)], check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

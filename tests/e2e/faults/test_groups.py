@@ -292,6 +292,40 @@ class GroupsTest(st.StreamChecks, harness.ModelTestCase):
         self.check_all_ok(others, 60)
         self.check_idle()
 
+    # ---- names ----
+
+    def test_a_group_that_comes_back_elsewhere_is_found(self):
+        """As a pod that was replaced: the same name, another address."""
+        port, places = PORT + 10, ("10.232.2.2", "10.232.2.3")
+        namespaces.add_address("w1", places[1])
+
+        def start(place):
+            namespaces.name_address("the-group", place)
+            group = Program(self.folder, "w1", "moving", [
+                str(harness.BUILD / "bin" / "nibble-worker"), "--model", str(self.model),
+                "--context", "256", "--listen", f"{place}:{port}", "--metrics-listen", ""])
+            self.addCleanup(group.end)
+            group.await_ready()
+            return group
+        group = start(places[0])
+        gateway = Program(self.folder, "g", "moving-gateway", [
+            str(harness.BUILD / "bin" / "nibble-gateway"), "--listen", harness.LOCAL,
+            "--metrics-listen", harness.LOCAL, "--groups", f"the-group:{port}"])
+        self.addCleanup(gateway.end)
+        where = gateway.await_ready()["metrics"]
+
+        def ready():
+            return harness.http_get(where, "/readyz")[0] == 200
+        harness.wait_until(ready, READY_SECONDS, "the gateway has found the group")
+        group.end()
+        harness.wait_until(lambda: not ready(), DETECTED_SECONDS, "it has noticed the loss")
+        start(places[1])
+        there_at = time.monotonic()
+        harness.wait_until(ready, READY_SECONDS, "it has found the group again")
+        took = time.monotonic() - there_at
+        print(f"{self.id()}: found {took:.2f} s after it was there")
+        self.assertLess(took, BACK_SECONDS)
+
     # ---- rollout ----
 
     def test_rolling_update_under_load(self):
