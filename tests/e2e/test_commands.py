@@ -12,7 +12,8 @@ import unittest
 
 import harness
 
-COMMANDS = ("serve", "chat", "generate", "inspect", "plan", "quantize", "bench")
+COMMANDS = ("serve", "chat", "generate", "drain", "undrain", "inspect", "plan", "quantize",
+            "bench")
 
 
 class HelpTest(unittest.TestCase):
@@ -36,6 +37,40 @@ class HelpTest(unittest.TestCase):
     def test_unknown_commands_and_no_command(self):
         self.assertEqual(harness.run_nibble("sreve").returncode, 2)
         self.assertEqual(harness.run_nibble().returncode, 2)
+
+
+class DrainTest(unittest.TestCase):
+
+    def test_drain_and_undrain_reach_the_admin_service(self):
+        with tempfile.TemporaryDirectory() as folder:
+            announce = pathlib.Path(folder) / "where.json"
+            with subprocess.Popen(
+                    [str(harness.BUILD / "bin" / "nibble-gateway"), "--groups", "127.0.0.1:1",
+                     "--listen", harness.LOCAL, "--metrics-listen", harness.LOCAL,
+                     "--admin-listen", harness.LOCAL, "--log-level", "off", "--announce",
+                     str(announce)]) as gateway:
+                try:
+                    harness.wait_until(announce.exists, 30, "the gateway is there")
+                    where = json.loads(announce.read_text(encoding="utf-8"))
+
+                    def await_draining(wanted):
+                        def shown():
+                            page = harness.http_get(where["metrics"], "/metrics")[1]
+                            page = harness.parse_metrics(page)
+                            return page["nibble_gateway_draining"][0][1] == wanted
+                        harness.wait_until(shown, 10, f"nibble_gateway_draining is {wanted}")
+                    answer = harness.run_nibble("drain", "--server", where["admin"], "--wait", "9s")
+                    self.assertEqual((answer.returncode, answer.stdout),
+                                     (0, "draining, 0 requests in flight\n"), answer.stderr)
+                    await_draining(1)
+                    answer = harness.run_nibble("undrain", "--server", where["admin"])
+                    self.assertEqual((answer.returncode, answer.stdout), (0, "taking work\n"))
+                    await_draining(0)
+                finally:
+                    gateway.kill()
+        answer = harness.run_nibble("drain", "--server", "127.0.0.1:1")
+        self.assertEqual(answer.returncode, 1)
+        self.assertEqual(len(answer.stderr.strip().splitlines()), 1, answer.stderr)
 
 
 class ConfigTest(harness.ModelTestCase):
