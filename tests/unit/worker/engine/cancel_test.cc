@@ -154,14 +154,22 @@ TEST(InboxTest, OneTenantCannotFillTheQueue) {
 TEST(InboxTest, PromptTokensAreSharedTheSameWay) {
   step::EngineStats stats;
   Inbox inbox({.queue_size = 1000, .queue_prompt_tokens = 1000}, &stats);
+  std::vector<RequestId> ids;
   const auto submit = [&](const char* tenant, int32_t prompt) {
     Request request = MakeRequest(1, prompt, 3);
     request.tenant = tenant;
-    return inbox.Submit(std::move(request), nullptr, Deadline()).ok();
+    const auto id = inbox.Submit(std::move(request), nullptr, Deadline());
+    if (id.ok()) ids.push_back(*id);
+    return id.ok();
   };
-  int taken = 0;
-  while (submit("flood", 100)) ++taken;
-  EXPECT_EQ(taken, 8);
+  while (submit("flood", 100)) continue;
+  EXPECT_EQ(ids.size(), 8u);
+  // What leaves makes room for as much.
+  for (size_t i = 0; i < 20; ++i) {
+    inbox.LeaveQueue({ids[i]});
+    EXPECT_TRUE(submit("flood", 100)) << i;
+    EXPECT_FALSE(submit("flood", 100)) << i;
+  }
   EXPECT_TRUE(submit("other", 150));
   EXPECT_FALSE(submit("", 100));  // over the bound of all together
 }
