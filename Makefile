@@ -50,7 +50,7 @@ test-faults: ## processes of a real server killed and stopped under load (about 
 	cmake --build --preset release -j $(JOBS) --target nibble nibble-worker nibble-gateway
 	ctest --test-dir build/release --output-on-failure -V -L faults
 
-test-faults-mutants: ## known bugs planted one by one; the fault checks must see each (about 30 minutes)
+test-faults-mutants: ## known bugs planted one by one; the fault checks must see each (about 25 minutes)
 	tools/setup
 	.venv/bin/python tests/e2e/faults/run_mutants.py
 
