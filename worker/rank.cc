@@ -58,6 +58,19 @@ int ServingExitCode(const absl::Status& status) {
   }
 }
 
+int LoadingExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kFailedPrecondition:  // NCCL is missing
+      return kExitNoMemory;
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kDeadlineExceeded:  // a peer's GPU
+      return kExitRankLost;
+    default:
+      return kExitModel;
+  }
+}
+
 class Rank {
  public:
   Rank(const WorkerOptions& options, const RankArguments& arguments, group::GroupControl* control,
@@ -142,10 +155,7 @@ Failure Rank::Load() {
   absl::Status status = Connect();
   if (!status.ok()) return {.exit_code = kExitConfiguration, .status = std::move(status)};
   status = CreateExecutor();
-  if (absl::IsResourceExhausted(status)) {
-    return {.exit_code = kExitNoMemory, .status = std::move(status)};
-  }
-  if (!status.ok()) return {.exit_code = kExitModel, .status = std::move(status)};
+  if (!status.ok()) return {.exit_code = LoadingExitCode(status), .status = std::move(status)};
   stats_->startup_load_ns.Set((clock_.Now() - begin).count());
   return {};
 }
@@ -197,10 +207,15 @@ absl::Status Rank::CreateOnGpu() {
                                     .fusion = options_.fusion,
                                     .communicator = communicator_.get(),
                                     .peer_patience = PeerPatience(),
-                                    .progress = [slot = slot_](int64_t done, int64_t total) {
-                                      slot->load_bytes_total = total;
-                                      slot->load_bytes_done = done;
-                                    }}));
+                                    .on_exchanged_bytes =
+                                        [stats = stats_](int64_t bytes) {
+                                          stats->collective_bytes.Add(static_cast<uint64_t>(bytes));
+                                        },
+                                    .progress =
+                                        [slot = slot_](int64_t done, int64_t total) {
+                                          slot->load_bytes_total = total;
+                                          slot->load_bytes_done = done;
+                                        }}));
   executor_ = std::move(made.executor);
   abort_gpu_ = std::move(made.abort);
   stats_->weights_bytes.Set(made.memory.weights);

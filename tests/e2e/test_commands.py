@@ -103,6 +103,16 @@ class ConfigTest(harness.ModelTestCase):
             with self.subTest(arguments=arguments):
                 self.refused(*arguments)
 
+    def test_a_device_that_the_build_lacks_is_refused_before_anything_starts(self):
+        self.assertIn("no GPU support", self.refused("--device", "cuda"))
+        for arguments in (("plan", self.model, "--device", "cuda"),
+                          ("bench", "--random", "smollm2", "--device", "cuda"),
+                          ("bench", "--random", "smollm2"), ("bench",)):
+            with self.subTest(arguments=arguments):
+                answer = harness.run_nibble(*arguments)
+                self.assertEqual(answer.returncode, 2, answer.stderr)
+                self.assertEqual(len(answer.stderr.strip().splitlines()), 1, answer.stderr)
+
     def test_model_and_memory_have_their_own_codes(self):
         with tempfile.TemporaryDirectory() as empty:
             answer = harness.run_nibble("serve", empty)

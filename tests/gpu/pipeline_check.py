@@ -160,6 +160,8 @@ def run_degree(arguments, degree, goldens, reference, folder):
             check(value(metrics, "nibble_generated_tokens_total") > 0, "tokens are counted")
             check(value(metrics, "nibble_rank_steps_total", f'rank="{degree - 1}"') > 0,
                   "the last rank counts its steps")
+            check(degree == 1 or value(metrics, "nibble_collective_bytes_total") > 0,
+                  "bytes given to collectives are counted")
             if arguments.faults and degree > 1:
                 kill_a_rank(arguments, worker, announced["grpc"], degree)
     return texts

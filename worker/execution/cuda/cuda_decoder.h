@@ -73,6 +73,8 @@ class CudaDecoder {
   // The slots' last tokens where the host sampled; `pairs` on the device.
   [[nodiscard]] absl::Status SetLastTokens(const int32_t* pairs, int32_t count);
 
+  // What this rank gives to the others in a step: partial results and logits.
+  [[nodiscard]] int64_t ExchangedBytes(int32_t tokens, int32_t rows) const;
   // Blocks of the largest sum over ranks that needs no NCCL.
   [[nodiscard]] static int32_t ExchangeBlocks(const model::ModelSpec& spec);
 

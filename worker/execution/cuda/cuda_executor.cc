@@ -234,6 +234,9 @@ absl::Status CudaExecutor::State::RunPlan(StepRecord* record) {
         reinterpret_cast<const int32_t*>(device_inputs + offsets.copies), shape.copies));
   }
   const StepView view = ViewOf(offsets, shape, decode);
+  if (group != nullptr && options.on_exchanged_bytes) {
+    options.on_exchanged_bytes(decoder->ExchangedBytes(shape.tokens, shape.rows));
+  }
   if (padded > 0) {
     RETURN_IF_ERROR(graphs->Launch(padded));
     if (record->on_host) RETURN_IF_ERROR(CallHost(record));

@@ -22,6 +22,7 @@ struct CudaExecutorOptions {
   bool graphs = true;     // with fusion: decode steps as graphs
   // Of every rank, where several hold parts of the model.
   std::vector<weights::Range> vocab_shares = {};
+  std::function<void(int64_t bytes)> on_exchanged_bytes = {};  // of each step; may be empty
 };
 
 // Bytes of device memory, by owner.

@@ -23,6 +23,13 @@ int32_t CudaDecoder::ExchangeBlocks(const model::ModelSpec& spec) {
   return kExchangeTokens * cuda::ExchangeParts(spec.hidden_size);
 }
 
+int64_t CudaDecoder::ExchangedBytes(int32_t tokens, int32_t rows) const {
+  const model::ModelSpec& spec = model_.spec();
+  const int64_t value_bytes = tokens > kFloatTokens ? 2 : 4;
+  return int64_t{2} * spec.layer_count * tokens * spec.hidden_size * value_bytes +
+         int64_t{rows} * model_.share().vocab.count() * 4;
+}
+
 absl::Status CudaDecoder::AllocateForGroup() {
   if (!parallel()) return absl::OkStatus();
   const int64_t hidden = model_.spec().hidden_size;

@@ -102,7 +102,8 @@ CudaExecutorOptions OptionsOf(const weights::MemoryPlan& plan, bool fusion,
           .max_step_tokens = plan.options.max_step_tokens,
           .kv_blocks = plan.kv_blocks,
           .fusion = fusion,
-          .vocab_shares = VocabShares(shares)};
+          .vocab_shares = VocabShares(shares),
+          .on_exchanged_bytes = {}};
 }
 
 absl::StatusOr<weights::RankMemoryPlan> PlanRank(const GpuModelSource& source,
@@ -234,9 +235,10 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
                                      .exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape()),
                                      .patience = options.peer_patience}));
   }
+  CudaExecutorOptions executor_options = OptionsOf(plan, options.fusion, shares);
+  executor_options.on_exchanged_bytes = options.on_exchanged_bytes;
   ASSIGN_OR_RETURN(auto executor,
-                   CudaExecutor::Create(std::move(model), OptionsOf(plan, options.fusion, shares),
-                                        std::move(group)));
+                   CudaExecutor::Create(std::move(model), executor_options, std::move(group)));
   const DeviceMemoryUse use = executor->memory_use();
   GpuExecutor made;
   made.memory = {.weights = use.weights,

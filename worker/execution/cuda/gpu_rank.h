@@ -69,6 +69,8 @@ struct GpuExecutorOptions {
   // ranks only. Borrowed, until the executor is made.
   collectives::Communicator* communicator = nullptr;
   Duration peer_patience = std::chrono::seconds(60);  // for a peer, at start and in a step
+  // Of each step, as it is launched: what this rank gives to sums and gathers.
+  std::function<void(int64_t bytes)> on_exchanged_bytes = {};
   std::function<void(int64_t bytes_done, int64_t bytes_total)> progress = {};
 };
 
