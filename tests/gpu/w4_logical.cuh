@@ -15,8 +15,8 @@ namespace nibble::cuda {
 
 // y[token][row] in double from the logical form.
 __global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const half* scales,
-                                       const half* dense, const half* x, int rows, int columns,
-                                       int group, double* y) {
+                                const half* dense, const half* x, int rows, int columns, int group,
+                                double* y) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   const int token = blockIdx.y;
   if (row >= rows) return;
