@@ -41,20 +41,20 @@ TenantAccount::TenantAccount(const Tenant& tenant, const TenantMetrics& metrics,
 
 void TenantAccount::SetLimits(const Tenant& tenant, Deadline now) {
   places_.SetLimit(tenant.max_requests);
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (tokens_per_minute_ == tenant.tokens_per_minute) return;
   tokens_per_minute_ = tenant.tokens_per_minute;
   bucket_.SetRate(tokens_per_minute_, now);
 }
 
 absl::Status TenantAccount::CheckQuota(Deadline now) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const Duration wait = bucket_.Wait(now);
   return wait == Duration::zero() ? absl::OkStatus() : TokenQuotaError(tokens_per_minute_, wait);
 }
 
 void TenantAccount::Charge(uint64_t tokens, Deadline now) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   bucket_.Take(tokens, now);
 }
 
@@ -125,7 +125,7 @@ void Callers::Take(ApiKeyFile file) {
     caller->key = std::move(key);
     list->push_back(std::move(caller));
   }
-  absl::MutexLock lock(&list_mutex_);
+  const std::lock_guard lock(list_mutex_);
   list_ = std::move(list);
 }
 
@@ -164,7 +164,7 @@ absl::StatusOr<std::shared_ptr<const Caller>> Callers::Find(std::string_view aut
   const Sha256 hash = HashOf(authorization.substr(kScheme.size()));
   std::shared_ptr<const List> list;
   {
-    absl::MutexLock lock(&list_mutex_);
+    const std::lock_guard lock(list_mutex_);
     list = list_;
   }
   // All of them, whichever it is: how long it takes says nothing.

@@ -12,9 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "base/api_keys.h"
 #include "base/clock.h"
 #include "services/gateway/metrics.h"
@@ -65,9 +63,10 @@ class TenantAccount {
   const std::string prefix_salt_;
   const TenantMetrics metrics_;
   Places places_;
-  absl::Mutex mutex_;
-  int64_t tokens_per_minute_ ABSL_GUARDED_BY(mutex_);
-  TokenBucket bucket_ ABSL_GUARDED_BY(mutex_);
+  // Of the standard library: the thread sanitizer cannot see into the distribution's abseil.
+  std::mutex mutex_;
+  int64_t tokens_per_minute_;  // guarded by mutex_, as what follows
+  TokenBucket bucket_;
 };
 
 // One key. Immutable but for what is in use.
@@ -112,8 +111,8 @@ class Callers {
   void Look();
 
   const Options options_;
-  mutable absl::Mutex list_mutex_;
-  std::shared_ptr<const List> list_ ABSL_GUARDED_BY(list_mutex_);
+  mutable std::mutex list_mutex_;
+  std::shared_ptr<const List> list_;  // guarded by list_mutex_
   // The thread's, once it runs.
   std::map<std::string, std::shared_ptr<TenantAccount>> tenants_;
   std::map<std::string, std::shared_ptr<Places>> places_;
