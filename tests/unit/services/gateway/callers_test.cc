@@ -53,7 +53,7 @@ TEST(TokenBucketTest, TheRateHoldsOverAnyTime) {
   Deadline now{};
   TokenBucket bucket(600, now);
   uint64_t through = 0;
-  for (int i = 0; i < 100000; ++i) {
+  for (int64_t i = 0; i < 100000; ++i) {
     now += std::chrono::milliseconds(i * 7919 % 100);
     if (bucket.Wait(now) > Duration::zero()) continue;
     const uint64_t tokens = 1 + static_cast<uint64_t>(i * 104729 % 200);
