@@ -185,8 +185,10 @@ absl::Status GatewayServer::StartMetrics() {
   };
   options.ready = [this] {
     if (core_.draining.load()) return absl::UnavailableError("draining");
-    return core_.router.AnyReady() ? absl::OkStatus()
-                                   : absl::UnavailableError("no worker group is ready");
+    if (!core_.router.AnyReady()) return absl::UnavailableError("no worker group is ready");
+    // Who reads that this is ready finds the gRPC health service saying so too.
+    UpdateHealth();
+    return absl::OkStatus();
   };
   ticked_.store(core_.clock->Now().time_since_epoch().count());
   auto server = MetricsServer::Start(std::move(options));

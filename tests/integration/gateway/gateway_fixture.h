@@ -65,7 +65,7 @@ class GatewayFixture : public ::testing::Test {
 
   void StartGateway(GatewayOptions options) {
     options.listen = "127.0.0.1:0";
-    options.tick = std::chrono::milliseconds(10);
+    if (options.tick == GatewayOptions().tick) options.tick = std::chrono::milliseconds(10);
     if (!options.tokenizer_factory) {
       options.tokenizer_factory = [](const text::TokenizerFiles&)
           -> absl::StatusOr<std::shared_ptr<const text::Tokenizer>> {

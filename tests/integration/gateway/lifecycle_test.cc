@@ -250,6 +250,17 @@ TEST_F(LifecycleTest, MetricsCountExactlyWhatHappened) {
   EXPECT_EQ(client.Get("/readyz")->status, 503);
 }
 
+// Between two ticks, too: `nibble serve` and probes of either kind go by what they are told first.
+TEST_F(LifecycleTest, WhatReadyzSaysTheHealthServiceSaysToo) {
+  GatewayOptions options;
+  options.metrics_listen = "127.0.0.1:0";
+  options.tick = std::chrono::seconds(1);
+  StartWith(1, options);
+  httplib::Client client("http://" + server_->metrics_address());
+  ASSERT_EQ(client.Get("/readyz")->status, 200);
+  EXPECT_EQ(Health(std::string(kInference)), "SERVING");
+}
+
 TEST_F(LifecycleTest, PromtoolFindsNothingToSay) {
   if (std::system("promtool --version >/dev/null 2>&1") != 0) {
     std::fprintf(stderr, "NOT RUN: PromtoolFindsNothingToSay (no promtool)\n");
