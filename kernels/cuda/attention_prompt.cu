@@ -93,7 +93,7 @@ template <int32_t kD>
 __device__ __forceinline__ void Produce(const AttentionParams& p, const Work& work, uint8_t* memory,
                                         const Barriers& bars, int32_t lane) {
   using L = Layout<kD>;
-  const uint64_t policy = NormalPolicy();
+  const uint64_t policy = EvictNormalPolicy();
   const int32_t* table = p.block_tables + static_cast<int64_t>(work.tile.slot) * p.table_size;
   const auto exists = [&](int32_t block) {
     return lane < kStageBlocks && block >= work.first_block && block < work.end_block;
@@ -281,7 +281,7 @@ struct Walk {
   }
   __device__ __forceinline__ void Free(uint64_t* barrier) const {
     __syncwarp();
-    if (lane == 0) BarrierSignal(barrier);
+    if (lane == 0) BarrierArrive(barrier);
   }
 
   __device__ __forceinline__ void First(Rows<kD>* rows) const {

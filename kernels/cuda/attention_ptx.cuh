@@ -44,18 +44,6 @@ __device__ __forceinline__ uint4 LoadRelaxed(const uint4* global) {
   return value;
 }
 
-// Keys that several blocks of a launch read: neither first nor last to leave the L2.
-__device__ __forceinline__ uint64_t NormalPolicy() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-// One of a barrier's arrivals.
-__device__ __forceinline__ void BarrierSignal(uint64_t* barrier) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
-}
 // A barrier of some of a block's warps; 0 is __syncthreads.
 __device__ __forceinline__ void NamedBarrier(int32_t name, int32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

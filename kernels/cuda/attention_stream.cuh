@@ -22,7 +22,7 @@ constexpr int32_t kThreads = kWarps * 32;
 constexpr int32_t kMergers = kWarps / 2;
 constexpr int32_t kPageItems = 32;  // of a block that it knows at a time
 // Two blocks fill a multiprocessor's shared memory, this kernel's and a neighbour's in the step.
-constexpr int32_t kSharedBytes = 112 * 1024;
+constexpr int32_t kSharedBytes = kDecodeSharedBytes;
 constexpr float kNever = -1e30f;  // below every score; finite, so that differences stay numbers
 
 // A unit for one KV head.

@@ -26,6 +26,10 @@ __device__ __forceinline__ void BarrierExpect(uint32_t barrier, int32_t bytes) {
 __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, int32_t bytes) {
   BarrierExpect(SharedAddress(barrier), bytes);
 }
+// One of a barrier's arrivals.
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t phase) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -42,6 +46,12 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t phase) {
 __device__ __forceinline__ uint64_t EvictFirstPolicy() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// What several blocks of a launch read: neither first nor last to leave the L2.
+__device__ __forceinline__ uint64_t EvictNormalPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 __device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, int32_t bytes,

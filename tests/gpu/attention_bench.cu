@@ -58,8 +58,8 @@ class Bench {
     CUDA_OK(cudaStreamSynchronize(stream_));
     CUDA_OK(cudaEventCreate(&begin_));
     CUDA_OK(cudaEventCreate(&end_));
-    CUDA_OK(
-        cudaFuncSetAttribute(ReadKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 112 * 1024));
+    CUDA_OK(cudaFuncSetAttribute(ReadKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 kDecodeSharedBytes));
   }
 
   // `parts` of every sequence; 0 as planned. Without a sequence: what a kernel costs that does
@@ -177,7 +177,7 @@ class Bench {
         CUDA_OK(LaunchKernel(ReadKernel,
                              {.grid = dim3(kAttentionBlocks),
                               .block = dim3(256),
-                              .shared_bytes = 112 * 1024,
+                              .shared_bytes = kDecodeSharedBytes,
                               .stream = stream_,
                               .dependent = layer > 0},
                              read));
