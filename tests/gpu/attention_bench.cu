@@ -16,6 +16,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/graph_timer.h"
 
 namespace nibble::cuda {
 namespace {
@@ -56,8 +57,6 @@ class Bench {
     Fill(weights_, 2);
     Fill(q_, 3);
     CUDA_OK(cudaStreamSynchronize(stream_));
-    CUDA_OK(cudaEventCreate(&begin_));
-    CUDA_OK(cudaEventCreate(&end_));
     CUDA_OK(cudaFuncSetAttribute(ReadKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  kDecodeSharedBytes));
   }
@@ -192,30 +191,10 @@ class Bench {
   // Microseconds of a graph, the median of several.
   template <typename Work>
   double Time(const Work& work) {
-    CUDA_OK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed));
-    work();
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-    CUDA_OK(cudaStreamEndCapture(stream_, &graph));
-    CUDA_OK(cudaGraphInstantiate(&executable, graph, 0));
-    std::vector<float> times;
-    for (int32_t i = 0; i < kRepeats + 2; ++i) {
-      CUDA_OK(cudaEventRecord(begin_, stream_));
-      CUDA_OK(cudaGraphLaunch(executable, stream_));
-      CUDA_OK(cudaEventRecord(end_, stream_));
-      CUDA_OK(cudaEventSynchronize(end_));
-      float ms = 0;
-      CUDA_OK(cudaEventElapsedTime(&ms, begin_, end_));
-      if (i >= 2) times.push_back(ms);
-    }
-    CUDA_OK(cudaGraphExecDestroy(executable));
-    CUDA_OK(cudaGraphDestroy(graph));
-    std::sort(times.begin(), times.end());
-    return static_cast<double>(times[times.size() / 2]) * 1e3;
+    return TimeGraph(stream_, 2, kRepeats, work).median_us;
   }
 
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
   const DeviceArray<uint8_t> cache_, weights_, q_;
   const DeviceArray<uint8_t> out_{size_t{8192} * kHeads * kHeadDim * 2};
   DeviceArray<int32_t> tables_{1 << 20};

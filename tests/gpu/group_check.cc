@@ -18,6 +18,7 @@
 #include "base/check.h"
 #include "kernels/cuda/all_reduce.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/graph_timer.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/execution/cuda/gpu_group.h"
 
@@ -162,30 +163,11 @@ bool CheckLarge(GpuGroup* group, cudaStream_t stream) {
 
 template <typename Launch>
 double MicrosecondsEach(cudaStream_t stream, const Launch& launch) {
-  constexpr int kLaunches = 200, kRuns = 11;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
-  for (int i = 0; i < kLaunches; ++i) launch();
-  CUDA_OK(cudaStreamEndCapture(stream, &graph));
-  CUDA_OK(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin = nullptr, end = nullptr;
-  CUDA_OK(cudaEventCreate(&begin));
-  CUDA_OK(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int run = 0; run < kRuns; ++run) {
-    CUDA_OK(cudaEventRecord(begin, stream));
-    CUDA_OK(cudaGraphLaunch(executable, stream));
-    CUDA_OK(cudaEventRecord(end, stream));
-    CUDA_OK(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    CUDA_OK(cudaEventElapsedTime(&milliseconds, begin, end));
-    times.push_back(milliseconds);
-  }
-  std::sort(times.begin(), times.end());
-  CUDA_OK(cudaGraphExecDestroy(executable));
-  CUDA_OK(cudaGraphDestroy(graph));
-  return static_cast<double>(times[kRuns / 2]) * 1e3 / kLaunches;
+  constexpr int kLaunches = 200;
+  const auto launches = [&] {
+    for (int i = 0; i < kLaunches; ++i) launch();
+  };
+  return cuda::TimeGraph(stream, 0, 11, launches).median_us / kLaunches;
 }
 
 void Time(GpuGroup* group, cudaStream_t stream) {

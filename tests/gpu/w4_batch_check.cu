@@ -16,6 +16,7 @@
 #include "kernels/cuda/w4_wgmma.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/graph_timer.h"
 #include "tests/gpu/w4_logical.cuh"
 
 namespace nibble::cuda {
@@ -223,31 +224,12 @@ bool CheckAll(const Device& device) {
 
 // Microseconds of one of the operations that `run` puts on the stream `times` times, from a graph.
 double Time(cudaStream_t stream, int times, const std::function<void(int)>& run) {
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
-  for (int i = 0; i < times; ++i) run(i);
-  CUDA_OK(cudaStreamEndCapture(stream, &graph));
-  CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
-  cudaEvent_t begin, end;
-  CUDA_OK(cudaEventCreate(&begin));
-  CUDA_OK(cudaEventCreate(&end));
-  std::vector<float> taken;
-  for (int i = 0; i < 9; ++i) {
-    CUDA_OK(cudaEventRecord(begin, stream));
-    CUDA_OK(cudaGraphLaunch(exec, stream));
-    CUDA_OK(cudaEventRecord(end, stream));
-    CUDA_OK(cudaEventSynchronize(end));
-    float ms = 0;
-    CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) taken.push_back(ms * 1000);
-  }
-  std::sort(taken.begin(), taken.end());
-  CUDA_OK(cudaGraphExecDestroy(exec));
-  CUDA_OK(cudaGraphDestroy(graph));
-  CUDA_OK(cudaEventDestroy(begin));
-  CUDA_OK(cudaEventDestroy(end));
-  return taken[taken.size() / 2] / times;
+  return TimeGraph(stream, 2, 7,
+                   [&] {
+                     for (int i = 0; i < times; ++i) run(i);
+                   })
+             .median_us /
+         times;
 }
 
 struct Matrix {

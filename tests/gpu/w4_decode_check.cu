@@ -18,58 +18,11 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_decode.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/graph_timer.h"
+#include "tests/gpu/w4_logical.cuh"
 
 namespace nibble::cuda {
 namespace {
-
-// y[token][row] in double from the logical form.
-__global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const half* scales,
-                                const half* dense, const half* x, int rows, int columns, int group,
-                                int tokens, double* y) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  const int token = blockIdx.y;
-  if (row >= rows || token >= tokens) return;
-  double sum = 0;
-  for (int k = 0; k < columns; ++k) {
-    double w;
-    if (group == 0) {
-      w = __half2float(dense[static_cast<int64_t>(row) * columns + k]);
-    } else {
-      const int64_t g = static_cast<int64_t>(row) * (columns / group) + k / group;
-      w = (static_cast<int>(q[static_cast<int64_t>(row) * columns + k]) - zeros[g]) *
-          static_cast<double>(__half2float(scales[g]));
-    }
-    sum += w * static_cast<double>(__half2float(x[static_cast<int64_t>(token) * columns + k]));
-  }
-  y[static_cast<int64_t>(token) * rows + row] = sum;
-}
-
-struct Logical {
-  std::vector<uint8_t> q, zeros;
-  std::vector<half> scales, dense;
-};
-
-Logical RandomLogical(int rows, int columns, int group, uint32_t seed) {
-  std::mt19937 random(seed);
-  Logical w;
-  const size_t count = static_cast<size_t>(rows) * columns;
-  if (group == 0) {
-    std::normal_distribution<float> normal(0, 0.02f);
-    w.dense.resize(count);
-    for (auto& value : w.dense) value = __float2half(normal(random));
-    return w;
-  }
-  w.q.resize(count);
-  for (auto& value : w.q) value = static_cast<uint8_t>(random() % 16);
-  const size_t groups = static_cast<size_t>(rows) * (columns / group);
-  w.zeros.resize(groups);
-  w.scales.resize(groups);
-  for (auto& value : w.zeros) value = static_cast<uint8_t>(random() % 16);
-  for (auto& value : w.scales) {
-    value = __float2half(0.001f + 0.00001f * static_cast<float>(random() % 1000));
-  }
-  return w;
-}
 
 struct Case {
   int rows, columns, group, tokens;
@@ -123,32 +76,11 @@ Inputs MakeInputs(const Case& c) {
 
 // True when the kernel agrees with the reference.
 bool Check(const Case& c, int multiprocessors) {
-  const Logical w = RandomLogical(c.rows, c.columns, c.group, 1234 + c.rows + c.tokens);
+  const bool silu = c.output == DecodeOutput::kSiluMul;
+  const RandomMatrix w(c.rows, c.columns, c.group, silu);
   const Inputs in = MakeInputs(c);
-  DeviceArray<uint8_t> q(w.q.empty() ? std::vector<uint8_t>(1) : w.q);
-  DeviceArray<uint8_t> zeros(w.zeros.empty() ? std::vector<uint8_t>(1) : w.zeros);
-  DeviceArray<half> scales(w.scales.empty() ? std::vector<half>(1) : w.scales);
-  DeviceArray<half> dense(w.dense.empty() ? std::vector<half>(1) : w.dense);
   DeviceArray<half> dx(in.plain), dgiven(in.given);
   DeviceArray<float> dsquares(in.squares), dscales(in.scales);
-  DeviceArray<double> expected(static_cast<size_t>(c.tokens) * c.rows);
-  ReferenceKernel<<<dim3((c.rows + 127) / 128, c.tokens), 128>>>(
-      q.get(), zeros.get(), scales.get(), dense.get(), dx.get(), c.rows, c.columns, c.group,
-      c.tokens, expected.get());
-  CUDA_OK(cudaDeviceSynchronize());
-
-  const bool silu = c.output == DecodeOutput::kSiluMul;
-  DeviceArray<uint8_t> slabs(W4DecodeBytes(c.rows, c.columns, c.group));
-  CUDA_OK(PackW4({.q = q.get(),
-                  .zeros = zeros.get(),
-                  .scales = scales.get(),
-                  .dense = dense.get(),
-                  .rows = c.rows,
-                  .columns = c.columns,
-                  .group = c.group,
-                  .pair_rows = silu,
-                  .slabs = slabs.get()},
-                 nullptr));
   const int out_rows = silu ? c.rows / 2 : c.rows;
   std::vector<float> old(static_cast<size_t>(c.tokens) * c.rows, 0.25f);
   DeviceArray<half> y_half(static_cast<size_t>(c.tokens) * out_rows);
@@ -159,7 +91,7 @@ bool Check(const Case& c, int multiprocessors) {
   DeviceArray<half> next_x(old.size());
   DeviceArray<half> next_weight(std::vector<half>(c.rows, __float2half(0.75f)));
   W4DecodeParams p;
-  p.slabs = slabs.get();
+  p.slabs = w.slabs();
   p.rows = c.rows;
   p.columns = c.columns;
   p.group = c.group;
@@ -176,7 +108,7 @@ bool Check(const Case& c, int multiprocessors) {
   CUDA_OK(W4Decode(p, multiprocessors, nullptr));
   CUDA_OK(cudaDeviceSynchronize());
 
-  const std::vector<double> plain = expected.Get();
+  const std::vector<double> plain = w.Product(dx.get(), c.tokens);
   std::vector<double> want, got;
   double square_error = 0;
   if (c.output == DecodeOutput::kAddResidual) {
@@ -309,9 +241,6 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
   DeviceArray<float> logits(t * chain.vocab);
   cudaStream_t stream;
   CUDA_OK(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   int64_t offset = 0;
   const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
     W4DecodeParams p;
@@ -331,56 +260,41 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
     p.dependent_launch = dependent;
     CUDA_OK(W4Decode(p, multiprocessors, stream));
   };
-  for (int l = 0; l < chain.layers; ++l) {
-    run(layer[0], 128, nullptr, y.get(), nullptr);
-    if (between) {
-      CUDA_OK(cudaFuncSetAttribute(BetweenKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   kDecodeSharedBytes));
-      CUDA_OK(LaunchKernel(BetweenKernel,
-                           {.grid = dim3(static_cast<uint32_t>(multiprocessors)),
-                            .block = dim3(256),
-                            .shared_bytes = kDecodeSharedBytes,
-                            .stream = stream,
-                            .dependent = true},
-                           BetweenParams{y.get(), y.get()}));
+  const auto step = [&] {
+    for (int l = 0; l < chain.layers; ++l) {
+      run(layer[0], 128, nullptr, y.get(), nullptr);
+      if (between) {
+        CUDA_OK(cudaFuncSetAttribute(BetweenKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     kDecodeSharedBytes));
+        CUDA_OK(LaunchKernel(BetweenKernel,
+                             {.grid = dim3(static_cast<uint32_t>(multiprocessors)),
+                              .block = dim3(256),
+                              .shared_bytes = kDecodeSharedBytes,
+                              .stream = stream,
+                              .dependent = true},
+                             BetweenParams{y.get(), y.get()}));
+      }
+      run(layer[1], 128, y.get(), nullptr, nullptr);
+      run(layer[2], 128, nullptr, y2.get(), nullptr);
+      run(layer[3], 128, y2.get(), nullptr, nullptr);
     }
-    run(layer[1], 128, y.get(), nullptr, nullptr);
-    run(layer[2], 128, nullptr, y2.get(), nullptr);
-    run(layer[3], 128, y2.get(), nullptr, nullptr);
-  }
-  run({chain.vocab, chain.hidden, true, DecodeOutput::kFloat}, 0, nullptr, nullptr, logits.get());
-  CUDA_OK(cudaStreamEndCapture(stream, &graph));
-  CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
-  std::vector<float> times;
-  cudaEvent_t begin, end;
-  CUDA_OK(cudaEventCreate(&begin));
-  CUDA_OK(cudaEventCreate(&end));
-  for (int i = 0; i < 25; ++i) {
-    CUDA_OK(cudaEventRecord(begin, stream));
-    CUDA_OK(cudaGraphLaunch(exec, stream));
-    CUDA_OK(cudaEventRecord(end, stream));
-    CUDA_OK(cudaEventSynchronize(end));
-    float ms = 0;
-    CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 5) times.push_back(ms * 1000);
-  }
-  std::sort(times.begin(), times.end());
-  const double us = times[times.size() / 2];
+    run({chain.vocab, chain.hidden, true, DecodeOutput::kFloat}, 0, nullptr, nullptr, logits.get());
+  };
+  const GraphTimes times = TimeGraph(stream, 5, 20, step);
+  const double us = times.median_us;
   const double bytes = static_cast<double>(layer_bytes) * chain.layers + head_bytes;
   const double tb = bytes / us / 1e6;
   std::printf(
       "%s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without "
       "attention\n",
-      chain.name, tokens, between ? "with a kernel between" : "products alone       ", us, times[0],
-      tb, tb / 4.65 * 100, tokens * 1e6 / us);
+      chain.name, tokens, between ? "with a kernel between" : "products alone       ", us,
+      times.least_us, tb, tb / 4.65 * 100, tokens * 1e6 / us);
   if (json != nullptr) {
     std::fprintf(json,
                  "{\"chain\": \"%s\", \"tokens\": %d, \"between\": %s, \"us\": %.2f, "
                  "\"bytes\": %.0f}\n",
                  chain.name, tokens, between ? "true" : "false", us, bytes);
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
 }
 
