@@ -10,12 +10,10 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,18 +21,15 @@
 #include "base/check.h"
 #include "base/config.h"
 #include "base/version.h"
+#include "tests/bench/bench_servers.h"
 #include "tests/bench/gateway_load_client.h"
 #include "tests/bench/process_usage.h"
-#include "tests/support/program.h"
-#include "tests/support/test_data.h"
 
 namespace nibble::bench {
 namespace {
 
 using nlohmann::ordered_json;
-using testing::Program;
 
-constexpr int32_t kVocab = 376;  // of the tokenizer in tests/data
 constexpr auto kRamp = std::chrono::seconds(5);
 
 struct Options {
@@ -122,7 +117,7 @@ Result Measure(const Options& options, const std::string& address, bool gateway,
                    .streams = options.streams,
                    // The first stream has to outlast the ramp and the time looked at.
                    .tokens = static_cast<int32_t>(whole + 2) * options.rate,
-                   .vocab_size = kVocab,
+                   .vocab_size = kBenchVocab,
                    .ramp = kRamp,
                    .measured = std::chrono::seconds(seconds),
                    // Streams that nobody reads end only so.
@@ -226,50 +221,24 @@ void Print(const char* title, const Result& result, const std::vector<std::strin
   std::fflush(stdout);
 }
 
-// Leader and gateway, as they would run.
-struct Servers {
-  std::unique_ptr<Program> leader;
-  std::unique_ptr<Program> gateway;
-};
-
-Servers StartServers(const Options& options) {
-  const std::string folder =
-      std::filesystem::temp_directory_path() / absl::StrCat("gateway-load-", ::getpid());
-  std::filesystem::create_directories(folder);
-  std::filesystem::copy_file(testing::SourceDir() + "/tests/data/text/byte-level-tokenizer.json",
-                             folder + "/tokenizer.json",
-                             std::filesystem::copy_options::overwrite_existing);
+BenchServers StartServers(const Options& options) {
   const auto flag = [](const char* name, int64_t value) {
     return absl::StrCat("--", name, "=", value);
   };
   // Of all streams' prompts within a second or so.
   const int32_t prompts = std::max(1024, 20 * options.streams / options.rate);
   const int32_t context = 64 + (options.seconds + options.direct_seconds + 10) * options.rate;
-  Servers servers;
-  servers.leader = std::make_unique<Program>(
-      "fake_worker",
-      std::vector<std::string>{
-          "--listen=127.0.0.1:0", "--tokenizer=" + folder, flag("vocab-size", kVocab),
-          flag("context", context), flag("max-sequences", options.streams),
-          flag("queue-size", options.streams), flag("max-step-tokens", options.streams + prompts),
-          flag("kv-blocks", int64_t{options.streams} * (context / 16 + 2) * 10 / 9),
-          absl::StrCat("--step-base=", 1'000'000 / options.rate, "us")});
-  CHECK_MSG(servers.leader->AwaitAddresses(), servers.leader->Errors());
-  servers.gateway = std::make_unique<Program>(
-      "nibble-gateway",
-      std::vector<std::string>{"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                               "--log-level=warn", "--stall-timeout=1h",
-                               flag("max-concurrency", options.streams + 16),
-                               "--groups=" + servers.leader->Address("grpc")});
-  CHECK_MSG(servers.gateway->AwaitAddresses(), servers.gateway->Errors());
-  std::this_thread::sleep_for(std::chrono::seconds(2));  // until the group has been taken up
-  std::filesystem::remove_all(folder);
-  return servers;
+  return StartBenchServers(
+      {flag("context", context), flag("max-sequences", options.streams),
+       flag("queue-size", options.streams), flag("max-step-tokens", options.streams + prompts),
+       flag("kv-blocks", int64_t{options.streams} * (context / 16 + 2) * 10 / 9),
+       absl::StrCat("--step-base=", 1'000'000 / options.rate, "us")},
+      {"--log-level=warn", "--stall-timeout=1h", flag("max-concurrency", options.streams + 16)});
 }
 
 // One round. True when every bound held.
 bool RunRound(const Options& options, Records* records) {
-  const Servers servers = StartServers(options);
+  const BenchServers servers = StartServers(options);
   const pid_t leader = servers.leader->pid();
   if (options.direct_seconds > 0) {
     const std::vector<std::string> names = {"leader", "client"};

@@ -3,13 +3,11 @@
 // becomes of those before. What is promised: the group stays busy with work that is finished, the
 // rest is refused at once, memory does not grow, and when the load drops everything is as before.
 #include <grpcpp/grpcpp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -21,22 +19,18 @@
 #include "base/check.h"
 #include "base/config.h"
 #include "nibble/inference/v1/inference.grpc.pb.h"
+#include "tests/bench/bench_servers.h"
 #include "tests/bench/process_usage.h"
-#include "tests/support/program.h"
-#include "tests/support/test_data.h"
 
 namespace nibble::bench {
 namespace {
 
 namespace pb = inference::v1;
-using testing::Program;
 using SteadyTime = std::chrono::steady_clock::time_point;
 using std::chrono::milliseconds;
 
-constexpr int32_t kVocab = 376;  // of the tokenizer in tests/data
 constexpr int32_t kConnections = 32;
 constexpr auto kAfter = std::chrono::seconds(10);
-constexpr auto kSettle = std::chrono::seconds(2);
 
 struct Options {
   int32_t seconds = 300;
@@ -204,38 +198,12 @@ double Rate(const std::vector<Outcome>& outcomes, SteadyTime begin, std::chrono:
   return static_cast<double>(good) / static_cast<double>(time.count());
 }
 
-struct Servers {
-  std::unique_ptr<Program> leader;
-  std::unique_ptr<Program> gateway;
-};
-
-Servers StartServers(const Options& options) {
-  const std::string folder =
-      std::filesystem::temp_directory_path() / absl::StrCat("gateway-overload-", ::getpid());
-  std::filesystem::create_directories(folder);
-  std::filesystem::copy_file(testing::SourceDir() + "/tests/data/text/byte-level-tokenizer.json",
-                             folder + "/tokenizer.json",
-                             std::filesystem::copy_options::overwrite_existing);
-  const auto flag = [](const char* name, int64_t value) {
-    return absl::StrCat("--", name, "=", value);
-  };
+BenchServers StartServers(const Options& options) {
   const auto micros = std::chrono::duration_cast<std::chrono::microseconds>(options.step).count();
-  Servers servers;
-  servers.leader = std::make_unique<Program>(
-      "fake_worker",
-      std::vector<std::string>{"--listen=127.0.0.1:0", "--tokenizer=" + folder,
-                               flag("vocab-size", kVocab), flag("max-sequences", options.slots),
-                               flag("queue-size", 2 * options.slots),
-                               absl::StrCat("--step-base=", micros, "us")});
-  CHECK_MSG(servers.leader->AwaitAddresses(), servers.leader->Errors());
-  servers.gateway = std::make_unique<Program>(
-      "nibble-gateway",
-      std::vector<std::string>{"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                               "--log-level=error", "--groups=" + servers.leader->Address("grpc")});
-  CHECK_MSG(servers.gateway->AwaitAddresses(), servers.gateway->Errors());
-  std::this_thread::sleep_for(kSettle);  // until the group has been taken up
-  std::filesystem::remove_all(folder);
-  return servers;
+  return StartBenchServers({absl::StrCat("--max-sequences=", options.slots),
+                            absl::StrCat("--queue-size=", 2 * options.slots),
+                            absl::StrCat("--step-base=", micros, "us")},
+                           {"--log-level=error"});
 }
 
 // One line per bound; false where it does not hold.
@@ -295,7 +263,7 @@ int Main(int argc, char** argv) {
                        .example = "gateway_overload --factor 4 --seconds 300"});
   Declare(&parser, &options);
   if (const auto exit_code = parser.ParseMain(argc, argv)) return *exit_code;
-  const Servers servers = StartServers(options);
+  const BenchServers servers = StartServers(options);
   Load load(servers.gateway->Address("grpc"), options.tokens);
 
   const std::chrono::seconds measured(options.capacity_seconds);
