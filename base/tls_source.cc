@@ -58,32 +58,15 @@ absl::StatusOr<std::unique_ptr<TlsSource>> TlsSource::Open(Options options) {
   const std::string ca = files.ca.empty() ? "" : source->ca_.path();
   source->provider_ = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
       identity, identity, ca, kGrpcLooksEverySeconds);
-  source->thread_ = std::thread([raw = source.get()] { raw->Watch(); });
+  source->watch_ = std::make_unique<Periodic>(source->options_.look_every,
+                                              [raw = source.get()] { raw->Look(); });
   return source;
-}
-
-TlsSource::~TlsSource() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  stop_.notify_all();
-  if (thread_.joinable()) thread_.join();
 }
 
 absl::Status TlsSource::Publish(const TlsContents& contents) {
   if (!contents.identity.empty()) RETURN_IF_ERROR(identity_.Replace(contents.identity));
   if (!contents.ca.empty()) RETURN_IF_ERROR(ca_.Replace(contents.ca));
   return absl::OkStatus();
-}
-
-void TlsSource::Watch() {
-  std::unique_lock lock(mutex_);
-  while (!stop_.wait_for(lock, options_.look_every, [this] { return stopping_; })) {
-    lock.unlock();
-    Look();
-    lock.lock();
-  }
 }
 
 void TlsSource::Look() {

@@ -9,16 +9,14 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/security/server_credentials.h>
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "base/periodic.h"
 #include "base/tls_files.h"
 
 namespace grpc::experimental {
@@ -39,7 +37,6 @@ class TlsSource {
   };
   // As ReadTlsFiles; nothing runs then.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<TlsSource>> Open(Options options);
-  ~TlsSource();
   TlsSource(const TlsSource&) = delete;
   TlsSource& operator=(const TlsSource&) = delete;
 
@@ -68,7 +65,6 @@ class TlsSource {
   explicit TlsSource(Options options) : options_(std::move(options)) {}
   [[nodiscard]] absl::Status Publish(const TlsContents& contents);
   void SetUp(grpc::experimental::TlsCredentialsOptions* options) const;
-  void Watch();
   void Look();
 
   const Options options_;
@@ -77,11 +73,7 @@ class TlsSource {
   Published identity_;
   Published ca_;
   std::shared_ptr<grpc::experimental::CertificateProviderInterface> provider_;  // null: none given
-
-  std::mutex mutex_;
-  std::condition_variable stop_;
-  bool stopping_ = false;  // guarded by mutex_
-  std::thread thread_;
+  std::unique_ptr<Periodic> watch_;  // null: nothing to look after
 };
 
 }  // namespace nibble

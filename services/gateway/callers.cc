@@ -90,17 +90,9 @@ absl::StatusOr<std::unique_ptr<Callers>> Callers::Open(const Options& options) {
   callers->last_text_ = TextOf(options.path);
   ASSIGN_OR_RETURN(ApiKeyFile file, ReadApiKeys(options.path));
   callers->Take(std::move(file));
-  callers->thread_ = std::thread([raw = callers.get()] { raw->Watch(); });
+  callers->watch_ =
+      std::make_unique<Periodic>(options.look_every, [raw = callers.get()] { raw->Look(); });
   return callers;
-}
-
-Callers::~Callers() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  stop_.notify_all();
-  if (thread_.joinable()) thread_.join();
 }
 
 void Callers::Take(ApiKeyFile file) {
@@ -127,15 +119,6 @@ void Callers::Take(ApiKeyFile file) {
   }
   const std::lock_guard lock(list_mutex_);
   list_ = std::move(list);
-}
-
-void Callers::Watch() {
-  std::unique_lock lock(mutex_);
-  while (!stop_.wait_for(lock, options_.look_every, [this] { return stopping_; })) {
-    lock.unlock();
-    Look();
-    lock.lock();
-  }
 }
 
 void Callers::Look() {

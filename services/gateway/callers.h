@@ -2,19 +2,18 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/api_keys.h"
 #include "base/clock.h"
+#include "base/periodic.h"
 #include "services/gateway/metrics.h"
 #include "services/gateway/token_bucket.h"
 
@@ -94,7 +93,6 @@ class Callers {
   };
   // INVALID_ARGUMENT in one line that names file and entry.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<Callers>> Open(const Options& options);
-  ~Callers();
   Callers(const Callers&) = delete;
   Callers& operator=(const Callers&) = delete;
 
@@ -107,7 +105,6 @@ class Callers {
 
   explicit Callers(const Options& options) : options_(options) {}
   void Take(ApiKeyFile file);
-  void Watch();
   void Look();
 
   const Options options_;
@@ -118,11 +115,7 @@ class Callers {
   std::map<std::string, std::shared_ptr<Places>> places_;
   std::string last_text_;
   std::string last_report_;
-
-  std::mutex mutex_;
-  std::condition_variable stop_;
-  bool stopping_ = false;  // guarded by mutex_
-  std::thread thread_;
+  std::unique_ptr<Periodic> watch_;
 };
 
 }  // namespace nibble::gateway
