@@ -209,8 +209,9 @@ class ModelTestCase(unittest.TestCase):
 
 
 class ServedTestCase(ModelTestCase):
-    """Tests against one server per class, on two ranks."""
+    """Tests against one server per class, which `start` makes; on two ranks unless flags differ."""
 
+    start = Server
     flags = ("--tp", "2", "--context", "2048", "--log-level", "info")
     server = None
 
@@ -219,7 +220,7 @@ class ServedTestCase(ModelTestCase):
         super().setUpClass()
         make_stubs()
         if cls.model is not None:
-            cls.server = Server(cls.model, *cls.flags)
+            cls.server = cls.start(cls.model, *cls.flags)
 
     @classmethod
     def tearDownClass(cls):

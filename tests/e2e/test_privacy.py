@@ -29,21 +29,9 @@ def await_end(call):
         return error
 
 
-class PrivacyTest(harness.ModelTestCase):
-    server = None
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        harness.make_stubs()
-        if cls.model is not None:
-            cls.server = secured.SecuredServer(cls.model, "--tp", "2", "--context", "2048",
-                                               "--log-level", "trace")
-
-    @classmethod
-    def tearDownClass(cls):
-        if cls.server is not None:
-            cls.server.close()
+class PrivacyTest(harness.ServedTestCase):
+    start = secured.SecuredServer
+    flags = ("--tp", "2", "--context", "2048", "--log-level", "trace")
 
     def requests(self, stub):
         """(what, call) of every kind of request, good and bad, with marks wherever a client can

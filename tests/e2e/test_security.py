@@ -12,21 +12,9 @@ HARMLESS = {"request": {"text": "The capital of France is", "sampling": {"temper
 STREAM = "nibble.inference.v1.InferenceService/GenerateStream"
 
 
-class SecurityTest(harness.ModelTestCase):
-    server = None
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        harness.make_stubs()
-        if cls.model is not None:
-            cls.server = secured.SecuredServer(cls.model, "--tp", "1", "--context", "2048",
-                                               "--admin-listen", harness.LOCAL)
-
-    @classmethod
-    def tearDownClass(cls):
-        if cls.server is not None:
-            cls.server.close()
+class SecurityTest(harness.ServedTestCase):
+    start = secured.SecuredServer
+    flags = ("--tp", "1", "--context", "2048", "--admin-listen", harness.LOCAL)
 
     def run_tool(self, name, *arguments):
         """A run of the tool, or None with a line that says so."""
