@@ -190,7 +190,7 @@ template <int32_t kD>
 __device__ __forceinline__ void IssueValues(uint32_t values, Rows<kD>* rows) {
 #pragma unroll
   for (int32_t step = 0; step < kKeys / 16; ++step) {
-    GroupValues(
+    WarpgroupMma<kD>::template Add<true>(
         rows->out, rows->weights[step],
         MatrixOf(values + step * Layout<kD>::kTileBytes, Layout<kD>::kEightRows, kPanelBytes));
   }

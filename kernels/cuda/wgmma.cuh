@@ -50,7 +50,8 @@ __device__ __forceinline__ uint64_t SwizzledRows(uint32_t shared_address) {
          kSwizzle128 << 62;
 }
 
-// d[64, kN] += a[64, 16] * b[16, kN]; fragments as those of mma.m16n8k16, 16 rows a warp.
+// d[64, kN] += a[64, 16] * b[16, kN]; fragments as those of mma.m16n8k16, 16 rows a warp. In shared
+// memory b's rows are its columns, of kN, along k; with kRowsAreK they are its rows.
 template <int32_t kN>
 struct WarpgroupMma;
 
@@ -62,33 +63,36 @@ struct WarpgroupMma;
 
 template <>
 struct WarpgroupMma<32> {
+  template <bool kRowsAreK = false>
   static __device__ __forceinline__ void Add(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-        "{%16,%17,%18,%19}, %20, always, 1, 1, 0;\n}"
+        "{%16,%17,%18,%19}, %20, always, 1, 1, %21;\n}"
         : NIBBLE_D16(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<64> {
+  template <bool kRowsAreK = false>
   static __device__ __forceinline__ void Add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-        "{%32,%33,%34,%35}, %36, always, 1, 1, 0;\n}"
+        "{%32,%33,%34,%35}, %36, always, 1, 1, %37;\n}"
         : NIBBLE_D32(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<96> {
+  template <bool kRowsAreK = false>
   static __device__ __forceinline__ void Add(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
@@ -96,14 +100,15 @@ struct WarpgroupMma<96> {
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47}, "
-        "{%48,%49,%50,%51}, %52, always, 1, 1, 0;\n}"
+        "{%48,%49,%50,%51}, %52, always, 1, 1, %53;\n}"
         : NIBBLE_D32(0), NIBBLE_D16(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<128> {
+  template <bool kRowsAreK = false>
   static __device__ __forceinline__ void Add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
@@ -112,9 +117,9 @@ struct WarpgroupMma<128> {
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,"
         "%63}, "
-        "{%64,%65,%66,%67}, %68, always, 1, 1, 0;\n}"
+        "{%64,%65,%66,%67}, %68, always, 1, 1, %69;\n}"
         : NIBBLE_D32(0), NIBBLE_D32(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
   }
 };
 
