@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The whole pipeline on a machine with GPUs: gateway, leader and followers as processes.
 
-  pipeline_check.py --bundle FOLDER --model FOLDER [--tp 1 2] [--serve] [--faults]
+  pipeline_check.py --bundle FOLDER --model FOLDER [--tp 1 2] [--serve] [--faults] [--record FOLDER]
 
 For every degree a worker group and a gateway are started from the bundle, each golden prompt is
 streamed through `nibble generate`, greedy, and its text compared with the goldens and with the
 first degree's; metrics are scraped: memory of every rank by owner, actual and planned, and
 throughput. --serve does the same through `nibble serve`. --faults kills a rank and starts groups
-that must be refused. Prints a table; exits 0 when all of it holds. Needs Python alone.
+that must be refused. --record keeps what the first degree's worker and gateway export, before and
+after the prompts, for the boards' test (tests/deploy/data). Prints a table; exits 0 when all of it holds. Needs Python alone.
 """
 
 import argparse
@@ -110,6 +111,14 @@ def ask_all(arguments, server, goldens):
     return [stream(arguments.bundle, server, golden["prompt"]) for golden in goldens]
 
 
+def keep(folder, exporters, moment):
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, address in exporters.items():
+        (folder / f"gpu_metrics_{name}{moment}.txt").write_text(scrape(address))
+
+
 def report_memory(metrics, ranks):
     for rank in range(ranks):
         label = f'rank="{rank}"'
@@ -153,7 +162,11 @@ def run_degree(arguments, degree, goldens, reference, folder):
         with Process(gateway_command, scratch / f"g{degree}.log") as gateway:
             announced = gateway.announced(gateway_file)
             await_ready(announced["metrics"])
+            exporters = {"worker": addresses["metrics"], "gateway": announced["metrics"]}
+            record = arguments.record if reference is None else None
+            keep(record, exporters, "_begin")
             texts = ask_all(arguments, announced["grpc"], goldens)
+            keep(record, exporters, "")
             compare(texts, goldens, reference, degree)
             metrics = scrape(addresses["metrics"])
             report_memory(metrics, degree)
@@ -249,6 +262,7 @@ def main():
     parser.add_argument("--tp", type=int, nargs="+", default=[1])
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--record", type=pathlib.Path)
     arguments = parser.parse_args()
     goldens = json.loads((arguments.model / "goldens.json").read_text())["prompts"]
     goldens = [golden for golden in goldens if golden["kind"] == "raw"]
