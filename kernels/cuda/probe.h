@@ -1,11 +1,17 @@
-// Whether this program's kernels were compiled for a GPU.
+// What a program's kernels were compiled for, and how fast a GPU's memory is.
 #pragma once
 
 #include <cuda_runtime_api.h>
+
+#include <cstdint>
 
 namespace nibble::cuda {
 
 // cudaErrorNoKernelImageForDevice where the current device can run none of them. Launches nothing.
 [[nodiscard]] cudaError_t ProbeKernels();
+
+// Reads `bytes` (a multiple of 16) once. `sink` gets a word that depends on all of them.
+[[nodiscard]] cudaError_t ReadMemory(const void* data, int64_t bytes, uint32_t* sink,
+                                     int32_t multiprocessors, cudaStream_t stream);
 
 }  // namespace nibble::cuda

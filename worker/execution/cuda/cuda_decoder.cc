@@ -160,6 +160,7 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
   }
   // The first kernel reads what a copy brought, which no dependent launch waits for.
   RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, {.stream = stream_}), "embedding"));
+  RETURN_IF_ERROR(Timed("embedding", int64_t{step.tokens} * embed.hidden * 2));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
     RETURN_IF_ERROR(Layer(step, layer));
   }
@@ -170,36 +171,41 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
   const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
   if (!in_products) RETURN_IF_ERROR(Norm(layer.attention_norm, nullptr, step.tokens, layer.qkv));
-  RETURN_IF_ERROR(Multiply({.matrix = &layer.qkv,
+  RETURN_IF_ERROR(Multiply({.name = "qkv",
+                            .matrix = &layer.qkv,
                             .tokens = step.tokens,
                             .x = normed_,
                             .ordered = OrderedInput(step.tokens),
                             .normed_input = in_products,
                             .y_half = qkv_}));
   RETURN_IF_ERROR(Attend(step, index));
-  RETURN_IF_ERROR(AddToResidual(
-      {.matrix = &layer.o, .tokens = step.tokens, .x = attention_, .next_norm = layer.mlp_norm}));
+  RETURN_IF_ERROR(AddToResidual({.name = "o",
+                                 .matrix = &layer.o,
+                                 .tokens = step.tokens,
+                                 .x = attention_,
+                                 .next_norm = layer.mlp_norm}));
   return Mlp(step, index);
 }
 
 absl::Status CudaDecoder::RotateAndStore(const StepView& step, int32_t index) {
   const model::ModelSpec& spec = model_.spec();
   const DeviceLayer& layer = model_.layers()[static_cast<size_t>(index)];
-  return CudaStatus(cuda::RopeAndStore({.qkv = qkv_,
-                                        .tokens = step.tokens,
-                                        .heads = model_.share().heads.count(),
-                                        .kv_heads = model_.share().kv_heads.count(),
-                                        .head_dim = spec.head_dim,
-                                        .positions = step.positions,
-                                        .blocks = step.blocks,
-                                        .cos = model_.rope_cos(),
-                                        .sin = model_.rope_sin(),
-                                        .q_norm = layer.q_norm,
-                                        .k_norm = layer.k_norm,
-                                        .epsilon = spec.norm_epsilon,
-                                        .cache = Cache(index)},
-                                       Launch()),
-                    "rotary positions");
+  RETURN_IF_ERROR(CudaStatus(cuda::RopeAndStore({.qkv = qkv_,
+                                                 .tokens = step.tokens,
+                                                 .heads = model_.share().heads.count(),
+                                                 .kv_heads = model_.share().kv_heads.count(),
+                                                 .head_dim = spec.head_dim,
+                                                 .positions = step.positions,
+                                                 .blocks = step.blocks,
+                                                 .cos = model_.rope_cos(),
+                                                 .sin = model_.rope_sin(),
+                                                 .q_norm = layer.q_norm,
+                                                 .k_norm = layer.k_norm,
+                                                 .epsilon = spec.norm_epsilon,
+                                                 .cache = Cache(index)},
+                                                Launch()),
+                             "rotary positions"));
+  return Timed("rotary positions");
 }
 
 absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
@@ -218,26 +224,29 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   } else {
     RETURN_IF_ERROR(RotateAndStore(step, index));
   }
-  return CudaStatus(cuda::Attention({.q = qkv_,
-                                     .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
-                                     .rotation = rotation,
-                                     .out = attention_,
-                                     .cache = Cache(index),
-                                     .block_tables = block_tables_,
-                                     .table_size = table_size_,
-                                     .units = step.units,
-                                     .unit_count = step.unit_count,
-                                     .tiles = step.prompt_tiles,
-                                     .tile_count = step.prompt_tile_count,
-                                     .heads = heads,
-                                     .kv_heads = kv_heads,
-                                     .head_dim = spec.head_dim,
-                                     .window = layer.window,
-                                     .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-                                     .blocks = cuda::AttentionBlocks(step.tokens, multiprocessors_),
-                                     .scratch = attention_scratch_},
-                                    Launch()),
-                    "attention");
+  RETURN_IF_ERROR(
+      CudaStatus(cuda::Attention({.q = qkv_,
+                                  .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
+                                  .rotation = rotation,
+                                  .out = attention_,
+                                  .cache = Cache(index),
+                                  .block_tables = block_tables_,
+                                  .table_size = table_size_,
+                                  .units = step.units,
+                                  .unit_count = step.unit_count,
+                                  .tiles = step.prompt_tiles,
+                                  .tile_count = step.prompt_tile_count,
+                                  .heads = heads,
+                                  .kv_heads = kv_heads,
+                                  .head_dim = spec.head_dim,
+                                  .window = layer.window,
+                                  .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                                  .blocks = cuda::AttentionBlocks(step.tokens, multiprocessors_),
+                                  .scratch = attention_scratch_},
+                                 Launch()),
+                 "attention"));
+  return Timed("attention", step.kv_positions * kv_heads * spec.head_dim * 4,
+               step.score_count * heads * spec.head_dim * 4);
 }
 
 absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
@@ -248,7 +257,8 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   // SiLU leaves its results in order, too, where they fill whole slabs.
   const bool whole = options_.fusion && layer.down.columns % layout::kGpuSlabColumns == 0;
   half* ordered = whole && OrderedInput(step.tokens) != nullptr ? ordered_[1] : nullptr;
-  Product gate_up{.matrix = &layer.gate_up,
+  Product gate_up{.name = "gate and up",
+                  .matrix = &layer.gate_up,
                   .tokens = step.tokens,
                   .x = normed_,
                   .ordered = OrderedInput(step.tokens),
@@ -268,10 +278,12 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
             {.gate_up = gate_up_, .tokens = step.tokens, .ffn = layer.down.columns, .out = mlp_},
             Launch()),
         "SiLU"));
+    RETURN_IF_ERROR(Timed("SiLU"));
   }
   const auto next = static_cast<size_t>(index) + 1;
   return AddToResidual(
-      {.matrix = &layer.down,
+      {.name = "down",
+       .matrix = &layer.down,
        .tokens = step.tokens,
        .x = mlp_,
        .ordered = ordered,
@@ -288,46 +300,54 @@ absl::Status CudaDecoder::AddToResidual(const Product& product) {
   sum.output = cuda::DecodeOutput::kFloat;
   sum.y_float = projected_;
   RETURN_IF_ERROR(Multiply(sum));
-  return CudaStatus(
-      cuda::AddResidual({.residual = residual_,
-                         .projected = projected_,
-                         .count = static_cast<int64_t>(sum.tokens) * sum.matrix->rows},
-                        Launch()),
-      "adding to the residual stream");
+  RETURN_IF_ERROR(
+      CudaStatus(cuda::AddResidual({.residual = residual_,
+                                    .projected = projected_,
+                                    .count = static_cast<int64_t>(sum.tokens) * sum.matrix->rows},
+                                   Launch()),
+                 "adding to the residual stream"));
+  return Timed("residual sum");
 }
 
 absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count,
                                const DeviceMatrix& next) {
   if (half* ordered = OrderedInput(count); ordered != nullptr) {
-    return CudaStatus(cuda::OrderedNorm({.residual = residual_,
-                                         .rows = rows,
-                                         .weight = weight,
-                                         .tokens = count,
-                                         .hidden = model_.spec().hidden_size,
-                                         .epsilon = model_.spec().norm_epsilon,
-                                         .group = next.group,
-                                         .ordered = ordered},
-                                        Launch()),
-                      "norm");
+    RETURN_IF_ERROR(CudaStatus(cuda::OrderedNorm({.residual = residual_,
+                                                  .rows = rows,
+                                                  .weight = weight,
+                                                  .tokens = count,
+                                                  .hidden = model_.spec().hidden_size,
+                                                  .epsilon = model_.spec().norm_epsilon,
+                                                  .group = next.group,
+                                                  .ordered = ordered},
+                                                 Launch()),
+                               "norm"));
+    return Timed("norm");
   }
-  return CudaStatus(cuda::RmsNorm({.residual = residual_,
-                                   .rows = rows,
-                                   .weight = weight,
-                                   .tokens = count,
-                                   .hidden = model_.spec().hidden_size,
-                                   .epsilon = model_.spec().norm_epsilon,
-                                   .out = normed_},
-                                  Launch()),
-                    "norm");
+  RETURN_IF_ERROR(CudaStatus(cuda::RmsNorm({.residual = residual_,
+                                            .rows = rows,
+                                            .weight = weight,
+                                            .tokens = count,
+                                            .hidden = model_.spec().hidden_size,
+                                            .epsilon = model_.spec().norm_epsilon,
+                                            .out = normed_},
+                                           Launch()),
+                             "norm"));
+  return Timed("norm");
 }
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
+  const DeviceMatrix& matrix = *product.matrix;
   const bool batch = hopper_ && product.tokens > kFewTokens;
-  if (batch || product.tokens > kSomeTokens) return MultiplyMany(product);
-  for (int32_t first = 0; first < product.tokens; first += kFewTokens) {
-    RETURN_IF_ERROR(MultiplyFew(product, first));
+  if (batch || product.tokens > kSomeTokens) {
+    RETURN_IF_ERROR(MultiplyMany(product));
+  } else {
+    for (int32_t first = 0; first < product.tokens; first += kFewTokens) {
+      RETURN_IF_ERROR(MultiplyFew(product, first));
+    }
   }
-  return absl::OkStatus();
+  return Timed(product.name, matrix.bytes,
+               int64_t{2} * product.tokens * matrix.rows * matrix.columns);
 }
 
 absl::Status CudaDecoder::MultiplyMany(const Product& product) {
@@ -352,7 +372,7 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     return absl::InternalError(absl::StrCat("matrix product: ", cublasGetStatusName(status)));
   }
-  return CudaStatus(cuda::W4Batch(params, stream_, options_.fusion), "matrix product");
+  return CudaStatus(cuda::W4Batch(params, stream_, Launch().dependent), "matrix product");
 }
 
 absl::Status CudaDecoder::MultiplyBatches(const Product& product, const cuda::W4BatchParams& all) {
@@ -416,7 +436,7 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
     square_parts_ = layout::GpuRowTiles(matrix.rows);
   }
   params.bias = matrix.bias;
-  params.dependent_launch = options_.fusion;
+  params.dependent_launch = Launch().dependent;
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }
 
@@ -426,7 +446,8 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
   if (!in_products) {
     RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count, model_.head()));
   }
-  RETURN_IF_ERROR(Multiply({.matrix = &model_.head(),
+  RETURN_IF_ERROR(Multiply({.name = "head",
+                            .matrix = &model_.head(),
                             .tokens = count,
                             .x = normed_,
                             .ordered = OrderedInput(count),
@@ -434,42 +455,15 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
                             .output = cuda::DecodeOutput::kFloat,
                             .y_float = parallel() ? own_logits_ : logits_}));
   if (parallel()) RETURN_IF_ERROR(JoinLogits(count));
-  return CudaStatus(cuda::Sample({.logits = logits_,
-                                  .rows = step.sample_rows + begin,
-                                  .count = count,
-                                  .vocab_size = model_.spec().vocab_size,
-                                  .sampled = step.sampled + begin,
-                                  .last_tokens = last_tokens_},
-                                 Launch()),
-                    "sampling");
-}
-
-absl::Status CudaDecoder::UpdateTables(const int32_t* pairs, int32_t count) {
-  return CudaStatus(
-      cuda::Scatter({.pairs = pairs, .count = count, .target = block_tables_}, {.stream = stream_}),
-      "block tables");
-}
-
-absl::Status CudaDecoder::SetLastTokens(const int32_t* pairs, int32_t count) {
-  return CudaStatus(
-      cuda::Scatter({.pairs = pairs, .count = count, .target = last_tokens_}, {.stream = stream_}),
-      "last tokens");
-}
-
-absl::Status CudaDecoder::CopyBlocks(const int32_t* from_to, int32_t count) {
-  const int32_t kv_columns = model_.share().kv_heads.count() * model_.spec().head_dim;
-  for (int32_t i = 0; i < count; ++i) {
-    RETURN_IF_ERROR(
-        CudaStatus(cuda::CopyBlocks({.cache = kv_,
-                                     .block_bytes = int64_t{step::kBlockTokens} * kv_columns * 2,
-                                     .part_bytes = kv_part_bytes_,
-                                     .parts = 2 * model_.spec().layer_count,
-                                     .from_to = from_to + 2 * i,
-                                     .copies = 1},
-                                    {.stream = stream_}),
-                   "copying KV blocks"));
-  }
-  return absl::OkStatus();
+  RETURN_IF_ERROR(CudaStatus(cuda::Sample({.logits = logits_,
+                                           .rows = step.sample_rows + begin,
+                                           .count = count,
+                                           .vocab_size = model_.spec().vocab_size,
+                                           .sampled = step.sampled + begin,
+                                           .last_tokens = last_tokens_},
+                                          Launch()),
+                             "sampling"));
+  return Timed("sampling", int64_t{count} * model_.spec().vocab_size * 4);
 }
 
 }  // namespace nibble::execution

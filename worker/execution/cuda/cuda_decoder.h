@@ -18,6 +18,7 @@
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/gpu_group.h"
+#include "worker/execution/cuda/launch_timer.h"
 #include "worker/execution/cuda/step_inputs.h"
 
 namespace nibble::execution {
@@ -49,6 +50,8 @@ struct StepView {
   int32_t prompt_tile_count = 0;
   int32_t rows = 0;
   bool every_token_sampled = false;  // row i is token i
+  int64_t kv_positions = 0;          // that its sequences see; for LaunchTimer alone
+  int64_t score_count = 0;           // the same of every token; for LaunchTimer alone
   cuda::SampledToken* sampled = nullptr;
 };
 
@@ -73,6 +76,9 @@ class CudaDecoder {
   // The slots' last tokens where the host sampled; `pairs` on the device.
   [[nodiscard]] absl::Status SetLastTokens(const int32_t* pairs, int32_t count);
 
+  // nullptr: operations are not timed. Borrowed.
+  void set_timer(LaunchTimer* timer) { timer_ = timer; }
+
   // What this rank gives to the others in a step: partial results and logits.
   [[nodiscard]] int64_t ExchangedBytes(int32_t tokens, int32_t rows) const;
   // Blocks of the largest sum over ranks that needs no NCCL.
@@ -92,6 +98,7 @@ class CudaDecoder {
 
   // A matrix product and what happens around it.
   struct Product {
+    const char* name = "";
     const DeviceMatrix* matrix = nullptr;
     int32_t tokens = 0;
     const half* x = nullptr;
@@ -134,12 +141,17 @@ class CudaDecoder {
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
   [[nodiscard]] half* OrderedInput(int32_t tokens) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
-    return {.stream = stream_, .dependent = options_.fusion};
+    return {.stream = stream_, .dependent = options_.fusion && timer_ == nullptr};
+  }
+  // Behind an operation, where operations are timed.
+  [[nodiscard]] absl::Status Timed(std::string_view name, int64_t bytes = 0, int64_t flops = 0) {
+    return timer_ == nullptr ? absl::OkStatus() : timer_->Mark(name, bytes, flops);
   }
 
   const CudaModel& model_;
   const DecoderOptions options_;
   const cudaStream_t stream_;
+  LaunchTimer* timer_ = nullptr;
   int32_t multiprocessors_ = 0;
   int32_t table_size_ = 0;
   // Of the normed input that the product launched last has left.

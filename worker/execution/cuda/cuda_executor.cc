@@ -13,6 +13,7 @@
 #include "worker/execution/cuda/cuda_decoder.h"
 #include "worker/execution/cuda/decode_graphs.h"
 #include "worker/execution/cuda/host_sampler.h"
+#include "worker/execution/cuda/launch_timer.h"
 #include "worker/execution/cuda/step_inputs.h"
 #include "worker/execution/cuda/step_record.h"
 
@@ -70,6 +71,7 @@ struct CudaExecutor::State {
   StepView ViewOf(const StepOffsets& offsets, const StepShape& shape, bool every_token) const;
   absl::Status RunPlan(StepRecord* record);
   absl::Status RunKernels(StepRecord* record, const StepView& view);
+  absl::Status RunTimed(StepRecord* record, const StepView& view);
   absl::Status CallHost(StepRecord* record);
   absl::Status CallHost(StepRecord* record, int32_t begin, int32_t end);
   void Collect(StepRecord* record, step::StepResult* result);
@@ -104,6 +106,9 @@ struct CudaExecutor::State {
   PinnedMemory host_logits;
   std::array<StepRecord, kDepth> records;
   std::array<std::vector<HostCall>, kDepth> calls;
+  std::unique_ptr<LaunchTimer> timer;  // while operations are timed
+  int32_t timed_tokens = 0;            // of the steps whose operations are
+  bool timed_decode = false;           // whether they decode
   uint64_t launched = 0;
   uint64_t waited = 0;
   absl::Status failure;
@@ -215,7 +220,8 @@ absl::Status CudaExecutor::State::RunPlan(StepRecord* record) {
   record->rows = inputs.rows();
   record->on_host = inputs.any_on_host() || record->opened_count > 0;
   const int32_t tokens = inputs.shape().tokens;
-  const int32_t padded = decode && graphs != nullptr ? graphs->BatchFor(tokens) : 0;
+  const bool timed = timer != nullptr && timed_tokens == tokens && timed_decode == decode;
+  const int32_t padded = decode && graphs != nullptr && !timed ? graphs->BatchFor(tokens) : 0;
   if (padded > 0) inputs.Pad(padded);
   const StepShape shape = inputs.shape();
   const StepOffsets offsets = OffsetsOf(shape);
@@ -241,7 +247,7 @@ absl::Status CudaExecutor::State::RunPlan(StepRecord* record) {
     RETURN_IF_ERROR(graphs->Launch(padded));
     if (record->on_host) RETURN_IF_ERROR(CallHost(record));
   } else {
-    RETURN_IF_ERROR(RunKernels(record, view));
+    RETURN_IF_ERROR(timed ? RunTimed(record, view) : RunKernels(record, view));
   }
   if (!record->rows.empty()) {
     RETURN_IF_ERROR(
@@ -262,6 +268,20 @@ absl::Status CudaExecutor::State::RunKernels(StepRecord* record, const StepView&
     if (record->on_host) RETURN_IF_ERROR(CallHost(record, begin, end));
   }
   return absl::OkStatus();
+}
+
+absl::Status CudaExecutor::State::RunTimed(StepRecord* record, const StepView& view) {
+  StepView counted = view;
+  for (const step::SequenceStep& sequence : record->sequences) {
+    const int64_t end = sequence.first_position + sequence.token_count;
+    counted.kv_positions += end;
+    for (int64_t i = sequence.first_position; i < end; ++i) counted.score_count += i + 1;
+  }
+  decoder->set_timer(timer.get());
+  RETURN_IF_ERROR(timer->BeginStep());
+  const absl::Status status = RunKernels(record, counted);
+  decoder->set_timer(nullptr);
+  return status;
 }
 
 // The host's part where the rows, if there are any, are one chunk.
@@ -436,6 +456,17 @@ DeviceMemoryUse CudaExecutor::memory_use() const {
       .kv_cache = state_->decoder->kv_bytes(),
       .activations = state_->decoder->activation_bytes(),
       .workspace = state_->arena.bytes() + (state_->group != nullptr ? state_->group->bytes() : 0)};
+}
+
+absl::StatusOr<std::vector<OperationTime>> CudaExecutor::TimeOperations(
+    int32_t tokens, bool decode, const std::function<absl::Status()>& steps) {
+  state_->timer = std::make_unique<LaunchTimer>(state_->stream);
+  state_->timed_tokens = tokens;
+  state_->timed_decode = decode;
+  const absl::Status status = steps();
+  const std::unique_ptr<LaunchTimer> timer = std::move(state_->timer);
+  RETURN_IF_ERROR(status);
+  return timer->Times();
 }
 
 void CudaExecutor::Abort() {

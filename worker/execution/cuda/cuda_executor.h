@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/gpu_group.h"
+#include "worker/execution/cuda/gpu_rank.h"
 #include "worker/step/executor.h"
 
 namespace nibble::execution {
@@ -55,6 +56,10 @@ class CudaExecutor final : public step::Executor {
   [[nodiscard]] const step::ExecutorLimits& limits() const override;
 
   [[nodiscard]] DeviceMemoryUse memory_use() const;
+
+  // GpuExecutor::time_operations. REQUIRES: no step in flight.
+  [[nodiscard]] absl::StatusOr<std::vector<OperationTime>> TimeOperations(
+      int32_t tokens, bool decode, const std::function<absl::Status()>& steps);
 
   // Any thread: waits for peers end, on the device too.
   void Abort();

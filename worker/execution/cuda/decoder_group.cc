@@ -55,27 +55,29 @@ absl::Status CudaDecoder::AddOverRanks(const Product& product) {
   RETURN_IF_ERROR(Multiply(part));
   if (NormsInProducts(product.tokens)) {
     square_parts_ = cuda::ExchangeParts(hidden);
-    return CudaStatus(cuda::AllReduceAdd({.exchange = *options_.group->exchange(),
-                                          .partial = partial_,
-                                          .residual = residual_,
-                                          .tokens = product.tokens,
-                                          .hidden = hidden,
-                                          .next = {.x = normed_,
-                                                   .norm_weight = product.next_norm,
-                                                   .scale = scales_[scale_],
-                                                   .square_sums = square_sums_}},
-                                         Launch()),
-                      "summing over ranks");
+    RETURN_IF_ERROR(CudaStatus(cuda::AllReduceAdd({.exchange = *options_.group->exchange(),
+                                                   .partial = partial_,
+                                                   .residual = residual_,
+                                                   .tokens = product.tokens,
+                                                   .hidden = hidden,
+                                                   .next = {.x = normed_,
+                                                            .norm_weight = product.next_norm,
+                                                            .scale = scales_[scale_],
+                                                            .square_sums = square_sums_}},
+                                                  Launch()),
+                               "summing over ranks"));
+    return Timed("sum over ranks");
   }
   RETURN_IF_ERROR(
       options_.group->AllReduce(partial_, count, as_half ? kNcclHalf : kNcclFloat, stream_));
   // Behind NCCL's kernel, which lets nobody start early.
-  return CudaStatus(cuda::AddPartial({.residual = residual_,
-                                      .partial_float = as_half ? nullptr : partial_,
-                                      .partial_half = as_half ? halves : nullptr,
-                                      .count = count},
-                                     {.stream = stream_}),
-                    "adding to the residual stream");
+  RETURN_IF_ERROR(CudaStatus(cuda::AddPartial({.residual = residual_,
+                                               .partial_float = as_half ? nullptr : partial_,
+                                               .partial_half = as_half ? halves : nullptr,
+                                               .count = count},
+                                              {.stream = stream_}),
+                             "adding to the residual stream"));
+  return Timed("sum over ranks");
 }
 
 absl::Status CudaDecoder::JoinLogits(int32_t rows) {
@@ -89,7 +91,8 @@ absl::Status CudaDecoder::JoinLogits(int32_t rows) {
                                 .logits = logits_};
   for (size_t rank = 0; rank < shares.size(); ++rank) params.begin[rank] = shares[rank].begin;
   params.begin[shares.size()] = model_.spec().vocab_size;
-  return CudaStatus(cuda::JoinLogits(params, {.stream = stream_}), "joining logits");
+  RETURN_IF_ERROR(CudaStatus(cuda::JoinLogits(params, {.stream = stream_}), "joining logits"));
+  return Timed("logits of ranks");
 }
 
 }  // namespace nibble::execution

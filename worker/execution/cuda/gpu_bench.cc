@@ -51,6 +51,7 @@ class BenchRank {
     result_.memory = made.memory;
     result_.planned = plan.ranks[static_cast<size_t>(rank_)];
     RETURN_IF_ERROR(Measure(made.executor.get()));
+    RETURN_IF_ERROR(TimeOperations(&made));
     return std::move(result_);
   }
 
@@ -70,6 +71,10 @@ class BenchRank {
       memory.kv_blocks = std::max(memory.kv_blocks, BenchBlocks(slots, positions));
     };
     for (const int32_t length : options_.prefill_lengths) take(1, length);
+    for (const int32_t length : options_.timed_prompts) take(1, length);
+    for (const int32_t batch : options_.timed_batches) {
+      take(batch, options_.decode_depths.front() + options_.decode_tokens + 2);
+    }
     for (const int32_t depth : options_.decode_depths) {
       for (const int32_t batch : options_.decode_batches) {
         take(batch, depth + options_.decode_tokens + 2);
@@ -92,6 +97,30 @@ class BenchRank {
                          measurement.Decode(batch, depth, options_.decode_tokens));
         result_.decode.push_back(figures);
       }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TimeOperations(GpuExecutor* made) {
+    constexpr int32_t kSteps = 8;
+    if (options_.timed_batches.empty() && options_.timed_prompts.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(result_.read_bandwidth, GpuReadBandwidth(result_.gpu));
+    Measurement measurement(made->executor.get(), 1);
+    const int32_t depth = options_.decode_depths.empty() ? 1 : options_.decode_depths.front();
+    for (const int32_t batch : options_.timed_batches) {
+      Say(absl::StrCat("operations of a decode step, batch ", batch));
+      ASSIGN_OR_RETURN(auto times, made->time_operations(batch, true, [&] {
+        return measurement.Decode(batch, depth, kSteps).status();
+      }));
+      result_.operations.push_back(
+          {.batch = batch, .prompt = depth, .operations = std::move(times)});
+    }
+    for (const int32_t length : options_.timed_prompts) {
+      Say(absl::StrCat("operations of a prompt of ", length));
+      ASSIGN_OR_RETURN(auto times, made->time_operations(length, false, [&] {
+        return measurement.Prefill(length).status();
+      }));
+      result_.operations.push_back({.prompt = length, .operations = std::move(times)});
     }
     return absl::OkStatus();
   }

@@ -22,8 +22,19 @@ struct GpuBenchOptions {
   int32_t decode_tokens = 127;  // steps of each run
   std::vector<int32_t> prefill_lengths = {512, 2048};
   int32_t runs = 3;
+  // Batches, at the first depth, whose operations are timed one by one; and prompt lengths, those
+  // within a step.
+  std::vector<int32_t> timed_batches = {};
+  std::vector<int32_t> timed_prompts = {};
   // Called before each measurement with what is measured; may be empty.
   std::function<void(const std::string& what)> progress = {};
+};
+
+// The operations of one kind of step.
+struct OperationTable {
+  int32_t batch = 0;   // 0: of a prompt
+  int32_t prompt = 0;  // tokens of the prompt, or before the step
+  std::vector<OperationTime> operations = {};
 };
 
 struct GpuBenchResult {
@@ -36,6 +47,8 @@ struct GpuBenchResult {
   weights::RankMemoryPlan planned = {};  // rank 0's
   std::vector<DecodeFigures> decode = {};
   std::vector<PrefillFigures> prefill = {};
+  double read_bandwidth = 0;  // bytes a second, where operations were timed
+  std::vector<OperationTable> operations = {};
 };
 
 // INVALID_ARGUMENT for lengths beyond the model's context, else the errors of gpu_rank.h. With

@@ -15,6 +15,7 @@
 #include "worker/execution/cuda/cuda_executor.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/decode_graphs.h"
+#include "worker/execution/cuda/launch_timer.h"
 
 namespace nibble::execution {
 namespace {
@@ -168,6 +169,25 @@ absl::StatusOr<int64_t> FreeBytes() {
 
 }  // namespace
 
+absl::StatusOr<double> GpuReadBandwidth(const GpuInfo& gpu) {
+  constexpr int kRuns = 5;
+  constexpr int64_t kLargest = int64_t{4} << 30;
+  ASSIGN_OR_RETURN(const int64_t free, FreeBytes());
+  const int64_t bytes = std::min(kLargest, free / 2) / 256 * 256;
+  DeviceArena arena;
+  ASSIGN_OR_RETURN(const uint8_t* data, arena.Allocate<uint8_t>(bytes));
+  ASSIGN_OR_RETURN(uint32_t * sink, arena.Allocate<uint32_t>(1));
+  LaunchTimer timer(nullptr);
+  for (int run = 0; run < kRuns; ++run) {
+    RETURN_IF_ERROR(timer.BeginStep());
+    RETURN_IF_ERROR(CudaStatus(cuda::ReadMemory(data, bytes, sink, gpu.multiprocessors, nullptr),
+                               "reading memory"));
+    RETURN_IF_ERROR(timer.Mark("read", bytes, 0));
+  }
+  ASSIGN_OR_RETURN(const std::vector<OperationTime> times, timer.Times());
+  return static_cast<double>(bytes) / (times.front().microseconds * 1e-6);
+}
+
 absl::Status CheckGpuBuild() { return absl::OkStatus(); }
 
 absl::StatusOr<GpuInfo> OpenGpu(int32_t ordinal) {
@@ -250,6 +270,10 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
   made.memory.graphs = std::max<int64_t>(
       0, gpu.free_bytes - free - use.weights - use.kv_cache - use.activations - use.workspace);
   made.abort = [target = executor.get()] { target->Abort(); };
+  made.time_operations = [target = executor.get()](int32_t tokens, bool decode,
+                                                   const std::function<absl::Status()>& steps) {
+    return target->TimeOperations(tokens, decode, steps);
+  };
   made.executor = std::move(executor);
   return made;
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -35,6 +36,10 @@ struct GpuInfo {
 // FAILED_PRECONDITION in one line: no driver, no such GPU, an architecture that this build has no
 // kernels for, a GPU that another process holds for itself.
 [[nodiscard]] absl::StatusOr<GpuInfo> OpenGpu(int32_t ordinal);
+
+// Bytes a second that one kernel reads of at most 4 GiB that are free. REQUIRES: OpenGpu was
+// called.
+[[nodiscard]] absl::StatusOr<double> GpuReadBandwidth(const GpuInfo& gpu);
 
 // Where weights come from.
 struct GpuModelSource {
@@ -84,9 +89,23 @@ struct GpuMemoryUse {
   int64_t context = 0;  // what was taken when the GPU had been opened, by whomever
 };
 
+// One kind of operation of a step, alone on the device.
+struct OperationTime {
+  std::string name = {};
+  int32_t calls = 0;        // in a step
+  double microseconds = 0;  // of all of them, the median over steps
+  int64_t bytes = 0;        // that they must read at least
+  int64_t flops = 0;
+};
+
 struct GpuExecutor {
   std::unique_ptr<step::Executor> executor;
   GpuMemoryUse memory;
+  // Of the steps that `steps` launches and waits for, those that decode (or do not) and have
+  // `tokens` tokens: their operations one by one, without graphs. The executor's thread.
+  std::function<absl::StatusOr<std::vector<OperationTime>>(
+      int32_t tokens, bool decode, const std::function<absl::Status()>& steps)>
+      time_operations;
   std::function<void()> abort;  // any thread: waits for peers end; while the executor lives
 };
 

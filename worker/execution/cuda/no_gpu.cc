@@ -10,6 +10,8 @@ absl::Status CheckGpuBuild() {
 
 absl::StatusOr<GpuInfo> OpenGpu(int32_t /*ordinal*/) { return CheckGpuBuild(); }
 
+absl::StatusOr<double> GpuReadBandwidth(const GpuInfo& /*gpu*/) { return CheckGpuBuild(); }
+
 absl::StatusOr<weights::MemoryPlan> PlanGpuMemory(const GpuModelSource& /*source*/,
                                                   int32_t /*rank_count*/,
                                                   const GpuPlanOptions& /*options*/) {
