@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "services/cli/bench_report.h"
 #include "services/cli/commands.h"
+#include "services/cli/fusion_table.h"
 #include "services/cli/gpu_bench_report.h"
 #include "services/cli/serve_options.h"
 #include "worker/execution/cpu/bench.h"
@@ -28,6 +29,7 @@ struct Options {
   std::string random;  // a shape's name, in the model's place
   std::string json;
   std::string device = "cpu";
+  bool fusion_table = false;  // in the place of what the other options name
   GpuChoice gpu_choice;
   int32_t decode_tokens = 0;
   std::vector<int32_t> batches;
@@ -62,6 +64,13 @@ void Declare(ConfigParser* parser, Options* options) {
                "Prompt tokens before each decode run on GPUs");
   parser->Ints("prompts", &options->prompts, {1, 1 << 20},
                "Tokens of each prefill run; unset: 128,512, on GPUs 512,2048");
+  parser->Ints("kernels", &options->gpu.timed_batches, {1, 4096},
+               "Batches whose operations are timed one by one on a GPU");
+  parser->Ints("prompt_kernels", &options->gpu.timed_prompts, {1, 1 << 16},
+               "Prompts, of one step each, whose operations are timed one by one on a GPU");
+  parser->Choice<bool>("table", &options->fusion_table, {{"figures", false}, {"autoawq", true}},
+                       "autoawq: in the other figures' place, on one GPU, the table of fused "
+                       "modules of the transformers documentation, beside its figures");
   parser->Int("runs", &bench.runs, {1, 1000}, "Each figure is the median of so many");
   parser->String("json", &options->json, "File that gets the figures as records; empty: none");
 }
@@ -96,6 +105,29 @@ int ExitCodeOf(const absl::Status& status) {
   }
 }
 
+using GpuBenchResults = absl::StatusOr<std::vector<execution::GpuBenchResult>>;
+
+GpuBenchResults MeasureFigures(const execution::GpuModelSource& source,
+                               const execution::GpuBenchOptions& options) {
+  auto result = execution::RunGpuBench(source, options);
+  if (!result.ok()) return result.status();
+  return std::vector<execution::GpuBenchResult>{*std::move(result)};
+}
+
+GpuBenchResults MeasureFusionTable(const execution::GpuModelSource& source,
+                                   const execution::GpuBenchOptions& options) {
+  if (options.ranks != 1) return absl::InvalidArgumentError("--table autoawq is for one GPU");
+  std::vector<execution::GpuBenchResult> lines;
+  for (const bool fusion : {true, false}) {
+    for (const int32_t length : FusionTableLengths()) {
+      auto line = execution::RunGpuBench(source, FusionTableOptions(length, fusion, options));
+      if (!line.ok()) return line.status();
+      lines.push_back(*std::move(line));
+    }
+  }
+  return lines;
+}
+
 int BenchOnGpu(const Options& options, const std::string& command) {
   execution::GpuModelSource source;
   std::unique_ptr<weights::Checkpoint> checkpoint;
@@ -109,14 +141,20 @@ int BenchOnGpu(const Options& options, const std::string& command) {
     checkpoint = *std::move(opened);
     source.checkpoint = checkpoint.get();
   }
-  const auto result = execution::RunGpuBench(source, options.gpu);
-  if (!result.ok()) {
-    return Fail(std::string(result.status().message()), ExitCodeOf(result.status()));
+  auto results = options.fusion_table ? MeasureFusionTable(source, options.gpu)
+                                      : MeasureFigures(source, options.gpu);
+  if (!results.ok()) {
+    return Fail(std::string(results.status().message()), ExitCodeOf(results.status()));
   }
-  std::fputs(GpuBenchTable(*result).c_str(), stdout);
+  std::fputs(options.fusion_table ? FusionTable(*results).c_str()
+                                  : GpuBenchTable(results->front()).c_str(),
+             stdout);
+  const execution::GpuBenchResult& first = results->front();
   const std::string name = options.random.empty() ? options.model : options.random;
-  return WriteRecords(options.json,
-                      GpuBenchRecords(*result, name, command, AskNvidiaSmi(result->gpu.ordinal)));
+  auto records = nlohmann::ordered_json::array();
+  records.push_back(GpuBenchHeader(first, name, command, AskNvidiaSmi(first.gpu.ordinal)));
+  for (const execution::GpuBenchResult& result : *results) AddGpuBenchRecords(result, &records);
+  return WriteRecords(options.json, records);
 }
 
 int BenchOnCpu(const Options& options) {

@@ -18,11 +18,19 @@ struct GpuState {
 };
 [[nodiscard]] GpuState AskNvidiaSmi(int32_t ordinal);
 
-// A header {record, model, gpu, driver, cuda, clocks, commit, command}, then records {metric,
-// value, tp, batch, prompt, depth, fusion, kv_bits, runs, spread}; spread is a share of the value.
-[[nodiscard]] nlohmann::ordered_json GpuBenchRecords(const execution::GpuBenchResult& result,
-                                                     const std::string& model,
-                                                     const std::string& command,
-                                                     const GpuState& state);
+// All that a rank holds, without the driver's context.
+[[nodiscard]] int64_t DeviceBytes(const execution::GpuMemoryUse& use);
+
+// {record: "header", model, gpu, driver, cuda, clocks, commit, command}: what holds for the records
+// behind it.
+[[nodiscard]] nlohmann::ordered_json GpuBenchHeader(const execution::GpuBenchResult& result,
+                                                    const std::string& model,
+                                                    const std::string& command,
+                                                    const GpuState& state);
+
+// Appends records {metric, value, tp, batch, prompt, depth, fusion, kv_bits, runs, spread}; spread
+// is a share of the value. device_bytes and planned_bytes have an owner, operation_us has an
+// operation with its calls, bytes and flops in a step.
+void AddGpuBenchRecords(const execution::GpuBenchResult& result, nlohmann::ordered_json* records);
 
 }  // namespace nibble::cli

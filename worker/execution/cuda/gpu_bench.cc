@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "worker/collectives/self_communicator.h"
 #include "worker/collectives/shm_communicator.h"
+#include "worker/step/step_plan.h"
 
 namespace nibble::execution {
 namespace {
@@ -48,6 +49,9 @@ class BenchRank {
     result_.ranks = options_.ranks;
     result_.runs = options_.runs;
     result_.fusion = options_.fusion;
+    result_.slots = plan.options.max_slots;
+    result_.positions = plan.kv_blocks * step::kBlockTokens;
+    result_.max_step_tokens = plan.options.max_step_tokens;
     result_.memory = made.memory;
     result_.planned = plan.ranks[static_cast<size_t>(rank_)];
     RETURN_IF_ERROR(Measure(made.executor.get()));

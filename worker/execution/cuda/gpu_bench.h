@@ -42,6 +42,10 @@ struct GpuBenchResult {
   int32_t ranks = 0;
   int32_t runs = 0;
   bool fusion = true;
+  // What there was room for.
+  int32_t slots = 0;
+  int32_t positions = 0;  // of KV blocks, all sequences together
+  int32_t max_step_tokens = 0;
   double load_seconds = 0;
   GpuMemoryUse memory = {};              // rank 0's
   weights::RankMemoryPlan planned = {};  // rank 0's
