@@ -70,7 +70,7 @@ absl::Status AwaitNoOrphans() {
 struct Shared {
   group::SharedObject<group::GroupControl> control;
   group::SharedObject<step::GroupStats> stats;
-  group::OwnedFd ring;                                  // several ranks only
+  OwnedFd ring;                                  // several ranks only
   std::unique_ptr<collectives::ShmRegion> collectives;  // several ranks only
 
   [[nodiscard]] static absl::StatusOr<Shared> Create(const group::MachinePlace& place) {
@@ -86,7 +86,7 @@ struct Shared {
     const int32_t readers =
         place.index == 0 ? place.ranks_each - 1 + place.machines - 1 : place.ranks_each;
     ASSIGN_OR_RETURN(const int ring, step::CreatePlanRing({.readers = readers}));
-    shared.ring = group::OwnedFd(ring);
+    shared.ring = OwnedFd(ring);
     if (place.machines > 1) return shared;  // ranks meet over the network
     ASSIGN_OR_RETURN(auto region, collectives::ShmRegion::Create(place.ranks_each));
     shared.collectives = std::make_unique<collectives::ShmRegion>(std::move(region));

@@ -18,6 +18,7 @@ namespace nibble::cli {
 [[nodiscard]] int RunPlan(int argc, const char* const* argv);
 [[nodiscard]] int RunQuantize(int argc, const char* const* argv);
 [[nodiscard]] int RunKeys(int argc, const char* const* argv);
+[[nodiscard]] int RunFetch(int argc, const char* const* argv);
 [[nodiscard]] int RunBench(int argc, const char* const* argv);
 
 // A command's parser: one file of settings serves all commands, with a table for each.

@@ -25,6 +25,7 @@ constexpr std::array kCommands = {
     Command{"drain", "Let a gateway take no new work and finish what it has", RunDrain},
     Command{"undrain", "Let it take work again", RunUndrain},
     Command{"keys", "Make an API key for a gateway", RunKeys},
+    Command{"fetch", "Fetch a model folder from a hub or a web server", RunFetch},
     Command{"inspect", "Say what is in a model folder and how it splits over ranks", RunInspect},
     Command{"plan", "Say what a model takes in memory, before anything is loaded", RunPlan},
     Command{"quantize", "Turn a 16-bit model into a 4-bit AWQ checkpoint", RunQuantize},

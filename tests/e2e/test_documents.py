@@ -7,7 +7,7 @@ import unittest
 
 import harness
 
-COMMANDS = ("serve", "plan", "inspect", "bench", "quantize", "chat", "generate")
+COMMANDS = ("serve", "fetch", "plan", "inspect", "bench", "quantize", "chat", "generate")
 # Flags of other programs that the documents also speak of, and the rank's own (internal).
 FOREIGN = {"--rank"}
 

@@ -53,10 +53,6 @@ class SpawnSettings {
 
 }  // namespace
 
-void OwnedFd::Close() {
-  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-}
-
 absl::StatusOr<Pipe> MakePipe() {
   int ends[2] = {-1, -1};
   if (::pipe2(ends, O_CLOEXEC) != 0) return Failed("pipe2", errno);
