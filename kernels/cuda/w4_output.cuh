@@ -39,6 +39,13 @@ __device__ __forceinline__ uint32_t Transposed(float first, float second) {
   return result;
 }
 
+// Onto four floats side by side, without waiting for what they are.
+__device__ __forceinline__ void AddFour(float* to, const float4& four) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(four.x),
+               "f"(four.y), "f"(four.z), "f"(four.w)
+               : "memory");
+}
+
 // Columns `column` and the next of a row of `columns`.
 __device__ __forceinline__ void StorePair(half* row, int32_t column, int32_t columns,
                                           uint32_t pair) {

@@ -5,6 +5,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_output.cuh"
+#include "kernels/cuda/w4_wgmma_prompt.cuh"
 #include "kernels/cuda/w4_widen.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -23,12 +24,6 @@ static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 168 * (1 +
 constexpr int32_t kClusterMax = 8;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 
-__device__ __forceinline__ void ArriveCluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void WaitForCluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 // From the same place in the shared memory of another block of the cluster.
 __device__ __forceinline__ float4 LoadFromBlock(uint32_t shared_address, int32_t block) {
   float4 value;
@@ -502,6 +497,9 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
+  if (params.group != 0 && layout::GpuTokenTile(params.tokens) == kPromptTokens) {
+    return W4WgmmaPrompt(params, input, multiprocessors, options);
+  }
   switch (params.group) {
     case 0:
       return LaunchGroup<0>(params, input, multiprocessors, options);

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
+
 namespace nibble::cuda {
 
 // The registers of an operation in flight must not be touched: call before the first one, and after
@@ -39,6 +41,32 @@ __device__ __forceinline__ void TakeRegisters() {
 template <int32_t kCount>
 __device__ __forceinline__ void GiveRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// A cluster's blocks meet; what each wrote to shared memory before is visible behind it.
+__device__ __forceinline__ void ArriveCluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void WaitForCluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// One of the arrivals of the barrier that lies in the same place in another block of the cluster.
+__device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, int32_t block) {
+  asm volatile(
+      "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(SharedAddress(barrier)),
+      "r"(block)
+      : "memory");
+}
+// A copy into the same place in the shared memory of every block in `blocks` (a bit each), which
+// completes on the barriers of each.
+__device__ __forceinline__ void BulkCopyToBlocks(void* shared, const void* global, int32_t bytes,
+                                                 uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(blocks)
+      : "memory");
 }
 
 // B as rows of 64 fp16 along k, 128 bytes each: 16-byte chunk i of row n lies at i ^ (n % 8). The
@@ -119,6 +147,26 @@ struct WarpgroupMma<128> {
         "%63}, "
         "{%64,%65,%66,%67}, %68, always, 1, 1, %69;\n}"
         : NIBBLE_D32(0), NIBBLE_D32(32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+  }
+};
+
+template <>
+struct WarpgroupMma<256> {
+  template <bool kRowsAreK = false>
+  static __device__ __forceinline__ void Add(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
+        "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
+        "%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
+        "%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,"
+        "%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,"
+        "%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"
+        "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
+        "{%128,%129,%130,%131}, %132, always, 1, 1, %133;\n}"
+        : NIBBLE_D32(0), NIBBLE_D32(32), NIBBLE_D32(64), NIBBLE_D32(96)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
   }
 };

@@ -18,6 +18,7 @@ namespace nibble::layout {
 constexpr int32_t GpuTokenTile(int32_t tokens) {
   if (tokens <= 32) return 32;
   if (tokens <= 64) return 64;
+  if (tokens > 512 && (256 - tokens % 256) % 256 <= tokens / 12) return 256;
   return tokens <= 96 || (tokens > 128 && tokens <= 192) ? 96 : 128;
 }
 constexpr int32_t GpuOrderedTokens(int32_t tokens) {

@@ -216,7 +216,13 @@ bool CheckAll(const Device& device) {
                         Case{6144, 1024, 128, 192, kHalf, true},
                         Case{1040, 4096, 128, 256, kAddResidual, true},
                         Case{9000, 1024, 128, 300, kFloat, true},
-                        Case{28672, 256, 128, 1000, kSiluMul, false}}) {
+                        Case{28672, 256, 128, 1000, kSiluMul, false},
+                        Case{1000, 576, 64, 1000, kSiluMul, false},
+                        Case{37, 128, 128, 1020, kHalf, true},
+                        Case{6144, 640, 128, 1024, kHalf, true},
+                        Case{1040, 1536, 32, 750, kFloat, true},
+                        Case{5000, 1024, 64, 1010, kHalf, false},
+                        Case{4096, 1024, 128, 2040, kAddResidual, false}}) {
     ok = Check(c, device) && ok;
   }
   return ok;

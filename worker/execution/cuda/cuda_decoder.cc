@@ -16,10 +16,20 @@
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kFewTokens = 16;     // what the decode kernel takes
-constexpr int32_t kSomeTokens = 64;    // up to here the decode kernel again and again
-constexpr int32_t kBatchTokens = 512;  // what W4Wgmma takes at a time
+constexpr int32_t kFewTokens = 16;   // what the decode kernel takes
+constexpr int32_t kSomeTokens = 64;  // before Hopper, up to here the decode kernel again and again
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+// Whether W4Wgmma runs here. Where there is no GPU, what is planned is planned for such a one.
+bool OnHopper() {
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess) {
+    return major == 9;
+  }
+  static_cast<void>(cudaGetLastError());
+  return true;
+}
 
 }  // namespace
 
@@ -33,12 +43,8 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel
     RETURN_IF_ERROR(CudaStatus(
         cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
         "asking for the number of multiprocessors"));
-    int major = 0;
-    RETURN_IF_ERROR(
-        CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                   "asking for the compute capability"));
-    decoder->hopper_ = major == 9;
   }
+  decoder->hopper_ = OnHopper();
   if (!decoder->arena_.counting()) {
     DecoderOptions counting = options;
     counting.mode = DeviceArena::Mode::kCount;
@@ -76,11 +82,13 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   for (float*& scales : scales_) {
     ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(kFewTokens));
   }
-  const int64_t normed_rows = std::max<int64_t>(tokens, options_.sample_rows);
+  const int64_t normed_rows =
+      hopper_ ? kFewTokens : std::max<int64_t>(tokens, options_.sample_rows);
   ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(normed_rows * spec.hidden_size));
   ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
   ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(tokens * query));
-  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(tokens * ffn));
+  const int64_t mlp_rows = OrderedMlp() ? std::min<int64_t>(kFewTokens, tokens) : tokens;
+  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(mlp_rows * ffn));
   if (!options_.fusion) {
     ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<half>(tokens * 2 * ffn));
     ASSIGN_OR_RETURN(projected_, arena_.Allocate<float>(tokens * spec.hidden_size));
@@ -92,7 +100,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            places, kv_heads, spec.head_dim)));
-  if (options_.max_step_tokens > kFewTokens) RETURN_IF_ERROR(AllocateOrdered());
+  if (hopper_) return options_.max_step_tokens > kFewTokens ? AllocateOrdered() : absl::OkStatus();
   return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
 }
 
@@ -116,15 +124,22 @@ absl::Status CudaDecoder::AllocateLarge() {
 }
 
 absl::Status CudaDecoder::AllocateOrdered() {
-  int32_t columns = model_.head().columns;
+  int32_t columns[2] = {model_.head().columns, 0};
   for (const DeviceLayer& layer : model_.layers()) {
-    columns = std::max({columns, layer.o.columns, layer.gate_up.columns, layer.down.columns});
+    columns[0] = std::max({columns[0], layer.o.columns, layer.gate_up.columns});
+    int32_t& of_down = columns[OrderedMlp() ? 1 : 0];
+    of_down = std::max(of_down, layer.down.columns);
   }
-  for (half*& ordered : ordered_) {
-    ASSIGN_OR_RETURN(ordered,
-                     arena_.Allocate<half>(layout::GpuOrderedCount(kBatchTokens, columns)));
+  for (size_t i = 0; i < 2; ++i) {
+    const int64_t count = layout::GpuOrderedCount(options_.max_step_tokens, columns[i]);
+    ASSIGN_OR_RETURN(ordered_[i], arena_.Allocate<half>(count));
   }
   return absl::OkStatus();
+}
+
+bool CudaDecoder::OrderedMlp() const {
+  return hopper_ && options_.fusion &&
+         model_.layers()[0].down.columns % layout::kGpuSlabColumns == 0;
 }
 
 cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
@@ -139,7 +154,7 @@ bool CudaDecoder::NormsInProducts(int32_t tokens) const {
 }
 
 half* CudaDecoder::OrderedInput(int32_t tokens) const {
-  return hopper_ && tokens > kFewTokens && tokens <= kBatchTokens ? ordered_[0] : nullptr;
+  return hopper_ && tokens > kFewTokens ? ordered_[0] : nullptr;
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
@@ -254,9 +269,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   const DeviceLayer& layer = layers[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
   if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens, layer.gate_up));
-  // SiLU leaves its results in order, too, where they fill whole slabs.
-  const bool whole = options_.fusion && layer.down.columns % layout::kGpuSlabColumns == 0;
-  half* ordered = whole && OrderedInput(step.tokens) != nullptr ? ordered_[1] : nullptr;
+  half* ordered = OrderedMlp() && step.tokens > kFewTokens ? ordered_[1] : nullptr;
   Product gate_up{.name = "gate and up",
                   .matrix = &layer.gate_up,
                   .tokens = step.tokens,
@@ -363,11 +376,8 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
                                    .y_float = product.y_float,
                                    .residual_out = residual_,
                                    .bias = matrix.bias};
-  const bool widened = matrix.group != 0 && matrix.bias == nullptr;
-  if (hopper_ && (product.tokens <= kBatchTokens || !widened)) {
-    return MultiplyBatches(product, params);
-  }
-  if (widened) {
+  if (hopper_) return MultiplyOrdered(product, params);
+  if (matrix.group != 0 && matrix.bias == nullptr) {
     const cublasStatus_t status = cuda::W4Large(params, large_, stream_);
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     return absl::InternalError(absl::StrCat("matrix product: ", cublasGetStatusName(status)));
@@ -375,34 +385,24 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
   return CudaStatus(cuda::W4Batch(params, stream_, Launch().dependent), "matrix product");
 }
 
-absl::Status CudaDecoder::MultiplyBatches(const Product& product, const cuda::W4BatchParams& all) {
-  const bool silu = all.output == cuda::DecodeOutput::kSiluMul;
-  for (int32_t first = 0; first < all.tokens; first += kBatchTokens) {
-    cuda::W4BatchParams params = all;
-    const int64_t out = int64_t{first} * (silu ? all.rows / 2 : all.rows);
-    params.tokens = std::min(kBatchTokens, all.tokens - first);
-    params.x += int64_t{first} * all.columns;
-    if (params.y_half != nullptr) params.y_half += out;
-    if (params.y_float != nullptr) params.y_float += out;
-    if (params.residual_out != nullptr) params.residual_out += out;
-    if (product.ordered == nullptr) {
-      RETURN_IF_ERROR(CudaStatus(cuda::OrderActivations({.x = params.x,
-                                                         .tokens = params.tokens,
-                                                         .columns = params.columns,
-                                                         .group = params.group,
-                                                         .ordered = ordered_[0]},
-                                                        Launch()),
-                                 "activations' order"));
-    }
-    RETURN_IF_ERROR(CudaStatus(
-        cuda::W4Wgmma(params,
-                      {.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
-                       .next_ordered = product.next_ordered,
-                       .next_group = product.next_group},
-                      multiprocessors_, Launch()),
-        "matrix product"));
+absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
+                                          const cuda::W4BatchParams& params) {
+  if (product.ordered == nullptr) {
+    RETURN_IF_ERROR(CudaStatus(cuda::OrderActivations({.x = params.x,
+                                                       .tokens = params.tokens,
+                                                       .columns = params.columns,
+                                                       .group = params.group,
+                                                       .ordered = ordered_[0]},
+                                                      Launch()),
+                               "activations' order"));
   }
-  return absl::OkStatus();
+  return CudaStatus(
+      cuda::W4Wgmma(params,
+                    {.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
+                     .next_ordered = product.next_ordered,
+                     .next_group = product.next_group},
+                    multiprocessors_, Launch()),
+      "matrix product");
 }
 
 absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {

@@ -119,9 +119,9 @@ class CudaDecoder {
   // Tokens [first, first + 16) at most.
   [[nodiscard]] absl::Status MultiplyFew(const Product& product, int32_t first);
   [[nodiscard]] absl::Status MultiplyMany(const Product& product);
-  // On Hopper, so many tokens at a time that their ordered activations have room.
-  [[nodiscard]] absl::Status MultiplyBatches(const Product& product,
-                                             const cuda::W4BatchParams& all);
+  // On Hopper, where activations come in order or are put into it.
+  [[nodiscard]] absl::Status MultiplyOrdered(const Product& product,
+                                             const cuda::W4BatchParams& params);
   // Of the matrix `next`'s input.
   [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count,
                                   const DeviceMatrix& next);
@@ -140,6 +140,8 @@ class CudaDecoder {
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
   [[nodiscard]] half* OrderedInput(int32_t tokens) const;
+  // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
+  [[nodiscard]] bool OrderedMlp() const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
     return {.stream = stream_, .dependent = options_.fusion && timer_ == nullptr};
   }
