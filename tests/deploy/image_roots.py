@@ -57,16 +57,30 @@ def base_root():
     return folder
 
 
+def cuda_files():
+    """What deploy/docker/worker-cuda.Dockerfile hands to make_root.sh, as far as it is here."""
+    toolkit = ROOT / "third_party" / "cuda" / "toolkit" / "lib"
+    nccl = sorted((ROOT / "third_party" / "cuda" / "venv").glob(
+        "lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2"))
+    return [toolkit / "libcublasLt.so.13", toolkit / "libcublas.so.13", *nccl,
+            ROOT / "build" / "cuda" / "bin" / "nibble-worker"]
+
+
+IMAGES = {"worker-cuda": cuda_files}
+
+
 def build_root(base, image, target):
     """What deploy/docker/IMAGE.Dockerfile's second stage does."""
     scratch = base / "setup"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     shutil.copy(DOCKER / "make_root.sh", scratch)
-    for program in PROGRAMS[image]:
-        shutil.copy(harness.BUILD / "bin" / program, scratch)
+    files = IMAGES[image]() if image in IMAGES else [
+        harness.BUILD / "bin" / program for program in PROGRAMS[image]]
+    for file in files:
+        shutil.copy(file, scratch)
     run("chroot", base, "/setup/make_root.sh", "/setup/image",
-        *[f"/setup/{program}" for program in PROGRAMS[image]])
+        *[f"/setup/{file.name}" for file in files])
     shutil.move(scratch / "image", target)
     shutil.rmtree(scratch)
     files = [path for path in target.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -256,6 +270,18 @@ class Pods:
                 print(f"{image}:\n{log[-3000:]}")
 
 
+def refuse_without_a_driver(root, model, hosts):
+    """A worker of the image for GPUs has all that it needs but the driver, and says so."""
+    (root / "etc" / "hosts").touch()
+    mount_root(root, model, hosts)
+    worker = contained(root, ["/usr/bin/nibble-worker", "--model=/models/smollm2-135m-awq",
+                              "--device=cuda", "--log-level=warn"], stderr=subprocess.PIPE)
+    _, said = worker.communicate(timeout=harness.CALL_SECONDS)
+    assert worker.returncode == 4 and b"no NVIDIA driver" in said and said.count(b"\n") == 1, (
+        f"worker-cuda: {worker.returncode}: {said.decode()}")
+    print(f"worker-cuda: {said.decode().strip()}")
+
+
 def inside(folder, model):
     """In namespaces of our own: everything that runs."""
     make_network()
@@ -274,6 +300,8 @@ def inside(folder, model):
         running.generate()
         for image in ("gateway", "worker"):
             running.drain(image)
+        if (folder / "worker-cuda").exists():
+            refuse_without_a_driver(folder / "worker-cuda", model, running.hosts)
         failed = False
     finally:
         running.close(failed)
@@ -299,6 +327,10 @@ def main():
         base = base_root()
         for image in PROGRAMS:
             build_root(base, image, folder / image)
+        if all(file.exists() for file in cuda_files()):
+            build_root(base, "worker-cuda", folder / "worker-cuda")
+        else:
+            print("NOT RUN: the image for GPUs (no build/cuda; make cuda makes it)")
         run("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
             sys.executable, __file__, "--inside", folder, model)
     finally:

@@ -126,6 +126,8 @@ def pod_faults(spec, serves):
             yield f"host path {volume['name']}"
         if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
             yield f"{volume['name']} has no bound"
+    for container in spec.get("initContainers", []):
+        yield from container_faults(container, serves=False)
     for container in spec["containers"]:
         yield from container_faults(container, serves)
         drains = [int(match[1]) for match in
@@ -155,6 +157,39 @@ def secret_faults(found_objects):
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 if speaks_tls and "grpc" in container.get(probe, {}):
                     yield f"{name}: {probe} speaks no TLS"
+
+
+def gpu_faults(found_objects):
+    """A pod that computes on GPUs gets one for each of its ranks and the image for them."""
+    for name, _, spec in pods(found_objects):
+        for container in spec["containers"]:
+            options = dict(word.split("=", 1) for word in container["args"] if "=" in word)
+            gpus = container["resources"]["limits"].get("nvidia.com/gpu", 0)
+            wanted = int(options["--tp"]) if options.get("--device") == "cuda" else 0
+            if gpus != wanted or ("cuda" in container["image"]) != (wanted > 0):
+                yield f"{name}: {gpus} GPUs for {wanted} ranks on {container['image']}"
+
+
+def model_faults(found_objects):
+    """Where a model is read there is a volume, written to by what fetches it alone."""
+    for name, _, spec in pods(found_objects):
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        fetches = [container for container in spec.get("initContainers", [])
+                   if container["name"] == "fetch"]
+        for container in spec["containers"]:
+            path = next((word.split("=", 1)[1] for word in container["args"]
+                         if word.startswith("--model=/")), None)
+            if path is None:
+                continue
+            mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+            mount = mounts.get("/models", {})
+            if mount.get("name") not in volumes or not mount.get("readOnly"):
+                yield f"{name}: {path} is in no read-only mount"
+            elif fetches and [fetch["args"][2] for fetch in fetches] != [path]:
+                yield f"{name}: another folder is fetched than {path}"
+            claim = volumes.get("models", {}).get("persistentVolumeClaim")
+            if claim and claim.get("readOnly", False) == bool(fetches):
+                yield f"{name}: the claim must be fetched into, or need not be written"
 
 
 def matches(selector, labels):
@@ -190,7 +225,8 @@ def policy_faults():
             serves = not name.startswith("Pod ")
             for fault in pod_faults(spec, serves):
                 yield f"{example}: {name}: {fault}"
-        for fault in (*selector_faults(found_objects), *secret_faults(found_objects)):
+        for fault in (*selector_faults(found_objects), *secret_faults(found_objects),
+                      *gpu_faults(found_objects), *model_faults(found_objects)):
             yield f"{example}: {fault}"
 
 
@@ -200,7 +236,22 @@ REFUSED = [
     (["models[0].tp=2", "models[0].machines=2", "models[0].autoscaling.enabled=true"],
      "several machines"),
     (["models[0].tp=0"], "tp"),
-    (["models[0].device=cuda"], "device"),
+    (["models[0].device=tpu"], "device"),
+    (["models[0].device=cuda", "models[0].machines=2"], "run on CPUs only"),
+    (["models[0].device=cuda", r"models[0].resources.limits.nvidia\.com/gpu=1"],
+     "is counted from tp"),
+    (["models[1].name=m", "models[1].claim=c", "models[1].path=p",
+      "models[1].resources.limits.memory=3Gi"], "memoryPerRank is not set"),
+    (["models[0].memoryFraction=1.5"], "memoryFraction"),
+    (["models[0].source=s3://b/m"], "source"),
+    (["models[1].name=m", "models[1].source=hf://a/b", "models[1].path=p",
+      "models[1].memoryPerRank=1GiB", "models[1].resources.limits.memory=3Gi"],
+     "neither a claim nor a sourceSize"),
+    (["models[1].name=m", "models[1].path=p", "models[1].memoryPerRank=1GiB",
+      "models[1].resources.limits.memory=3Gi"], "claim"),
+    (["models[0].source=oci://r/m:1"], "take out the claim"),
+    (["models[0].source=hf://a/b", "models[0].path=a/b"], "is one folder"),
+    (["fetch.proxy=socks5://h:1"], "proxy"),
     (["models[0].path=../secrets"], "path"),
     (["models[0].path=/etc"], "path"),
     (["models[0].memoryPerRank=4"], "memoryPerRank"),
@@ -243,14 +294,17 @@ def option_faults(binaries):
     for program in ("nibble-gateway", "nibble-worker", "nibble"):
         if not (binaries / program).exists():
             return
-        words = ["generate", "--help"] if program == "nibble" else ["--help"]
-        text = subprocess.run([binaries / program, *words], capture_output=True, text=True,
-                              check=False, timeout=COMMAND_SECONDS).stdout
-        known[program] = set(re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)", text, re.MULTILINE))
-    programs = {"gateway": "nibble-gateway", "worker": "nibble-worker", "generate": "nibble"}
+        for command in ("generate", "fetch") if program == "nibble" else ("",):
+            text = subprocess.run([binaries / program, *command.split(), "--help"],
+                                  capture_output=True, text=True, check=False,
+                                  timeout=COMMAND_SECONDS).stdout
+            known[command or program] = set(
+                re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)", text, re.MULTILINE))
+    programs = {"gateway": "nibble-gateway", "worker": "nibble-worker", "generate": "generate",
+                "fetch": "fetch"}
     for example in EXAMPLES:
         for name, _, spec in pods(objects(example)):
-            for container in spec["containers"]:
+            for container in (*spec.get("initContainers", []), *spec["containers"]):
                 program = programs[container["name"]]
                 for word in container["args"]:
                     flag = word.split("=")[0]

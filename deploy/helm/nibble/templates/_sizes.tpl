@@ -38,6 +38,22 @@ node's cores. The model's own number wins.
 {{- end -}}
 {{- end -}}
 
+{{/* Size of /dev/shm. */}}
+{{- define "nibble.sharedmemory" -}}
+{{- .sharedMemory | default (ternary "1Gi" "64Mi" (eq .device "cuda")) -}}
+{{- end -}}
+
+{{/* The pod's resources: with device cuda a GPU for each of its ranks. */}}
+{{- define "nibble.podresources" -}}
+{{- if eq .device "cuda" -}}
+{{- $gpus := dict .gpuResource (div (int .tp) (int .machines)) -}}
+{{- $limits := mergeOverwrite (deepCopy .resources.limits) $gpus -}}
+{{- mergeOverwrite (deepCopy .resources) (dict "limits" $limits) | toYaml -}}
+{{- else -}}
+{{- toYaml .resources -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses a model whose parts cannot fit, with the numbers. */}}
 {{- define "nibble.check" -}}
 {{- $limits := default dict .resources.limits -}}
@@ -48,17 +64,38 @@ node's cores. The model's own number wins.
 {{- fail (printf "model %q: autoscaling of groups over several machines is not supported" .name) -}}
 {{- end -}}
 {{- $here := div (int .tp) (int .machines) -}}
+{{- $cuda := eq .device "cuda" -}}
+{{- if and $cuda (gt (int .machines) 1) -}}
+{{- fail (printf "model %q: groups over several machines run on CPUs only" .name) -}}
+{{- end -}}
+{{- if and $cuda (hasKey $limits .gpuResource) -}}
+{{- fail (printf "model %q: %s is counted from tp; take it out of resources" .name .gpuResource) -}}
+{{- end -}}
+{{- if not (or $cuda .memoryPerRank) -}}
+{{- fail (printf "model %q: memoryPerRank is not set" .name) -}}
+{{- end -}}
+{{- $image := hasPrefix "oci://" .source -}}
+{{- if and $image .claim -}}
+{{- fail (printf "model %q: an oci:// source is a volume of its own; take out the claim" .name) -}}
+{{- end -}}
+{{- if not (or $image .claim .sourceSize) -}}
+{{- fail (printf "model %q: it has neither a claim nor a sourceSize to be fetched into" .name) -}}
+{{- end -}}
+{{- if and .source (not $image) (or (eq .path ".") (contains "/" .path)) -}}
+{{- fail (printf "model %q: a fetched model's path is one folder, not %q" .name .path) -}}
+{{- end -}}
 {{- if not $limits.memory -}}
 {{- fail (printf "model %q: resources.limits.memory is not set; it bounds weights, KV and shared memory" .name) -}}
 {{- end -}}
 {{- $limit := include "nibble.bytes" $limits.memory | int64 -}}
 {{- $shm := 0 -}}
-{{- if gt (int .tp) 1 -}}{{- $shm = include "nibble.bytes" .sharedMemory | int64 -}}{{- end -}}
-{{- $ranks := mul $here (include "nibble.bytes" .memoryPerRank | int64) -}}
+{{- if gt (int .tp) 1 -}}{{- $shm = include "nibble.bytes" (include "nibble.sharedmemory" .) | int64 -}}{{- end -}}
+{{- $ranks := 0 -}}
+{{- if not $cuda -}}{{- $ranks = mul $here (include "nibble.bytes" .memoryPerRank | int64) -}}{{- end -}}
 {{- $need := add $ranks $shm (include "nibble.bytes" .headroom | int64) -}}
 {{- if gt (int64 $need) $limit -}}
 {{- fail (printf "model %q: %d ranks x %s + shared memory %d B + headroom %s = %d B, more than limits.memory %s (%d B)"
-      .name (int $here) .memoryPerRank $shm .headroom $need $limits.memory $limit) -}}
+      .name (int $here) (ternary "0" .memoryPerRank $cuda) $shm .headroom $need $limits.memory $limit) -}}
 {{- end -}}
 {{- if .autoscaling.enabled -}}
 {{- if gt (int .autoscaling.minGroups) (int .autoscaling.maxGroups) -}}

@@ -7,11 +7,17 @@ only the supervisor answers. (dict "root" $ "model" $m "name" "..." "of" (dict .
 {{- $m := .model -}}
 {{- $name := .name -}}
 {{- $of := .of -}}
+{{- $cuda := eq $m.device "cuda" -}}
+{{- $image := hasPrefix "oci://" $m.source -}}
+{{- $fetches := and $m.source (not $image) -}}
 metadata:
   labels:
     {{- include "nibble.labels" $root | nindent 4 }}
     app.kubernetes.io/component: worker
     nibble/model: {{ $name }}
+    {{- if $fetches }}
+    nibble/fetches: "true"
+    {{- end }}
   {{- with $m.podAnnotations }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -28,6 +34,9 @@ spec:
   {{- with $m.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
+  {{- with $m.runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
   topologySpreadConstraints:
     {{- include "nibble.spread" (dict "labels" (include "nibble.modellabels" $of)) | nindent 4 }}
   {{- with $m.nodeSelector }}
@@ -39,19 +48,29 @@ spec:
   {{- with $m.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- if $fetches }}
+  initContainers:
+    {{- include "nibble.fetch" (dict "root" $root "model" $m) | nindent 4 }}
+  {{- end }}
   containers:
     - name: worker
-      image: {{ include "nibble.image" (dict "root" $root "image" $root.Values.worker.image) }}
+      image: {{ include "nibble.image" (dict "root" $root "image" (ternary $root.Values.worker.cudaImage $root.Values.worker.image $cuda)) }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       args:
         - --model=/models/{{ $m.path }}
         - --model-name={{ $m.name }}
         - --tp={{ int $m.tp }}
         - --device={{ $m.device }}
+        {{- if $cuda }}
+        - --memory-fraction={{ $m.memoryFraction }}
+        {{- else }}
         - --threads={{ include "nibble.threads" $m }}
         - --numerics={{ $m.numerics }}
         - --head={{ $m.head }}
-        - --memory={{ $m.memoryPerRank }}
+        {{- end }}
+        {{- with $m.memoryPerRank }}
+        - --memory={{ . }}
+        {{- end }}
         - --max-sequences={{ int $m.maxSequences }}
         - --max-step-tokens={{ int $m.maxStepTokens }}
         - --context={{ int $m.context }}
@@ -101,7 +120,7 @@ spec:
         {{- end }}
         periodSeconds: 2
         failureThreshold: 1
-      resources: {{- toYaml $m.resources | nindent 8 }}
+      resources: {{- include "nibble.podresources" $m | nindent 8 }}
       securityContext: {{- include "nibble.containersecurity" $root | nindent 8 }}
       terminationMessagePolicy: FallbackToLogsOnError
       volumeMounts:
@@ -117,9 +136,21 @@ spec:
     {{- include "nibble.secretvolume" (dict "name" "internal-tls" "secret" (include "nibble.workertlssecret" $root)) | nindent 4 }}
     {{- end }}
     - name: models
-      persistentVolumeClaim: {claimName: {{ $m.claim }}, readOnly: true}
+      {{- if $image }}
+      image: {reference: {{ trimPrefix "oci://" $m.source }}, pullPolicy: IfNotPresent}
+      {{- else if $m.claim }}
+      persistentVolumeClaim: {claimName: {{ $m.claim }}, readOnly: {{ not $fetches }}}
+      {{- else }}
+      emptyDir: {sizeLimit: {{ $m.sourceSize }}}
+      {{- end }}
+    {{- with $root.Values.fetch.caConfigMap }}
+    {{- if $fetches }}
+    - name: fetch-ca
+      configMap: {name: {{ . }}, items: [{key: ca.crt, path: ca.crt}]}
+    {{- end }}
+    {{- end }}
     {{- if gt (int $m.tp) 1 }}
     - name: shm
-      emptyDir: {medium: Memory, sizeLimit: {{ $m.sharedMemory }}}
+      emptyDir: {medium: Memory, sizeLimit: {{ include "nibble.sharedmemory" $m }}}
     {{- end }}
 {{- end -}}
