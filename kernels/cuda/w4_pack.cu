@@ -1,4 +1,6 @@
-// Packs logical weights into slabs (kernels/layout/gpu_w4.h) on the device, once at load.
+// Packs weights into slabs (kernels/layout/gpu_w4.h) on the device, once at load.
+#include "kernels/cuda/w4_pack.h"
+
 #include "kernels/cuda/w4_decode.h"
 
 namespace nibble::cuda {
@@ -6,16 +8,80 @@ namespace {
 
 constexpr int32_t kPackThreads = 128;
 
+// Logical values as they are.
+struct LogicalSource {
+  const uint8_t* q;
+  const uint8_t* zeros;
+  const half* scales;
+  int32_t columns, groups;
+
+  __device__ uint32_t Weight(int32_t row, int32_t k) const {
+    return q[static_cast<int64_t>(row) * columns + k];
+  }
+  __device__ uint8_t Zero(int32_t row, int32_t group) const {
+    return zeros[static_cast<int64_t>(row) * groups + group];
+  }
+  __device__ half Scale(int32_t row, int32_t group) const {
+    return scales[static_cast<int64_t>(row) * groups + group];
+  }
+  __device__ void Check(half /*scale*/) const {}
+};
+
+__device__ __forceinline__ bool Finite(half value) {
+  return (__half_as_ushort(value) & 0x7c00) != 0x7c00;
+}
+
+// Logical values out of AutoAWQ's gemm layout.
+struct GemmSource {
+  GemmPart parts[kGemmPartsMax];
+  int32_t* not_finite;
+
+  // The part that holds the row, which becomes one of the part's.
+  __device__ __forceinline__ const GemmPart& PartOf(int32_t* row) const {
+    int32_t part = 0;
+    while (part + 1 < kGemmPartsMax && *row >= parts[part].rows) *row -= parts[part++].rows;
+    return parts[part];
+  }
+  static __device__ __forceinline__ uint32_t Nibble(uint32_t word, int32_t row) {
+    return word >> (4 * (row % 2 * 4 + row % 8 / 2)) & 15;
+  }
+  __device__ uint32_t Weight(int32_t row, int32_t k) const {
+    const GemmPart& part = PartOf(&row);
+    return Nibble(part.qweight[static_cast<int64_t>(k) * (part.rows / 8) + row / 8], row);
+  }
+  __device__ uint8_t Zero(int32_t row, int32_t group) const {
+    const GemmPart& part = PartOf(&row);
+    const int64_t word = static_cast<int64_t>(group) * (part.rows / 8) + row / 8;
+    return static_cast<uint8_t>(Nibble(part.qzeros[word], row));
+  }
+  __device__ half Scale(int32_t row, int32_t group) const {
+    const GemmPart& part = PartOf(&row);
+    return part.scales[static_cast<int64_t>(group) * part.rows + row];
+  }
+  __device__ void Check(half scale) const {
+    if (!Finite(scale)) *not_finite = 1;
+  }
+};
+
+// Of the slabs.
+struct PackShape {
+  int32_t rows, columns, group;
+  bool pair_rows;
+  uint8_t* slabs;
+};
+
 // Logical row of a tile's row; with paired rows 0…7 are gate, 8…15 the matching up rows.
-__device__ __forceinline__ int32_t LogicalRow(const PackW4Params& p, int32_t tile, int32_t row) {
+template <typename Shape>
+__device__ __forceinline__ int32_t LogicalRow(const Shape& p, int32_t tile, int32_t row) {
   if (!p.pair_rows) return tile * layout::kGpuTileRows + row;
   const int32_t index = tile * 8 + row % 8;
   if (index >= p.rows / 2) return p.rows;
   return row < 8 ? index : p.rows / 2 + index;
 }
 
-__device__ uint32_t NibbleWord(const PackW4Params& p, int32_t tile, int32_t slab, int32_t lane,
-                               int32_t ks) {
+template <typename Source>
+__device__ uint32_t NibbleWord(const PackShape& p, const Source& source, int32_t tile, int32_t slab,
+                               int32_t lane, int32_t ks) {
   uint32_t word = 0;
   for (int32_t i = 0; i < 4; ++i) {
     const int32_t k = slab * layout::kGpuSlabColumns + layout::GpuKIndex(ks, lane % 4, i, p.group);
@@ -23,14 +89,17 @@ __device__ uint32_t NibbleWord(const PackW4Params& p, int32_t tile, int32_t slab
       const int32_t row = LogicalRow(p, tile, lane / 4 + 8 * half_tile);
       if (row >= p.rows || k >= p.columns) continue;
       const int32_t nibble = half_tile + 2 * (i / 2) + 4 * (i % 2);
-      word |= static_cast<uint32_t>(p.q[static_cast<int64_t>(row) * p.columns + k]) << (4 * nibble);
+      word |= source.Weight(row, k) << (4 * nibble);
     }
   }
   return word;
 }
 
 // One block a slab: 128 threads write 2 words each of the 256.
-__global__ void __launch_bounds__(kPackThreads) PackQuantizedKernel(PackW4Params p) {
+template <typename Source>
+__global__ void __launch_bounds__(kPackThreads)
+    PackQuantizedKernel(const __grid_constant__ PackShape p,
+                        const __grid_constant__ Source source) {
   const int32_t slabs = layout::GpuSlabs(p.columns);
   const int32_t tile = blockIdx.x / slabs;
   const int32_t slab = blockIdx.x % slabs;
@@ -38,7 +107,7 @@ __global__ void __launch_bounds__(kPackThreads) PackQuantizedKernel(PackW4Params
   for (int32_t index = threadIdx.x; index < 256; index += kPackThreads) {
     const int32_t ks = index / 128 * 4 + index % 4;
     const int32_t lane = index / 4 % 32;
-    reinterpret_cast<uint32_t*>(out)[index] = NibbleWord(p, tile, slab, lane, ks);
+    reinterpret_cast<uint32_t*>(out)[index] = NibbleWord(p, source, tile, slab, lane, ks);
   }
   const int32_t groups_here = layout::kGpuSlabColumns / p.group;
   const int32_t groups = p.columns / p.group;
@@ -47,16 +116,18 @@ __global__ void __launch_bounds__(kPackThreads) PackQuantizedKernel(PackW4Params
     const int32_t group = slab * groups_here + index / 16;
     const int32_t row = LogicalRow(p, tile, row_in_tile);
     const bool real = row < p.rows && group < groups;
-    const int64_t at = static_cast<int64_t>(row) * groups + group;
     uint8_t* constants = out + layout::kGpuSlabNibbleBytes + index / 16 * layout::kGpuGroupBytes;
     const int32_t place = row_in_tile % 8 * 2 + row_in_tile / 8;
-    reinterpret_cast<half*>(constants)[place] = real ? p.scales[at] : __float2half(0.0f);
-    constants[32 + place] = real ? p.zeros[at] : 0;
+    const half scale = real ? source.Scale(row, group) : __float2half(0.0f);
+    source.Check(scale);
+    reinterpret_cast<half*>(constants)[place] = scale;
+    constants[32 + place] = real ? source.Zero(row, group) : 0;
   }
 }
 
 // One block a slab: fp16 fragments, [k-step][lane][register][2].
-__global__ void __launch_bounds__(kPackThreads) PackDenseKernel(PackW4Params p) {
+__global__ void __launch_bounds__(kPackThreads)
+    PackDenseKernel(const __grid_constant__ PackW4Params p) {
   const int32_t slabs = layout::GpuSlabs(p.columns);
   const int32_t tile = blockIdx.x / slabs;
   const int32_t slab = blockIdx.x % slabs;
@@ -73,17 +144,49 @@ __global__ void __launch_bounds__(kPackThreads) PackDenseKernel(PackW4Params p) 
   }
 }
 
+__global__ void __launch_bounds__(kPackThreads)
+    CheckFiniteKernel(const half* values, int64_t count, int32_t* not_finite) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; i < count;
+       i += stride) {
+    if (!Finite(values[i])) *not_finite = 1;
+  }
+}
+
+uint32_t SlabCount(int32_t rows, int32_t columns) {
+  return static_cast<uint32_t>(layout::GpuRowTiles(rows)) *
+         static_cast<uint32_t>(layout::GpuSlabs(columns));
+}
+
 }  // namespace
 
 cudaError_t PackW4(const PackW4Params& params, cudaStream_t stream) {
   if (params.group != 0 && params.columns % params.group != 0) return cudaErrorInvalidValue;
-  const uint32_t blocks = static_cast<uint32_t>(layout::GpuRowTiles(params.rows)) *
-                          static_cast<uint32_t>(layout::GpuSlabs(params.columns));
+  const uint32_t blocks = SlabCount(params.rows, params.columns);
   if (params.group == 0) {
     PackDenseKernel<<<blocks, kPackThreads, 0, stream>>>(params);
   } else {
-    PackQuantizedKernel<<<blocks, kPackThreads, 0, stream>>>(params);
+    PackQuantizedKernel<<<blocks, kPackThreads, 0, stream>>>(
+        PackShape{params.rows, params.columns, params.group, params.pair_rows, params.slabs},
+        LogicalSource{params.q, params.zeros, params.scales, params.columns,
+                      params.columns / params.group});
   }
+  return cudaGetLastError();
+}
+
+cudaError_t PackGemm(const PackGemmParams& params, cudaStream_t stream) {
+  if (params.columns % params.group != 0) return cudaErrorInvalidValue;
+  GemmSource source{.not_finite = params.not_finite};
+  for (int32_t part = 0; part < kGemmPartsMax; ++part) source.parts[part] = params.parts[part];
+  PackQuantizedKernel<<<SlabCount(params.rows, params.columns), kPackThreads, 0, stream>>>(
+      PackShape{params.rows, params.columns, params.group, params.pair_rows, params.slabs}, source);
+  return cudaGetLastError();
+}
+
+cudaError_t CheckFinite(const half* values, int64_t count, int32_t* not_finite,
+                        cudaStream_t stream) {
+  constexpr uint32_t kBlocks = 1024;
+  CheckFiniteKernel<<<kBlocks, kPackThreads, 0, stream>>>(values, count, not_finite);
   return cudaGetLastError();
 }
 

@@ -101,14 +101,17 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const weights::Checkp
   ASSIGN_OR_RETURN(const auto planned, Plan(spec, share, formats, max_context));
   std::unique_ptr<CudaModel> model(new CudaModel(spec, share, max_context));
   RETURN_IF_ERROR(model->arena_.Reserve(planned->bytes()));
+  MatrixQueue matrices(checkpoint, share, /*stored=*/true);
   ModelUpload upload(model.get());
+  RETURN_IF_ERROR(upload.StartMatrices(&matrices));
   RETURN_IF_ERROR(upload.Rope());
-  MatrixQueue matrices(checkpoint, share);
+  RETURN_IF_ERROR(upload.LoadNorms(checkpoint));
   for (int32_t layer = 0; layer < spec.layer_count; ++layer) {
-    RETURN_IF_ERROR(upload.LoadLayer(checkpoint, layer, &matrices));
+    RETURN_IF_ERROR(upload.LoadLayer(layer));
     if (progress) progress(model->bytes());
   }
-  RETURN_IF_ERROR(upload.LoadEnds(checkpoint, &matrices));
+  RETURN_IF_ERROR(upload.LoadEnds());
+  RETURN_IF_ERROR(upload.Finish());
   if (progress) progress(model->bytes());
   return model;
 }

@@ -21,9 +21,9 @@ namespace nibble::execution {
 namespace {
 
 // Measured with driver 580.159, CUDA 13.0 and, between two GPUs, NCCL 2.28.9: what NCCL holds, what
-// the driver and cuBLAS hold beside graphs, and a kernel's place in a graph.
+// the driver holds beside graphs, and a kernel's place in a graph.
 constexpr int64_t kNcclBytes = int64_t{890} << 20;
-constexpr int64_t kLibraryBytes = int64_t{71} << 20;
+constexpr int64_t kLibraryBytes = int64_t{5} << 20;
 constexpr int64_t kGraphNodeBytes = 3072;
 constexpr int64_t kKernelsALayer = 5;
 constexpr int64_t kBlockCopyBytes = 8;  // a step may copy every block once

@@ -74,24 +74,53 @@ absl::StatusOr<std::vector<uint16_t>> NarrowToHalf(std::span<const float> values
   return halves;
 }
 
-MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share)
+MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share,
+                         bool stored)
     // Half of the matrices are small: they wait, ready, while others are read.
     : ahead_max_(std::clamp(2 * std::thread::hardware_concurrency(), 2U, kAheadMax)) {
   const weights::Checkpoint* file = &checkpoint;
   const weights::RankShare* part = &share;
+  const auto find = [=](int32_t layer, FusedMatrix which) {
+    return stored ? FindStored(*file, *part, layer, which) : std::nullopt;
+  };
   for (int32_t layer = 0; layer < checkpoint.spec().layer_count; ++layer) {
-    tasks_.emplace_back([=] { return Prepare(weights::LoadQkv(*file, *part, layer), false); });
-    tasks_.emplace_back([=] { return Prepare(weights::LoadO(*file, *part, layer), false); });
-    tasks_.emplace_back([=] { return Prepare(weights::LoadGateUp(*file, *part, layer), true); });
-    tasks_.emplace_back([=] { return Prepare(weights::LoadDown(*file, *part, layer), false); });
+    Add(find(layer, FusedMatrix::kQkv),
+        [=] { return Prepare(weights::LoadQkv(*file, *part, layer), false); });
+    Add(find(layer, FusedMatrix::kO),
+        [=] { return Prepare(weights::LoadO(*file, *part, layer), false); });
+    Add(find(layer, FusedMatrix::kGateUp),
+        [=] { return Prepare(weights::LoadGateUp(*file, *part, layer), true); });
+    Add(find(layer, FusedMatrix::kDown),
+        [=] { return Prepare(weights::LoadDown(*file, *part, layer), false); });
   }
-  tasks_.emplace_back([=] { return Prepare(weights::LoadRankHead(*file, *part), false); });
-  tasks_.emplace_back([=] { return LoadEmbedding(*file); });
+  Add(stored ? FindStoredHead(checkpoint, share) : std::nullopt,
+      [=] { return Prepare(weights::LoadRankHead(*file, *part), false); });
+  Add(stored ? FindStoredEmbedding(checkpoint) : std::nullopt,
+      [=] { return LoadEmbedding(*file); });
   StartMore();
 }
 
 // Waits for what was started: futures of std::async do.
 MatrixQueue::~MatrixQueue() = default;
+
+void MatrixQueue::Add(std::optional<StoredMatrix> stored, Task task) {
+  if (!stored.has_value()) tasks_.push_back(std::move(task));
+  stored_.push_back(std::move(stored));
+}
+
+std::vector<StoredBlock> MatrixQueue::StoredBlocks() const {
+  std::vector<StoredBlock> blocks;
+  for (const auto& matrix : stored_) {
+    if (!matrix.has_value()) continue;
+    for (const StoredPart& part : matrix->parts) {
+      blocks.push_back(part.values);
+      if (matrix->group == 0) continue;
+      blocks.push_back(part.zeros);
+      blocks.push_back(part.scales);
+    }
+  }
+  return blocks;
+}
 
 void MatrixQueue::StartMore() {
   while (started_ < tasks_.size() && running_.size() < ahead_max_) {
@@ -102,6 +131,12 @@ void MatrixQueue::StartMore() {
 }
 
 absl::StatusOr<HostMatrix> MatrixQueue::Next() {
+  CHECK(given_ < stored_.size());
+  const std::optional<StoredMatrix>& stored = stored_[given_++];
+  if (stored.has_value()) {
+    return HostMatrix{
+        .rows = stored->rows, .columns = stored->columns, .group = stored->group, .stored = stored};
+  }
   CHECK(!running_.empty());
   absl::StatusOr<HostMatrix> matrix = running_.front().get();
   running_.pop_front();

@@ -1,5 +1,5 @@
-// Matrices of a checkpoint as they are sent to the device, read and narrowed by several threads
-// ahead of the one that sends them.
+// Matrices of a checkpoint as they are sent to the device: as they lie in the file where the device
+// can pack them so, else read and narrowed by several threads ahead of the one that sends them.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +7,13 @@
 #include <deque>
 #include <functional>
 #include <future>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "worker/execution/cuda/stored_matrix.h"
 #include "worker/weights/checkpoint.h"
 #include "worker/weights/shard.h"
 
@@ -22,6 +24,7 @@ struct HostMatrix {
   int32_t rows = 0;
   int32_t columns = 0;
   int32_t group = 0;
+  std::optional<StoredMatrix> stored = {};  // in the place of all that follows
   std::vector<uint8_t> q = {}, zeros = {};
   std::vector<uint16_t> scales = {}, dense = {};
   std::vector<uint16_t> bias = {};  // in packed order; empty = none
@@ -35,19 +38,27 @@ struct HostMatrix {
 // then the head, then the embedding. One thread.
 class MatrixQueue {
  public:
-  // `checkpoint` and `share` outlive the queue.
-  MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share);
+  // `checkpoint` and `share` outlive the queue. `stored`: whether matrices may stay as they are
+  // stored.
+  MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share, bool stored);
   ~MatrixQueue();
+
+  // Of the stored matrices, in the order in which Next gives them: of each part values, zeros,
+  // scales.
+  [[nodiscard]] std::vector<StoredBlock> StoredBlocks() const;
 
   // REQUIRES: not the end.
   [[nodiscard]] absl::StatusOr<HostMatrix> Next();
 
  private:
   using Task = std::function<absl::StatusOr<HostMatrix>()>;
+  void Add(std::optional<StoredMatrix> stored, Task task);
   void StartMore();
 
-  std::vector<Task> tasks_;
-  size_t started_ = 0;
+  std::vector<std::optional<StoredMatrix>> stored_;  // of every matrix
+  std::vector<Task> tasks_;                          // of those that are not stored
+  size_t given_ = 0;
+  size_t started_ = 0;  // of tasks_
   size_t ahead_max_;
   std::deque<std::future<absl::StatusOr<HostMatrix>>> running_;
 };

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_decode.h"
+#include "kernels/cuda/w4_pack.h"
 #include "worker/weights/linear_shapes.h"
 
 namespace nibble::execution {
@@ -64,13 +65,16 @@ absl::Status ModelUpload::Send(const void* from, void* to, int64_t bytes) {
   return absl::OkStatus();
 }
 
+absl::Status ModelUpload::CheckShape(const DeviceMatrix& shape, bool pair_rows) const {
+  if (shape.columns % 8 == 0 && (!pair_rows || shape.rows % 16 == 0)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a matrix of ", shape.rows, " rows and ", shape.columns,
+                   " columns; the GPU kernels take columns in eights, and gate and up rows too"));
+}
+
 absl::StatusOr<DeviceMatrix> ModelUpload::Pack(const Staged& staged, const DeviceMatrix& shape,
                                                bool pair_rows) {
-  if (shape.columns % 8 != 0 || (pair_rows && shape.rows % 16 != 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a matrix of ", shape.rows, " rows and ", shape.columns,
-                     " columns; the GPU kernels take columns in eights, and gate and up rows too"));
-  }
+  RETURN_IF_ERROR(CheckShape(shape, pair_rows));
   DeviceMatrix matrix = shape;
   matrix.bytes = cuda::W4DecodeBytes(shape.rows, shape.columns, shape.group);
   ASSIGN_OR_RETURN(uint8_t * slabs, arena_->Allocate<uint8_t>(matrix.bytes));
@@ -86,7 +90,6 @@ absl::StatusOr<DeviceMatrix> ModelUpload::Pack(const Staged& staged, const Devic
                                            .slabs = slabs},
                                           nullptr),
                              "packing weights"));
-  RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(nullptr), "packing weights"));
   return matrix;
 }
 
@@ -180,32 +183,21 @@ absl::Status ModelUpload::Rope() {
   return absl::OkStatus();
 }
 
-absl::Status ModelUpload::LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer,
-                                    MatrixQueue* matrices) {
+absl::Status ModelUpload::LoadNorms(const weights::Checkpoint& checkpoint) {
   const model::ModelSpec& spec = model_->spec_;
-  DeviceLayer& target = model_->layers_[static_cast<size_t>(layer)];
-  for (DeviceMatrix* matrix : {&target.qkv, &target.o, &target.gate_up, &target.down}) {
-    ASSIGN_OR_RETURN(const HostMatrix host, matrices->Next());
-    ASSIGN_OR_RETURN(*matrix, Matrix(host, matrix == &target.gate_up));
+  for (int32_t layer = 0; layer < spec.layer_count; ++layer) {
+    DeviceLayer& target = model_->layers_[static_cast<size_t>(layer)];
+    const half** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
+                                   &target.k_norm};
+    const std::vector<weights::NormTensor> norms = weights::LayerNorms(spec, layer);
+    CHECK(norms.size() <= std::size(places));
+    for (size_t i = 0; i < norms.size(); ++i) {
+      ASSIGN_OR_RETURN(*places[i], Norm(checkpoint, norms[i].name, norms[i].size));
+    }
+    target.window = spec.WindowedLayer(layer) ? spec.sliding_window : 0;
   }
-  const half** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
-                                 &target.k_norm};
-  const std::vector<weights::NormTensor> norms = weights::LayerNorms(spec, layer);
-  CHECK(norms.size() <= std::size(places));
-  for (size_t i = 0; i < norms.size(); ++i) {
-    ASSIGN_OR_RETURN(*places[i], Norm(checkpoint, norms[i].name, norms[i].size));
-  }
-  target.window = spec.WindowedLayer(layer) ? spec.sliding_window : 0;
-  return absl::OkStatus();
-}
-
-absl::Status ModelUpload::LoadEnds(const weights::Checkpoint& checkpoint, MatrixQueue* matrices) {
   ASSIGN_OR_RETURN(model_->final_norm_,
-                   Norm(checkpoint, weights::kFinalNormName, model_->spec_.hidden_size));
-  ASSIGN_OR_RETURN(const HostMatrix head, matrices->Next());
-  ASSIGN_OR_RETURN(model_->head_, Matrix(head, false));
-  ASSIGN_OR_RETURN(const HostMatrix embedding, matrices->Next());
-  ASSIGN_OR_RETURN(model_->embedding_, Halves(embedding.dense));
+                   Norm(checkpoint, weights::kFinalNormName, spec.hidden_size));
   return absl::OkStatus();
 }
 

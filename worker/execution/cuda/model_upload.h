@@ -4,12 +4,15 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/execution/cuda/block_sender.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/host_matrix.h"
@@ -34,10 +37,14 @@ class ModelUpload {
   [[nodiscard]] absl::StatusOr<const half*> RandomHalves(int64_t count, float middle,
                                                          float amplitude);
   [[nodiscard]] absl::Status Rope();
+  [[nodiscard]] absl::Status LoadNorms(const weights::Checkpoint& checkpoint);
+  // Reading begins; `matrices` outlives this.
+  [[nodiscard]] absl::Status StartMatrices(MatrixQueue* matrices);
   // Matrices come from the queue, in its order: every layer, then the ends.
-  [[nodiscard]] absl::Status LoadLayer(const weights::Checkpoint& checkpoint, int32_t layer,
-                                       MatrixQueue* matrices);
-  [[nodiscard]] absl::Status LoadEnds(const weights::Checkpoint& checkpoint, MatrixQueue* matrices);
+  [[nodiscard]] absl::Status LoadLayer(int32_t layer);
+  [[nodiscard]] absl::Status LoadEnds();
+  // Waits for the device. DATA_LOSS names a tensor with a value that is not finite.
+  [[nodiscard]] absl::Status Finish();
   [[nodiscard]] absl::Status FillRandomly(const ModelFormats& formats);
 
  private:
@@ -51,6 +58,13 @@ class ModelUpload {
   [[nodiscard]] absl::StatusOr<const half*> Norm(const weights::Checkpoint& checkpoint,
                                                  std::string_view name, int32_t size);
   [[nodiscard]] absl::StatusOr<uint8_t*> Scratch(int64_t bytes);
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> Next(bool pair_rows);
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> PackStored(const StoredMatrix& matrix, bool pair_rows);
+  [[nodiscard]] absl::StatusOr<DeviceMatrix> PackStoredDense(const StoredMatrix& matrix);
+  [[nodiscard]] absl::StatusOr<const half*> Embedding();
+  [[nodiscard]] absl::Status CheckShape(const DeviceMatrix& shape, bool pair_rows) const;
+  // Where the device says that a tensor's value is not finite.
+  [[nodiscard]] int32_t* FlagOf(const std::string& tensor);
   [[nodiscard]] absl::StatusOr<Staged> StageArea(int32_t rows, int32_t columns, int32_t group);
   [[nodiscard]] absl::Status Send(const void* from, void* to, int64_t bytes);
   [[nodiscard]] absl::StatusOr<DeviceMatrix> Pack(const Staged& staged, const DeviceMatrix& shape,
@@ -62,6 +76,11 @@ class ModelUpload {
   int64_t scratch_bytes_ = 0;
   PinnedMemory pinned_;
   uint32_t seed_ = 1;
+  MatrixQueue* matrices_ = nullptr;
+  std::unique_ptr<BlockSender> sender_;
+  DeviceArena flags_arena_;
+  int32_t* flags_ = nullptr;
+  std::vector<std::string> flagged_;  // tensors, in the order of flags_
 };
 
 }  // namespace nibble::execution
