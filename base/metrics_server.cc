@@ -14,6 +14,7 @@
 #include "base/host_port.h"
 #include "base/status.h"
 #include "base/status_page.h"
+#include "base/vllm_names.h"
 
 namespace nibble {
 namespace {
@@ -22,14 +23,14 @@ constexpr size_t kAnsweringThreads = 4;
 constexpr time_t kStallSeconds = 2;
 constexpr size_t kRequestBytesMax = 16 * 1024;
 
-std::string Exposition(
-    const std::vector<std::shared_ptr<const prometheus::Collectable>>& collectables) {
+std::string Exposition(const MetricsServer::Options& options) {
   std::vector<prometheus::MetricFamily> families;
-  for (const auto& collectable : collectables) {
-    std::vector<prometheus::MetricFamily> some = collectable->Collect();
+  const auto add = [&families](std::vector<prometheus::MetricFamily> some) {
     families.insert(families.end(), std::make_move_iterator(some.begin()),
                     std::make_move_iterator(some.end()));
-  }
+  };
+  for (const auto& collectable : options.collectables) add(collectable->Collect());
+  if (options.vllm_names) add(VllmFamilies(families));
   return prometheus::TextSerializer().Serialize(families);
 }
 
@@ -71,8 +72,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(Options opti
     response.set_content(page.data(), page.size(), "text/html; charset=utf-8");
   });
   server.Get("/metrics", [raw = state.get()](const httplib::Request&, httplib::Response& response) {
-    response.set_content(Exposition(raw->options.collectables),
-                         "text/plain; version=0.0.4; charset=utf-8");
+    response.set_content(Exposition(raw->options), "text/plain; version=0.0.4; charset=utf-8");
   });
   server.Get("/healthz", Answer(state->options.live));
   server.Get("/readyz", Answer(state->options.ready));

@@ -28,8 +28,9 @@ class MetricsServer {
     std::string address;  // host:port; port 0 takes a free one
     // Collected in this order at every scrape. A family name may come from one of them only.
     std::vector<std::shared_ptr<const prometheus::Collectable>> collectables = {};
-    Probe live = nullptr;   // /healthz; null = always yes
-    Probe ready = nullptr;  // /readyz; null = always yes
+    bool vllm_names = false;  // vLLM's names beside our own (base/vllm_names.h)
+    Probe live = nullptr;     // /healthz; null = always yes
+    Probe ready = nullptr;    // /readyz; null = always yes
   };
 
   // Listens before it returns. INVALID_ARGUMENT: the address does not parse or cannot be bound

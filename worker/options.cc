@@ -94,6 +94,8 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->String("listen", &options->listen, "gRPC: host:port or unix:PATH");
   parser->String("metrics_listen", &options->metrics_listen,
                  "/metrics, /healthz and /readyz: host:port; empty: none");
+  parser->Bool("metrics_vllm_names", &options->metrics_vllm_names,
+               "vLLM's names beside nibble's, on /metrics");
   parser->String("announce", &options->announce,
                  "File that gets the addresses once the group serves");
   parser->Group("Security");

@@ -33,6 +33,7 @@ struct WorkerOptions {
   std::string listen = "127.0.0.1:50052";
   TlsFiles tls;  // of the leader's port; its CA signs gateways
   std::string metrics_listen = "127.0.0.1:9100";
+  bool metrics_vllm_names = false;
   std::string announce;
   int32_t queue_size = 128;
   Duration step_deadline = std::chrono::seconds(10);

@@ -70,7 +70,7 @@ absl::Status AwaitNoOrphans() {
 struct Shared {
   group::SharedObject<group::GroupControl> control;
   group::SharedObject<step::GroupStats> stats;
-  OwnedFd ring;                                  // several ranks only
+  OwnedFd ring;                                         // several ranks only
   std::unique_ptr<collectives::ShmRegion> collectives;  // several ranks only
 
   [[nodiscard]] static absl::StatusOr<Shared> Create(const group::MachinePlace& place) {
@@ -140,6 +140,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const WorkerOptions&
   if (options.metrics_listen.empty()) return nullptr;
   MetricsServer::Options server;
   server.address = options.metrics_listen;
+  server.vllm_names = options.metrics_vllm_names;
   server.collectables.push_back(
       std::make_shared<group::GroupMetrics>(stats, clock, MetricFactsOf(options, model)));
   server.live = [supervisor] { return supervisor->Live(); };

@@ -92,6 +92,8 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
   parser->String("metrics_listen", &options->metrics_listen, "The gateway's /metrics and probes");
   parser->String("worker_metrics_listen", &options->worker_metrics_listen,
                  "The workers' /metrics and probes");
+  parser->Bool("metrics_vllm_names", &options->metrics_vllm_names,
+               "vLLM's names beside nibble's, on /metrics");
   parser->String("admin_listen", &options->admin_listen, "Admin service; empty: none");
   parser->String("announce", &options->announce, "File that gets the addresses once all is ready");
   parser->Group("Security");
@@ -162,6 +164,7 @@ std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const Se
     if (value > 0) line.push_back(absl::StrCat(flag, "=", value));
   };
   if (!options.model_name.empty()) line.push_back("--model-name=" + options.model_name);
+  if (options.metrics_vllm_names) line.emplace_back("--metrics-vllm-names");
   add_set("--threads", options.threads);
   add_set("--context", options.memory.max_context);
   add_set("--memory", options.memory.memory_bytes);
@@ -185,6 +188,7 @@ std::vector<std::string> GatewayCommandLine(const ServeOptions& options, const S
       "--log-level=" + options.log_level,
       "--log-format=" + options.log_format,
   };
+  if (options.metrics_vllm_names) line.emplace_back("--metrics-vllm-names");
   for (const auto& [flag, value] : {std::pair{"--admin-listen=", &options.admin_listen},
                                     std::pair{"--keys-file=", &options.keys_file},
                                     std::pair{"--tls-cert=", &options.tls.certificate},

@@ -28,6 +28,7 @@ struct ServeOptions {
   int32_t port = 50051;
   std::string metrics_listen = "127.0.0.1:9100";
   std::string worker_metrics_listen = "127.0.0.1:9110";
+  bool metrics_vllm_names = false;
   std::string admin_listen;
   std::string announce;
   TlsFiles tls;           // of the gateway's gRPC ports

@@ -30,6 +30,8 @@ void DeclareOptions(ConfigParser* parser, ProgramOptions* options) {
   parser->String("listen", &gateway.listen, "gRPC for clients: host:port or unix:PATH");
   parser->String("metrics_listen", &gateway.metrics_listen,
                  "/metrics, /healthz and /readyz: host:port; empty: none");
+  parser->Bool("metrics_vllm_names", &gateway.metrics_vllm_names,
+               "vLLM's names beside nibble's, on /metrics");
   parser->String("admin_listen", &gateway.admin_listen,
                  "gRPC for operators: host:port or unix:PATH; empty: none");
   parser->String("announce", &options->announce,

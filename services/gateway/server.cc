@@ -178,6 +178,7 @@ absl::Status GatewayServer::StartMetrics() {
   if (options_.metrics_listen.empty()) return absl::OkStatus();
   MetricsServer::Options options;
   options.address = options_.metrics_listen;
+  options.vllm_names = options_.metrics_vllm_names;
   options.collectables = {core_.metrics.registry()};
   options.live = [this] {
     const auto silent = core_.clock->Now() - Deadline(Duration(ticked_.load()));

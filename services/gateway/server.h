@@ -27,12 +27,13 @@ namespace nibble::gateway {
 struct GatewayOptions {
   std::string listen = "127.0.0.1:50051";  // host:port or unix:path; port 0 takes a free one
   std::string metrics_listen = {};         // host:port; empty = none
-  std::string admin_listen = {};           // host:port or unix:path; empty = none
-  std::vector<std::string> groups = {};    // host:port or unix:path each
-  TlsFiles tls = {};                       // of the gRPC ports; its CA signs clients
-  TlsFiles groups_tls = {};                // towards the groups
-  std::string groups_tls_name = {};        // in their certificates; empty = the address's
-  std::string keys_file = {};              // base/api_keys.h; empty = anybody may call
+  bool metrics_vllm_names = false;
+  std::string admin_listen = {};         // host:port or unix:path; empty = none
+  std::vector<std::string> groups = {};  // host:port or unix:path each
+  TlsFiles tls = {};                     // of the gRPC ports; its CA signs clients
+  TlsFiles groups_tls = {};              // towards the groups
+  std::string groups_tls_name = {};      // in their certificates; empty = the address's
+  std::string keys_file = {};            // base/api_keys.h; empty = anybody may call
   SamplingSource sampling = SamplingSource::kModel;
   Limits limits = {};
   RouterOptions router = {};

@@ -23,7 +23,7 @@ import rules  # noqa: E402  pylint: disable=wrong-import-position
 
 SCHEMAS = ROOT / "build" / "deploy-schemas"
 OWN_SCHEMAS = ROOT / "tests" / "deploy" / "crd-schemas"
-BINARIES = ROOT / "build" / "release" / "bin"
+BINARIES = pathlib.Path(os.environ.get("NIBBLE_BINARY_DIR", ROOT / "build" / "release")) / "bin"
 DEFINITIONS = "_definitions.json"
 
 

@@ -1,5 +1,6 @@
 """The metrics pages are valid, and say what the server did."""
 
+import re
 import subprocess
 import unittest
 
@@ -68,6 +69,10 @@ class MetricsTest(harness.ServedTestCase):
             lambda: self.server.metric("nibble_gateway_requests_rejected_total") == before + 1,
             10, "one more rejection")
 
+    def test_other_projects_names_are_there_only_where_they_are_asked_for(self):
+        for which in ("metrics", "worker_metrics"):
+            self.assertEqual([name for name in self.server.metrics(which) if ":" in name], [])
+
     def test_idle_server_holds_nothing(self):
         self.generate(4)
         self.await_idle()
@@ -76,6 +81,55 @@ class MetricsTest(harness.ServedTestCase):
         self.assertEqual(self.server.metric("nibble_build_info"), 1)
         self.assertEqual(self.server.metric("nibble_build_info", "worker_metrics"), 1)
         self.assertGreaterEqual(self.server.metric("nibble_model_info", "worker_metrics"), 1)
+
+
+class VllmNamesTest(harness.ServedTestCase):
+    """With --metrics-vllm-names; every other suite runs without."""
+
+    flags = (*harness.ServedTestCase.flags, "--metrics-vllm-names")
+    # vLLM's name and ours, and on which page.
+    SAME = (("vllm:num_requests_running", "nibble_requests_running", "worker_metrics"),
+            ("vllm:num_requests_waiting", "nibble_requests_waiting", "worker_metrics"),
+            ("vllm:kv_cache_usage_perc", "nibble_kv_cache_usage_ratio", "worker_metrics"),
+            ("vllm:prompt_tokens_total", "nibble_prompt_tokens_total", "worker_metrics"),
+            ("vllm:generation_tokens_total", "nibble_generated_tokens_total", "worker_metrics"),
+            ("vllm:request_success_total", "nibble_requests_total", "worker_metrics"),
+            ("vllm:time_to_first_token_seconds_count", "nibble_time_to_first_token_seconds_count",
+             "worker_metrics"),
+            ("vllm:inter_token_latency_seconds_sum", "nibble_inter_token_latency_seconds_sum",
+             "worker_metrics"),
+            ("vllm:e2e_request_latency_seconds_count", "nibble_request_duration_seconds_count",
+             "worker_metrics"),
+            ("vllm:request_generation_tokens_sum", "nibble_gateway_request_generated_tokens_sum",
+             "metrics"))
+
+    def test_the_same_figures_stand_under_both_names(self):
+        from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=C0415
+        self.inference().Generate(pb.GenerateRequest(
+            text="Once upon a time", stopping=pb.StoppingCriteria(max_tokens=7, ignore_eos=True)),
+            timeout=harness.CALL_SECONDS)
+        self.await_idle()
+        for vllm, own, which in self.SAME:
+            page = self.server.metrics(which)
+            self.assertIn(vllm, page)
+            self.assertEqual(sum(value for _, value in page[vllm]),
+                             sum(value for _, value in page[own]), vllm)
+            for labels, _ in page[vllm]:
+                self.assertEqual(labels["model_name"], page[own][0][0]["model"], vllm)
+                self.assertEqual(labels["engine"], "0", vllm)
+        self.assertEqual(self.server.metric("vllm:generation_tokens_total", "worker_metrics"), 7)
+        self.assertEqual(self.server.metric("vllm:request_success_total", "worker_metrics",
+                                            finished_reason="length"), 1)
+
+    def test_operations_lists_the_names(self):
+        text = (harness.SOURCE / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
+        table = text.split("### vLLM's names")[1].split("\n## ")[0]
+        documented = set(re.findall(r"`(vllm:\w+)", table))
+        exported = set()
+        for which in ("metrics", "worker_metrics"):
+            page = harness.http_get(self.server.addresses[which], "/metrics")[1]
+            exported |= set(re.findall(r"^# TYPE (vllm:\S+)", page, re.MULTILINE))
+        self.assertEqual(documented, exported)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ spec:
         - --drain-timeout={{ int $m.drainTimeoutSeconds }}s
         - --listen=0.0.0.0:{{ $root.Values.worker.port }}
         - --metrics-listen=0.0.0.0:{{ $root.Values.worker.metricsPort }}
+        {{- if $root.Values.monitoring.vllmNames }}
+        - --metrics-vllm-names
+        {{- end }}
         {{- if $root.Values.tls.internal.enabled }}
         {{- include "nibble.porttls" (dict "folder" "internal-tls") | nindent 8 }}
         - --tls-client-ca=/etc/nibble/internal-tls/ca.crt
