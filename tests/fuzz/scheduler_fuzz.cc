@@ -67,7 +67,7 @@ class History {
     TakeEvents();
     for (const auto& [id, ended] : ended_) CHECK_MSG(ended, "a request has not ended");
     CHECK(scheduler_.blocks().quarantined() == 0);
-    CHECK(scheduler_.blocks().free() == options_.limits.kv_blocks);
+    CHECK(scheduler_.blocks().available() == options_.limits.kv_blocks);
   }
 
  private:
@@ -95,6 +95,10 @@ class History {
     spec.prompt.assign(static_cast<size_t>(bytes_.Between(1, context - 1)), 3);
     spec.max_tokens = bytes_.Between(1, context);
     spec.min_tokens = bytes_.Between(0, 3);
+    const int32_t kind = bytes_.Next();
+    if (kind % 2 == 1) spec.prompt[spec.prompt.size() / 2] = kind % kVocab;
+    spec.prefix_salt.assign(static_cast<size_t>(kind / 8 % 2), 's');
+    spec.bypass_prefix_cache = kind / 16 % 8 == 0;
     if (bytes_.Next() % 2 == 0) spec.stop_ids = {bytes_.Between(0, kVocab - 1)};
     if (bytes_.Next() % 4 == 0) spec.deadline = Deadline(Duration(now_ + bytes_.Next()));
     if (bytes_.Next() % 4 == 0) spec.queue_deadline = Deadline(Duration(now_ + bytes_.Next()));

@@ -19,9 +19,9 @@ uint64_t SplitMix64(uint64_t value) {
 
 uint64_t HashOf(uint64_t seed, uint64_t index) { return SplitMix64(SplitMix64(seed) ^ index); }
 
-uint64_t Canary(uint64_t owner, int32_t position, int32_t token) {
-  return SplitMix64(owner * 0x100000001B3 + static_cast<uint64_t>(position)) ^
-         static_cast<uint64_t>(token);
+// Of a token that follows the one with the canary `before`.
+uint64_t Canary(uint64_t before, int32_t token) {
+  return SplitMix64(before * 0x100000001B3 + static_cast<uint64_t>(token) + 1);
 }
 
 template <typename... Parts>
@@ -137,12 +137,13 @@ absl::Status FakeExecutor::Close(int32_t slot_index) {
   Slot& slot = slots_[static_cast<size_t>(slot_index)];
   for (const int32_t id : slot.table) {
     Block& block = blocks_[static_cast<size_t>(id)];
-    block.slot = -1;
-    block.last_launch = slot.last_launch;
-    block.canaries.fill(0);
+    --block.holders;
+    if (block.writer == slot_index) block.writer = -1;
+    block.last_launch = std::max(block.last_launch, slot.last_launch);
   }
   slot.table.clear();
   slot.tokens.clear();
+  slot.canaries.clear();
   slot.open = false;
   return absl::OkStatus();
 }
@@ -166,13 +167,13 @@ absl::Status FakeExecutor::Open(const step::SlotSetup& setup) {
     }
   }
   slot.open = true;
-  slot.owner = ++openings_;
   slot.seed = setup.seed;
   slot.prompt_count = setup.prompt_count;
   slot.min_tokens = setup.min_tokens;
   slot.stop_ids = setup.stop_ids;
-  slot.tokens = setup.history;
   slot.tokens.reserve(static_cast<size_t>(options_.limits.max_context) + 1);
+  slot.canaries.reserve(slot.tokens.capacity());
+  for (const int32_t token : setup.history) AddToken(token, &slot);
   slot.table.reserve(static_cast<size_t>(options_.limits.max_context / step::kBlockTokens) + 1);
   slot.fed = 0;
   slot.last_launch = 0;
@@ -187,29 +188,56 @@ absl::Status FakeExecutor::TakeBlocks(const step::StepPlan& plan, const step::Se
   for (int32_t i = 0; i < row.block_count; ++i) {
     const int32_t id = plan.block_ids[static_cast<size_t>(row.block_begin + i)];
     if (id < 0 || id >= options_.limits.kv_blocks) return Broken("block ", id, " does not exist");
-    Block& block = blocks_[static_cast<size_t>(id)];
-    if (block.slot >= 0) {
-      return Broken("block ", id, " of slot ", block.slot, " was given to slot ", row.slot);
-    }
-    if (block.last_launch > waits_) {
-      return Broken("block ", id, " was given to slot ", row.slot, " while launch ",
-                    block.last_launch, " may touch it");
-    }
-    block.slot = row.slot;
+    const auto end = static_cast<int32_t>(slot.table.size() + 1) * step::kBlockTokens;
+    const bool cached = slot.last_launch == 0 && end <= row.first_position;
+    RETURN_IF_ERROR(cached ? TakeCached(id, row.slot) : TakeNew(id, row.slot));
+    ++blocks_[static_cast<size_t>(id)].holders;
     slot.table.push_back(id);
   }
   return absl::OkStatus();
 }
 
-uint64_t& FakeExecutor::CanaryAt(const Slot& slot, int32_t position) {
-  const int32_t id = slot.table[static_cast<size_t>(position / step::kBlockTokens)];
-  return blocks_[static_cast<size_t>(id)]
-      .canaries[static_cast<size_t>(position % step::kBlockTokens)];
+absl::Status FakeExecutor::TakeNew(int32_t id, int32_t slot_index) {
+  Block& block = blocks_[static_cast<size_t>(id)];
+  if (block.holders > 0) {
+    return Broken("block ", id, " of an open slot was given to slot ", slot_index);
+  }
+  if (block.last_launch > waits_) {
+    return Broken("block ", id, " was given to slot ", slot_index, " while launch ",
+                  block.last_launch, " may touch it");
+  }
+  block.writer = slot_index;
+  block.canaries.fill(0);
+  return absl::OkStatus();
+}
+
+absl::Status FakeExecutor::TakeCached(int32_t id, int32_t slot_index) {
+  const Slot& slot = slots_[static_cast<size_t>(slot_index)];
+  const Block& block = blocks_[static_cast<size_t>(id)];
+  if (block.last_write > waits_) {
+    return Broken("block ", id, " was given to slot ", slot_index, " as cached while launch ",
+                  block.last_write, " writes to it");
+  }
+  const size_t first = slot.table.size() * step::kBlockTokens;
+  if (first + step::kBlockTokens > slot.canaries.size() ||
+      !std::equal(block.canaries.begin(), block.canaries.end(),
+                  slot.canaries.begin() + static_cast<std::ptrdiff_t>(first))) {
+    return Broken("block ", id, " was given to slot ", slot_index, " and holds another prefix");
+  }
+  return absl::OkStatus();
+}
+
+void FakeExecutor::AddToken(int32_t token, Slot* slot) {
+  slot->canaries.push_back(Canary(slot->canaries.empty() ? 0 : slot->canaries.back(), token));
+  slot->tokens.push_back(token);
 }
 
 absl::Status FakeExecutor::Feed(const step::StepPlan& plan, const step::SequenceStep& row) {
   Slot& slot = slots_[static_cast<size_t>(row.slot)];
-  if (row.first_position != slot.fed) {
+  // Only cached blocks, which have been checked, may stand before its first row.
+  const bool after_cached = slot.last_launch == 0 && row.first_position > 0 &&
+                            row.first_position % step::kBlockTokens == 0;
+  if (row.first_position != slot.fed && !after_cached) {
     return Broken("slot ", row.slot, " was fed from position ", row.first_position,
                   "; the next is ", slot.fed);
   }
@@ -235,7 +263,14 @@ absl::Status FakeExecutor::Feed(const step::StepPlan& plan, const step::Sequence
       return Broken("slot ", row.slot, " was fed token ", given, " at position ", position,
                     "; it has ", token, " there");
     }
-    CanaryAt(slot, position) = Canary(slot.owner, position, token);
+    const int32_t id = slot.table[static_cast<size_t>(position / step::kBlockTokens)];
+    Block& block = blocks_[static_cast<size_t>(id)];
+    if (block.writer != row.slot || block.holders > 1) {
+      return Broken("slot ", row.slot, " writes to block ", id, ", which others may read");
+    }
+    block.canaries[static_cast<size_t>(position % step::kBlockTokens)] =
+        slot.canaries[static_cast<size_t>(position)];
+    block.last_write = launches_;
   }
   slot.fed = end;
   slot.last_launch = launches_;
@@ -251,10 +286,8 @@ absl::Status FakeExecutor::CheckCanaries(int32_t slot_index, int32_t first, int3
   for (int32_t position = first; position <= last; ++position) {
     const int32_t id = slot.table[static_cast<size_t>(position / step::kBlockTokens)];
     const Block& block = blocks_[static_cast<size_t>(id)];
-    const int32_t token = slot.tokens[static_cast<size_t>(position)];
-    if (block.slot != slot_index ||
-        block.canaries[static_cast<size_t>(position % step::kBlockTokens)] !=
-            Canary(slot.owner, position, token)) {
+    if (block.canaries[static_cast<size_t>(position % step::kBlockTokens)] !=
+        slot.canaries[static_cast<size_t>(position)]) {
       return Broken("slot ", slot_index, " finds another's data at position ", position);
     }
   }
@@ -275,7 +308,7 @@ absl::Status FakeExecutor::Sample(const step::StepPlan& plan, const step::Sequen
   const int32_t index = slot.fed - slot.prompt_count;
   const int32_t vocab = options_.limits.vocab_size;
   const int32_t token = FakeToken(slot.seed, index, vocab, slot.stop_ids, slot.min_tokens);
-  slot.tokens.push_back(token);
+  AddToken(token, &slot);
   if (faults_.non_finite && faults_.non_finite(plan.step_id, row.slot)) {
     sampled.non_finite = true;
   } else {

@@ -6,10 +6,12 @@
 //   - a slot is used unopened, opened twice, closed while closed;
 //   - a position is fed out of order, with another token than the sequence has there, or without a
 //     block in the slot's table;
-//   - a block belongs to two open slots, or gets a new owner while a step that may still touch it
-//     for the old one has not been waited for;
-//   - what the blocks of a sequence hold is not what that sequence wrote there (each position keeps
-//     a canary of its owner, position and token);
+//   - a block that an open slot has in its table is written to for another one, or gets a new owner
+//     while a step that may still touch it for an old one has not been waited for;
+//   - a slot begins behind position 0 without whole blocks that hold its first tokens, or with one
+//     whose contents come from a step that has not been waited for;
+//   - what the blocks of a sequence hold is not what belongs there (each position keeps a canary of
+//     all tokens up to it);
 //   - the history of a reopened slot is not what the sequence generated;
 //   - a step exceeds the limits, or a third one is launched.
 //
@@ -85,19 +87,21 @@ class FakeExecutor final : public step::Executor {
  private:
   struct Slot {
     bool open = false;
-    uint64_t owner = 0;  // of this opening, never repeated
     uint64_t seed = 0;
     int32_t prompt_count = 0;
     int32_t min_tokens = 0;
     std::vector<int32_t> stop_ids;
-    std::vector<int32_t> tokens;  // history, then what it has sampled
+    std::vector<int32_t> tokens;     // history, then what it has sampled
+    std::vector<uint64_t> canaries;  // [token]
     int32_t fed = 0;
     uint64_t last_launch = 0;  // the last step with a row of it, counted by launches
     std::vector<int32_t> table;
   };
   struct Block {
-    int32_t slot = -1;
-    uint64_t last_launch = 0;  // of its owner when it lost it
+    int32_t holders = 0;       // open slots that have it in their tables
+    int32_t writer = -1;       // the slot that it was new for, while that is open
+    uint64_t last_launch = 0;  // of those that had it, when they lost it
+    uint64_t last_write = 0;   // launch that wrote to it last
     std::array<uint64_t, step::kBlockTokens> canaries{};
   };
   struct Pending {
@@ -110,9 +114,11 @@ class FakeExecutor final : public step::Executor {
   absl::Status Open(const step::SlotSetup& setup);
   absl::Status Feed(const step::StepPlan& plan, const step::SequenceStep& row);
   absl::Status TakeBlocks(const step::StepPlan& plan, const step::SequenceStep& row);
+  absl::Status TakeNew(int32_t id, int32_t slot_index);
+  absl::Status TakeCached(int32_t id, int32_t slot_index);
   absl::Status CheckCanaries(int32_t slot_index, int32_t first, int32_t last) const;
   absl::Status Sample(const step::StepPlan& plan, const step::SequenceStep& row, Pending* pending);
-  uint64_t& CanaryAt(const Slot& slot, int32_t position);
+  static void AddToken(int32_t token, Slot* slot);
 
   FakeExecutorOptions options_;
   FakeFaults faults_;
@@ -123,7 +129,6 @@ class FakeExecutor final : public step::Executor {
   int32_t in_flight_ = 0;
   uint64_t launches_ = 0;
   uint64_t waits_ = 0;
-  uint64_t openings_ = 0;
   Deadline last_done_{};
   uint64_t tokens_fed_ = 0;
   uint64_t rows_sampled_ = 0;

@@ -31,6 +31,8 @@ struct Request {
   Deadline queue_deadline = Deadline::max();  // for admission
   std::string tenant = {};                    // shares the group fairly; empty = nobody
   Priority priority = Priority::kNormal;
+  std::string prefix_salt = {};      // shares cached prefixes with those who have the same one
+  bool bypass_prefix_cache = false;  // takes no cached prefix, and leaves none
 };
 
 enum class FinishReason { kStop, kLength };
@@ -73,6 +75,9 @@ struct EngineOptions {
   Duration prefill_chunk_time = std::chrono::seconds(1);
   Duration step_deadline = std::chrono::seconds(10);
   double kv_watermark = 0.90;  // no new prefill above this share of used blocks
+  bool prefix_cache = false;
+  std::string prefix_key = {};      // secret of this process: names of cached blocks follow from it
+  std::string model_identity = {};  // and from what computes them
 };
 
 struct Load {

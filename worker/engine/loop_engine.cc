@@ -24,9 +24,12 @@ constexpr size_t kSetupBytesMax = size_t{3} << 20;
 
 scheduling::SchedulerOptions SchedulerOptionsOf(const EngineOptions& options,
                                                 const step::ExecutorLimits& limits) {
-  return {.limits = limits,
-          .prefill_chunk_tokens = options.prefill_chunk_tokens,
-          .kv_watermark = options.kv_watermark};
+  return {
+      .limits = limits,
+      .prefill_chunk_tokens = options.prefill_chunk_tokens,
+      .kv_watermark = options.kv_watermark,
+      .prefix = {
+          .on = options.prefix_cache, .key = options.prefix_key, .model = options.model_identity}};
 }
 
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
@@ -220,7 +223,9 @@ void LoopEngine::Accept(Submission submission) {
                   .deadline = request.deadline,
                   .queue_deadline = request.queue_deadline,
                   .tenant = std::move(request.tenant),
-                  .priority = request.priority});
+                  .priority = request.priority,
+                  .prefix_salt = std::move(request.prefix_salt),
+                  .bypass_prefix_cache = request.bypass_prefix_cache});
 }
 
 absl::Status LoopEngine::Launch(const scheduling::PlannedStep& step) {
@@ -270,7 +275,7 @@ void LoopEngine::Deliver() {
     CHECK(active.id == event.id);
     switch (event.kind) {
       case EventKind::kAdmitted:
-        DeliverAdmitted(&active);
+        DeliverAdmitted(event, &active);
         break;
       case EventKind::kPreempted:
         stats_->preemptions.Add();
@@ -294,12 +299,15 @@ void LoopEngine::Deliver() {
   }
 }
 
-void LoopEngine::DeliverAdmitted(Active* active) {
+void LoopEngine::DeliverAdmitted(const Event& event, Active* active) {
+  active->cached_tokens = event.cached_tokens;
+  stats_->prefix_queried_tokens.Add(static_cast<uint64_t>(event.queried_tokens));
+  stats_->prefix_hit_tokens.Add(static_cast<uint64_t>(event.cached_tokens));
   active->admitted = now_;
   left_queue_.push_back(active->id);
   stats_->requests_running.Add(1);
   stats_->queue_seconds.Observe(step::kTtftSecondsBounds, Seconds(now_ - active->submitted));
-  active->sink->OnAdmitted(/*cached_prompt_tokens=*/0);
+  active->sink->OnAdmitted(event.cached_tokens);
 }
 
 void LoopEngine::DeliverToken(const Event& event, Active* active) {
@@ -341,7 +349,7 @@ Finish LoopEngine::MakeFinish(const Event& event, const Active& active) const {
       .status = StatusOf(event.reason, end_reason_),
       .reason = event.reason == EndReason::kLength ? FinishReason::kLength : FinishReason::kStop,
       .completion_tokens = event.output_count,
-      .cached_prompt_tokens = 0,
+      .cached_prompt_tokens = active.cached_tokens,
       .preemptions = event.preemptions};
   finish.queue = (event.was_admitted ? active.admitted : now_) - active.submitted;
   if (!event.was_admitted) return finish;
@@ -384,6 +392,7 @@ void LoopEngine::UpdateGauges() {
   const scheduling::BlockPool& blocks = scheduler_.blocks();
   stats_->kv_blocks_used.Set(blocks.used());
   stats_->kv_blocks_free.Set(blocks.free());
+  stats_->kv_blocks_cached.Set(blocks.cached());
   stats_->kv_blocks_quarantined.Set(blocks.quarantined());
   stats_->kv_blocks_total.Set(blocks.total());
   stats_->slots_used.Set(scheduler_.running());

@@ -43,6 +43,7 @@ class LoopEngine final : public Engine {
     RequestId id = 0;  // 0: nobody
     std::shared_ptr<Sink> sink;
     int32_t prompt_tokens = 0;
+    int32_t cached_tokens = 0;  // of the prompt
     int32_t output_tokens = 0;
     Deadline submitted{};
     Deadline admitted{};
@@ -63,7 +64,7 @@ class LoopEngine final : public Engine {
   void CountStep(const Launched& launched);
   void FitChunkToRate(int32_t tokens, Duration lasted);
   void Deliver();
-  void DeliverAdmitted(Active* active);
+  void DeliverAdmitted(const scheduling::Event& event, Active* active);
   void DeliverToken(const scheduling::Event& event, Active* active);
   void DeliverEnd(const scheduling::Event& event, Active* active);
   [[nodiscard]] Finish MakeFinish(const scheduling::Event& event, const Active& active) const;

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "base/status.h"
+#include "worker/scheduling/sequence_list.h"
 
 namespace nibble::scheduling {
 namespace {
@@ -15,19 +14,6 @@ constexpr int32_t kOutputsReserved = 4096;
 
 int32_t BlocksFor(int32_t positions) {
   return (positions + step::kBlockTokens - 1) / step::kBlockTokens;
-}
-
-void InsertByAge(Sequence* sequence, std::vector<Sequence*>* list) {
-  const auto place =
-      std::upper_bound(list->begin(), list->end(), sequence,
-                       [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
-  list->insert(place, sequence);
-}
-
-void Remove(Sequence* sequence, std::vector<Sequence*>* list) {
-  const auto place = std::find(list->begin(), list->end(), sequence);
-  CHECK(place != list->end());
-  list->erase(place);
 }
 
 Sequence* Find(uint64_t id, const std::vector<Sequence*>& list) {
@@ -52,11 +38,12 @@ int32_t ContextTokens(const step::ExecutorLimits& limits) {
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       watermark_blocks_(static_cast<int32_t>(options.kv_watermark * options.limits.kv_blocks)),
-      pool_(options.limits.kv_blocks) {
+      pool_(options.limits.kv_blocks, options.prefix) {
   CHECK(options_.limits.max_slots > 0);
   CHECK(options_.limits.max_step_tokens > 0);
   CHECK(options_.prefill_chunk_tokens > 0);
   CHECK(options_.preemptions_max >= 0);
+  prefix_.reserve(static_cast<size_t>(options_.limits.kv_blocks));
   for (int32_t slot = options_.limits.max_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
 }
 
@@ -88,7 +75,13 @@ void Scheduler::Add(SequenceSpec spec) {
   sequence->outputs_max = std::min(spec.max_tokens, context - sequence->prompt_count);
   const int32_t soon = std::min(sequence->outputs_max, kOutputsReserved);
   sequence->tokens.reserve(spec.prompt.size() + static_cast<size_t>(soon));
-  sequence->blocks.reserve(static_cast<size_t>(BlocksFor(sequence->prompt_count + soon)));
+  const auto blocks_soon = static_cast<size_t>(BlocksFor(sequence->prompt_count + soon));
+  sequence->blocks.reserve(blocks_soon);
+  sequence->names.clear();
+  if (options_.prefix.on && !spec.bypass_prefix_cache) {
+    sequence->names.reserve(blocks_soon);
+    sequence->prefix_owner = pool_.prefixes().Join(spec.prefix_salt);
+  }
   sequence->outputs_planned = 0;
   sequence->fed = 0;
   sequence->steps_in_flight = 0;
@@ -203,7 +196,8 @@ bool Scheduler::GiveBlock(size_t running_index) {
 int32_t Scheduler::BlocksOnTheirWay() const {
   int32_t blocks = pool_.quarantined();
   for (const Sequence* sequence : running_) {
-    if (sequence->AllPlanned()) blocks += static_cast<int32_t>(sequence->blocks.size());
+    if (!sequence->AllPlanned()) continue;
+    for (const int32_t block : sequence->blocks) blocks += pool_.holders(block) == 1 ? 1 : 0;
   }
   return blocks;
 }
@@ -223,7 +217,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   Remove(sequence, &running_);
   GiveUpSlotAndBlocks(sequence);
   sequence->state = SequenceState::kWaiting;
-  tokens_given_up_ += static_cast<uint64_t>(sequence->fed);
+  tokens_given_up_ += static_cast<uint64_t>(sequence->fed - sequence->cached);
   sequence->fed = 0;
   ++sequence->preemptions;
   InsertByAge(sequence, &preempted_);
@@ -248,7 +242,7 @@ void Scheduler::PlanChunk(Sequence* sequence, step::StepPlan* plan, Budget* budg
 void Scheduler::AdmitAndPrefill(step::StepPlan* plan, Budget* budget) {
   while (!free_slots_.empty() && budget->step_tokens > 0 && budget->prefill_tokens > 0) {
     Sequence* sequence = preempted_.empty() ? queue_.Next() : preempted_.front();
-    if (sequence == nullptr || !MayAdmit(*sequence)) return;
+    if (sequence == nullptr || !MayAdmit(sequence)) return;
     const size_t setup_bytes = SetupBytes(*sequence);
     if (!plan->opened.empty() && setup_bytes > budget->setup_bytes) return;
     Admit(sequence, plan);
@@ -266,11 +260,15 @@ int32_t Scheduler::BlocksToAdmit(const Sequence& sequence) const {
   return BlocksFor(positions);
 }
 
-bool Scheduler::MayAdmit(const Sequence& sequence) const {
-  if (sequence.steps_in_flight > 0) return false;
-  const int32_t need = BlocksToAdmit(sequence);
-  if (need > pool_.free()) return false;
-  return running_.empty() || pool_.total() - pool_.free() + need <= watermark_blocks_;
+// Blocks of its prefix that others hold cost nothing; those that are cached are available no more.
+bool Scheduler::MayAdmit(Sequence* sequence) {
+  if (sequence->steps_in_flight > 0) return false;
+  FindPrefix(sequence, (sequence->token_count() - 1) / step::kBlockTokens);
+  const auto held = std::count_if(prefix_.begin(), prefix_.end(),
+                                  [this](int32_t block) { return !pool_.IsCached(block); });
+  const int32_t need = BlocksToAdmit(*sequence) - static_cast<int32_t>(held);
+  if (need > pool_.available()) return false;
+  return running_.empty() || pool_.total() - pool_.available() + need <= watermark_blocks_;
 }
 
 void Scheduler::StopWaiting(Sequence* sequence) {
@@ -281,18 +279,32 @@ void Scheduler::StopWaiting(Sequence* sequence) {
   }
 }
 
+// Holds what FindPrefix has just found, so that nothing of it is handed out for what is missing.
+void Scheduler::TakePrefix(Sequence* sequence) {
+  for (const int32_t block : prefix_) pool_.Hold(block);
+  sequence->blocks.assign(prefix_.begin(), prefix_.end());
+  sequence->has_twins = false;
+  sequence->published = static_cast<int32_t>(prefix_.size());
+  sequence->published_block = prefix_.empty() ? -1 : prefix_.back();
+  sequence->published_serial = prefix_.empty() ? 0 : pool_.prefixes().Serial(prefix_.back());
+  sequence->cached = sequence->published * step::kBlockTokens;
+  sequence->fed = sequence->cached;
+}
+
 void Scheduler::Admit(Sequence* sequence, step::StepPlan* plan) {
   StopWaiting(sequence);
+  TakePrefix(sequence);
   if (!sequence->admitted_before) {
     sequence->order = ++admissions_;
-    const auto prompt_tokens = static_cast<uint64_t>(sequence->prompt_count);
-    FairQueue::Charge(sequence, kPromptWeight * prompt_tokens);
+    // Only what is computed counts: what is cached costs nobody anything.
+    const auto computed = static_cast<uint64_t>(sequence->prompt_count - sequence->cached);
+    FairQueue::Charge(sequence, kPromptWeight * computed);
   }
   InsertByAge(sequence, &running_);
   sequence->state = SequenceState::kRunning;
   sequence->slot = free_slots_.back();
   free_slots_.pop_back();
-  CHECK(pool_.Allocate(BlocksToAdmit(*sequence), &sequence->blocks));
+  CHECK(pool_.Allocate(BlocksToAdmit(*sequence) - sequence->published, &sequence->blocks));
   sequence->prefilling = true;
   plan->opened.push_back({.slot = sequence->slot,
                           .seed = sequence->seed,
@@ -303,7 +315,11 @@ void Scheduler::Admit(Sequence* sequence, step::StepPlan* plan) {
                           .prompt_count = sequence->prompt_count});
   if (!sequence->admitted_before) {
     sequence->admitted_before = true;
-    events_.push_back({.id = sequence->id, .kind = EventKind::kAdmitted});
+    const bool queried = sequence->prefix_owner != nullptr;
+    events_.push_back({.id = sequence->id,
+                       .kind = EventKind::kAdmitted,
+                       .queried_tokens = queried ? sequence->prompt_count : 0,
+                       .cached_tokens = sequence->cached});
   }
 }
 
@@ -345,152 +361,11 @@ void Scheduler::AddRow(Sequence* sequence, int32_t token_count, step::StepPlan* 
     sequence->prefilling = false;
   }
   StepRecord& record = records_[(oldest_record_ + static_cast<size_t>(in_flight_)) % 2];
-  record.rows.push_back(
-      {.sequence = sequence, .id = sequence->id, .slot = sequence->slot, .sampled = samples});
-}
-
-absl::Status Scheduler::CheckAnswers(const StepRecord& record,
-                                     const step::StepResult& result) const {
-  const auto wrong = [&](absl::string_view what) {
-    return absl::InternalError(absl::StrCat("result of step ", record.step_id, ": ", what));
-  };
-  if (result.step_id != record.step_id) return wrong("names another step");
-  size_t answered = 0;
-  for (const Row& row : record.rows) {
-    if (!row.sampled) continue;
-    if (answered == result.sequences.size()) return wrong("has too few rows");
-    if (result.sequences[answered++].slot != row.slot) return wrong("answers for another slot");
-  }
-  if (answered != result.sequences.size()) return wrong("has too many rows");
-  for (const step::SampledSequence& sampled : result.sequences) {
-    if (sampled.token_count != (sampled.non_finite ? 0 : 1)) return wrong("has a bad token count");
-    if (sampled.non_finite) continue;
-    if (sampled.token_begin < 0 ||
-        static_cast<size_t>(sampled.token_begin) >= result.tokens.size()) {
-      return wrong("has tokens out of range");
-    }
-    const int32_t token_id = result.tokens[static_cast<size_t>(sampled.token_begin)].token_id;
-    if (token_id < 0 || token_id >= options_.limits.vocab_size) {
-      return wrong("has a token outside the vocabulary");
-    }
-    if (sampled.top_begin < 0 || sampled.top_count < 0 ||
-        int64_t{sampled.top_begin} + sampled.top_count >
-            static_cast<int64_t>(result.top_logprobs.size())) {
-      return wrong("has alternatives out of range");
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Scheduler::Commit(const step::StepResult& result) {
-  CHECK(in_flight_ > 0);
-  StepRecord& record = records_[oldest_record_];
-  RETURN_IF_ERROR(CheckAnswers(record, result));
-  oldest_record_ = (oldest_record_ + 1) % 2;
-  --in_flight_;
-  pool_.Retire(record.step_id);
-  size_t next = 0;
-  for (const Row& row : record.rows) {
-    const step::SampledSequence* sampled = row.sampled ? &result.sequences[next++] : nullptr;
-    Sequence* sequence = row.sequence;
-    if (sequence->id != row.id) continue;  // ended since: nobody may see this
-    --sequence->steps_in_flight;
-    if (sampled != nullptr) CommitSample(sequence, *sampled, result);
-  }
-  return absl::OkStatus();
-}
-
-void Scheduler::CommitSample(Sequence* sequence, const step::SampledSequence& sampled,
-                             const step::StepResult& result) {
-  if (sampled.non_finite) {
-    End(sequence, EndReason::kNonFinite);
-    return;
-  }
-  const step::TokenLogprob& token = result.tokens[static_cast<size_t>(sampled.token_begin)];
-  const bool may_stop = sequence->output_count() >= sequence->min_tokens;
-  sequence->tokens.push_back(token.token_id);
-  FairQueue::Charge(sequence, kOutputWeight);
-  events_.push_back({.id = sequence->id,
-                     .kind = EventKind::kToken,
-                     .token_id = token.token_id,
-                     .logprob = token.logprob,
-                     .top_begin = sampled.top_begin,
-                     .top_count = sampled.top_count});
-  if (may_stop && sequence->IsStopId(token.token_id)) {
-    End(sequence, EndReason::kStop);
-  } else if (sequence->output_count() == sequence->outputs_max) {
-    End(sequence, EndReason::kLength);
-  }
-}
-
-void Scheduler::End(Sequence* sequence, EndReason reason) {
-  events_.push_back({.id = sequence->id,
-                     .kind = EventKind::kEnded,
-                     .reason = reason,
-                     .output_count = sequence->output_count(),
-                     .preemptions = sequence->preemptions,
-                     .was_admitted = sequence->admitted_before});
-  if (sequence->state == SequenceState::kRunning) {
-    Remove(sequence, &running_);
-    GiveUpSlotAndBlocks(sequence);
-  } else {
-    StopWaiting(sequence);
-  }
-  queue_.Leave(sequence);
-  // Rows in flight look for this id and drop their results.
-  sequence->id = 0;
-  sequence->state = SequenceState::kUnused;
-  unused_.push_back(sequence);
-}
-
-void Scheduler::GiveUpSlotAndBlocks(Sequence* sequence) {
-  pool_.Free(sequence->blocks, sequence->last_step);
-  sequence->blocks.clear();
-  sequence->blocks_sent = 0;
-  // The executor closes it before it opens anything in the same step.
-  slots_to_close_.push_back(sequence->slot);
-  free_slots_.push_back(sequence->slot);
-  sequence->slot = -1;
-}
-
-absl::Status Scheduler::CheckInvariants() const {
-  RETURN_IF_ERROR(pool_.CheckInvariants());
-  const auto broken = [](const Sequence& sequence, absl::string_view what) {
-    return absl::InternalError(absl::StrCat("sequence ", sequence.id, ": ", what));
-  };
-  std::vector<bool> owned(static_cast<size_t>(pool_.total()), false);
-  int32_t used = 0;
-  uint64_t order = 0;
-  for (const Sequence* s : running_) {
-    if (s->state != SequenceState::kRunning || s->slot < 0) return broken(*s, "has no slot");
-    if (s->order <= order) return broken(*s, "is out of order");
-    order = s->order;
-    const int32_t capacity = static_cast<int32_t>(s->blocks.size()) * step::kBlockTokens;
-    if (s->fed > capacity) return broken(*s, "was fed beyond its blocks");
-    if (s->fed > s->positions_max()) return broken(*s, "was fed beyond its last position");
-    if (s->outputs_planned > s->outputs_max) return broken(*s, "has too many outputs planned");
-    if (s->preemptions > options_.preemptions_max) return broken(*s, "was preempted too often");
-    for (const int32_t block : s->blocks) {
-      if (owned[static_cast<size_t>(block)]) return broken(*s, "shares a block");
-      owned[static_cast<size_t>(block)] = true;
-      ++used;
-    }
-  }
-  RETURN_IF_ERROR(queue_.CheckInvariants());
-  std::vector<const Sequence*> waiting(preempted_.begin(), preempted_.end());
-  queue_.ForEach([&waiting](Sequence* s) { waiting.push_back(s); });
-  order = 0;
-  for (const Sequence* s : waiting) {
-    if (s->state != SequenceState::kWaiting) return broken(*s, "waits in the wrong state");
-    if (s->admitted_before && s->order <= order) return broken(*s, "is out of order");
-    order = s->order;
-    if (s->slot >= 0 || !s->blocks.empty()) return broken(*s, "holds something while it waits");
-  }
-  if (used != pool_.used()) return absl::InternalError("blocks are used by nobody");
-  if (static_cast<int32_t>(free_slots_.size() + running_.size()) != options_.limits.max_slots) {
-    return absl::InternalError("slots do not add up");
-  }
-  return absl::OkStatus();
+  record.rows.push_back({.sequence = sequence,
+                         .id = sequence->id,
+                         .slot = sequence->slot,
+                         .computed = sequence->fed,
+                         .sampled = samples});
 }
 
 }  // namespace nibble::scheduling

@@ -15,6 +15,11 @@
 // the one before is unknown, and tells the executor to feed itself. A sequence that turns out to
 // have ended still has a row in that step; its result is dropped. Blocks given back stay out of use
 // until the last step with a row of their owner has retired.
+//
+// Prefixes. A block that is full gets a name once the step that filled it has retired, and whoever
+// is admitted with the same salt takes the longest run of whole blocks that its tokens begin with
+// instead of computing them; at least one token is left to compute. Only such blocks are shared,
+// and they never change. Sequences that end by a result that is not finite take the names away.
 #pragma once
 
 #include <array>
@@ -42,6 +47,7 @@ struct SchedulerOptions {
   double kv_watermark = 0.90;          // no new prefill that takes more than this share of blocks
   int32_t preemptions_max = 4;         // of one sequence; then it gets what it can ever need
   size_t setup_bytes_max = size_t{2} << 20;  // of slots opened in one step; one always goes
+  PrefixOptions prefix = {};
 };
 
 // Tokens that a prompt and its outputs may have together: the model's context, or the KV pool
@@ -64,6 +70,9 @@ enum class EventKind : uint8_t { kAdmitted, kPreempted, kToken, kEnded };
 struct Event {
   uint64_t id = 0;
   EventKind kind = EventKind::kToken;
+  // kAdmitted: of the prompt, what was looked for among cached prefixes, and what was found.
+  int32_t queried_tokens = 0;
+  int32_t cached_tokens = 0;
   // kToken. The alternatives are StepResult::top_logprobs [top_begin, +top_count) of the result
   // just committed.
   int32_t token_id = 0;
@@ -120,7 +129,7 @@ class Scheduler {
   [[nodiscard]] int32_t waiting() const {
     return queue_.size() + static_cast<int32_t>(preempted_.size());
   }
-  // Positions fed whose blocks a preemption gave back, since the start.
+  // Positions computed whose blocks a preemption gave back, since the start.
   [[nodiscard]] uint64_t tokens_given_up() const { return tokens_given_up_; }
 
   // INTERNAL names what does not hold. For tests.
@@ -131,6 +140,7 @@ class Scheduler {
     Sequence* sequence;
     uint64_t id;  // a row whose sequence has ended since no longer finds it there
     int32_t slot;
+    int32_t computed;  // positions of it when the step has retired
     bool sampled;
   };
   struct StepRecord {
@@ -154,8 +164,9 @@ class Scheduler {
   [[nodiscard]] Sequence* YoungestVictim(size_t behind) const;
   void Preempt(Sequence* sequence);
   [[nodiscard]] int32_t BlocksToAdmit(const Sequence& sequence) const;
-  [[nodiscard]] bool MayAdmit(const Sequence& sequence) const;
+  [[nodiscard]] bool MayAdmit(Sequence* sequence);
   void Admit(Sequence* sequence, step::StepPlan* plan);
+  void TakePrefix(Sequence* sequence);
   void StopWaiting(Sequence* sequence);
   void ExpireOne(Sequence* sequence, Deadline now);
 
@@ -163,12 +174,21 @@ class Scheduler {
   void CommitSample(Sequence* sequence, const step::SampledSequence& sampled,
                     const step::StepResult& result);
   void End(Sequence* sequence, EndReason reason);
+  void FindPrefix(Sequence* sequence, int32_t blocks_max);
+  [[nodiscard]] PrefixBlock PrefixOf(Sequence* sequence, int32_t index, uint64_t before);
+  void PublishPrefix(Sequence* sequence, int32_t computed);
+  void PublishAgain(Sequence* sequence);
+  void PublishBlocks(Sequence* sequence, int32_t first, int32_t end);
+  void WithdrawPrefix(Sequence* sequence);
+  [[nodiscard]] absl::Status CheckBlocks(const Sequence& sequence,
+                                         std::vector<int32_t>* holders) const;
   void GiveUpSlotAndBlocks(Sequence* sequence);
   Sequence* NewSequence();
 
   SchedulerOptions options_;
   int32_t watermark_blocks_;
   BlockPool pool_;
+  std::vector<int32_t> prefix_;  // blocks that FindPrefix found last
 
   std::vector<std::unique_ptr<Sequence>> store_;  // every sequence object there is
   std::vector<Sequence*> unused_;

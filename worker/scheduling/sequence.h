@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/priority.h"
+#include "worker/scheduling/prefix_names.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::scheduling {
@@ -27,9 +28,12 @@ struct SequenceSpec {
   Deadline queue_deadline = Deadline::max();  // for the first admission
   std::string tenant = {};                    // who asks; empty = nobody in particular
   Priority priority = Priority::kNormal;
+  std::string prefix_salt = {};      // shares prefixes with those who have the same one
+  bool bypass_prefix_cache = false;  // takes no cached prefix, and leaves none
 };
 
 struct FairShare;
+struct PrefixOwner;
 
 enum class SequenceState : uint8_t {
   kUnused,   // in the scheduler's store
@@ -61,6 +65,14 @@ struct Sequence {
   std::vector<int32_t> blocks;
   int32_t blocks_sent = 0;  // of those, how many the executor has been told
   int32_t preemptions = 0;
+
+  PrefixOwner* prefix_owner = nullptr;  // none: it has nothing to do with the prefix cache
+  std::vector<BlockName> names;  // of its blocks from the first on, as far as they were asked for
+  int32_t cached = 0;            // positions that the last admission found cached
+  int32_t published = 0;         // blocks whose contents the index has had since then
+  int32_t published_block = -1;  // where it has the last of them, and the serial there
+  uint64_t published_serial = 0;
+  bool has_twins = false;  // some of these are another's blocks with the same contents
 
   step::SamplingParams sampling;
   uint64_t seed = 0;

@@ -35,9 +35,10 @@ enum RejectReason {
 // Written by the engine thread (and the gRPC edge for rejections).
 struct EngineStats {
   Gauge requests_running, requests_waiting, waiting_prompt_tokens;
-  Gauge kv_blocks_used, kv_blocks_free, kv_blocks_quarantined, kv_blocks_total;
+  Gauge kv_blocks_used, kv_blocks_free, kv_blocks_cached, kv_blocks_quarantined, kv_blocks_total;
   Gauge slots_used, steps_in_flight, draining, ready;
   Counter prompt_tokens, generated_tokens, preemptions, nonfinite_rows;
+  Counter prefix_queried_tokens, prefix_hit_tokens;
   Counter requests_finished_stop, requests_finished_length, requests_cancelled, requests_expired,
       requests_failed;
   std::array<Counter, kRejectReasons> rejected;

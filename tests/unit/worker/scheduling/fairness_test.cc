@@ -15,8 +15,9 @@ int32_t Between(std::mt19937_64& random, int32_t low, int32_t high) {
   return low + static_cast<int32_t>(random() % static_cast<uint64_t>(high - low + 1));
 }
 
-SchedulerOptions RandomOptions(std::mt19937_64& random) {
+SchedulerOptions RandomOptions(std::mt19937_64& random, bool prefix_cache) {
   SchedulerOptions options;
+  options.prefix.on = prefix_cache;
   options.limits = {.vocab_size = 50,
                     .max_context = 160,
                     .max_slots = Between(random, 1, 6),
@@ -29,8 +30,8 @@ SchedulerOptions RandomOptions(std::mt19937_64& random) {
 // Requests of several tenants, with what each has been served so far.
 class TenantBench {
  public:
-  explicit TenantBench(uint64_t seed)
-      : random_(seed), options_(RandomOptions(random_)), bench_(options_) {}
+  explicit TenantBench(uint64_t seed, bool prefix_cache = true)
+      : random_(seed), options_(RandomOptions(random_, prefix_cache)), bench_(options_) {}
 
   explicit TenantBench(const SchedulerOptions& options)
       : random_(0), options_(options), bench_(options_) {}
@@ -58,7 +59,9 @@ class TenantBench {
     for (size_t i = 0; i < owners_.size(); ++i) {
       if (owners_[i] != tenant) continue;
       const Outcome& outcome = bench_[i + 1];
-      if (outcome.admitted) served += kPromptWeight * static_cast<uint64_t>(prompts_[i]);
+      if (outcome.admitted) {
+        served += kPromptWeight * static_cast<uint64_t>(prompts_[i] - outcome.cached_tokens);
+      }
       served += kOutputWeight * outcome.tokens.size();
     }
     return served;
@@ -72,10 +75,13 @@ class TenantBench {
   }
 
   // The paper's bound for two tenants of which each always has something waiting, with what is
-  // still to come of a prompt's size and of everything that runs at once.
+  // still to come of a prompt's size and of everything that runs at once: as many tokens as there
+  // are positions, and more where sequences share them.
   uint64_t Bound() const {
-    const auto pool = static_cast<uint64_t>(options_.limits.kv_blocks * step::kBlockTokens);
-    return 2 * std::max<uint64_t>(kPromptWeight * 80, kOutputWeight * pool);
+    int32_t running = options_.limits.kv_blocks * step::kBlockTokens;
+    if (options_.prefix.on) running = std::max(running, options_.limits.max_slots * (80 + 60));
+    return 2 *
+           std::max<uint64_t>(kPromptWeight * 80, kOutputWeight * static_cast<uint64_t>(running));
   }
 
  private:
@@ -87,14 +93,15 @@ class TenantBench {
 };
 
 TEST(FairnessTest, TenantsThatAlwaysWaitGetEqualShares) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
-    TenantBench tenants(seed);
+  for (uint64_t seed = 0; seed < 80; ++seed) {
+    TenantBench tenants(seed / 2, /*prefix_cache=*/seed % 2 == 0);
     const int count = Between(tenants.random(), 2, kTenantsMax);
+    const int slots = tenants.options().limits.max_slots;  // that one step may give out
     // One asks for far more than the others, and in larger pieces.
     for (int i = 0; i < 60; ++i) tenants.Add(0, 80, 60);
     for (int turn = 0; turn < 1500; ++turn) {
       for (int tenant = 0; tenant < count; ++tenant) {
-        while (tenants.Waiting(tenant) < 2) tenants.AddRandom(tenant);
+        while (tenants.Waiting(tenant) <= slots) tenants.AddRandom(tenant);
       }
       tenants.bench().Turn();
       if (turn % 50 != 0) continue;
@@ -137,8 +144,11 @@ TEST(FairnessTest, AFloodDelaysAnothersRequestByABoundedNumberOfTokens) {
 }
 
 // How many requests of `small` are admitted for each of `large`, with one slot and both waiting.
-double AdmittedForEach(std::pair<int32_t, int32_t> large, std::pair<int32_t, int32_t> small) {
+// All their prompts begin alike.
+double AdmittedForEach(std::pair<int32_t, int32_t> large, std::pair<int32_t, int32_t> small,
+                       bool prefix_cache) {
   SchedulerOptions options;
+  options.prefix.on = prefix_cache;
   options.limits = {
       .vocab_size = 50, .max_context = 160, .max_slots = 1, .max_step_tokens = 64, .kv_blocks = 10};
   TenantBench tenants(options);
@@ -151,8 +161,12 @@ double AdmittedForEach(std::pair<int32_t, int32_t> large, std::pair<int32_t, int
 }
 
 TEST(FairnessTest, ATokenOfAPromptCountsOnceAndAGeneratedOneTwice) {
-  EXPECT_NEAR(AdmittedForEach({80, 1}, {8, 1}), 82 / 10.0, 0.6);
-  EXPECT_NEAR(AdmittedForEach({10, 40}, {10, 1}), 90 / 12.0, 0.6);
+  EXPECT_NEAR(AdmittedForEach({80, 1}, {8, 1}, false), 82 / 10.0, 0.6);
+  EXPECT_NEAR(AdmittedForEach({10, 40}, {10, 1}, false), 90 / 12.0, 0.6);
+}
+
+TEST(FairnessTest, WhatIsCachedCountsNothing) {
+  EXPECT_NEAR(AdmittedForEach({80, 1}, {8, 1}, true), 18 / 10.0, 0.4);  // 64 of 80 are cached
 }
 
 TEST(FairnessTest, NobodyStarvesAndNothingIsLost) {

@@ -18,6 +18,8 @@ struct Outcome {
   EndReason reason = EndReason::kStop;
   int32_t output_count = 0;
   int32_t preemptions = 0;
+  int32_t queried_tokens = 0;
+  int32_t cached_tokens = 0;
   std::vector<int32_t> tokens;
 };
 
@@ -82,6 +84,8 @@ class SchedulerBench {
         case EventKind::kAdmitted:
           EXPECT_FALSE(outcome.admitted);
           outcome.admitted = true;
+          outcome.queried_tokens = event.queried_tokens;
+          outcome.cached_tokens = event.cached_tokens;
           break;
         case EventKind::kPreempted:
           ++outcome.preemptions;
