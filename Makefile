@@ -1,6 +1,6 @@
 # Thin fronts for the CMake presets and tools/. `make help` lists them.
 .DEFAULT_GOAL := build
-.PHONY: help build cuda bundle debug test test-deploy test-tsan test-faults test-faults-mutants test-soak test-overload test-fuzz demo bench format check tidy clean
+.PHONY: help build cuda cuda-all bundle debug test test-deploy test-tsan test-faults test-faults-mutants test-soak test-overload test-fuzz demo bench format check tidy clean
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 30
@@ -25,6 +25,12 @@ cuda: ## the programs with GPU support, and its checks, for Hopper into build/cu
 	tools/cuda_toolkit.sh
 	cmake --preset cuda
 	cmake --build --preset cuda -j $(JOBS)
+
+cuda-all: ## the same for GPUs from Ampere on, into build/cuda-all
+	tools/setup build
+	tools/cuda_toolkit.sh
+	cmake --preset cuda-all
+	cmake --build --preset cuda-all -j $(JOBS)
 
 bundle: cuda ## build/bundle: the programs of build/cuda with their libraries, for another machine
 	tools/bundle.sh build/cuda build/bundle

@@ -2,7 +2,8 @@
 # build is the same with and without a toolkit.
 
 option(NIBBLE_CUDA "Build the GPU kernels and executor" OFF)
-set(NIBBLE_CUDA_ARCHITECTURES "90a" CACHE STRING "Compute capabilities to compile for")
+set(NIBBLE_CUDA_ARCHITECTURES "90a" CACHE STRING
+  "Compute capabilities to compile for; all = 80, 86, 89, 90a and PTX for later ones")
 set(NIBBLE_CUDA_ROOT "" CACHE PATH "CUDA 13 toolkit; empty = found or assembled by tools/")
 set(NIBBLE_CUDA_FLAGS "" CACHE STRING "More flags for nvcc, e.g. -lineinfo")
 
@@ -30,31 +31,36 @@ add_library(nibble_cudart INTERFACE)
 target_include_directories(nibble_cudart SYSTEM INTERFACE "${cuda_root}/include")
 target_link_libraries(nibble_cudart INTERFACE "${NIBBLE_CUDART}" Threads::Threads dl rt)
 
-find_library(NIBBLE_CUBLAS cublas PATHS "${cuda_root}/lib64" "${cuda_root}/lib"
-  NO_DEFAULT_PATH REQUIRED)
-find_library(NIBBLE_CUBLASLT cublasLt PATHS "${cuda_root}/lib64" "${cuda_root}/lib"
-  NO_DEFAULT_PATH REQUIRED)
-add_library(nibble_cublas INTERFACE)
-target_link_libraries(nibble_cublas INTERFACE "${NIBBLE_CUBLAS}" "${NIBBLE_CUBLASLT}")
-
 set(nibble_nvcc_flags -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr
   -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler -fPIC -I${CMAKE_SOURCE_DIR})
-foreach(architecture IN LISTS NIBBLE_CUDA_ARCHITECTURES)
-  list(APPEND nibble_nvcc_flags
-    -gencode=arch=compute_${architecture},code=sm_${architecture})
+set(nibble_hopper_code -gencode=arch=compute_90a,code=sm_90a)
+if(NIBBLE_CUDA_ARCHITECTURES STREQUAL all)
+  set(nibble_architectures 80 86 89 90a)
+  set(nibble_device_code -gencode=arch=compute_80,code=compute_80)
+else()
+  set(nibble_architectures ${NIBBLE_CUDA_ARCHITECTURES})
+  set(nibble_device_code)
+endif()
+foreach(architecture IN LISTS nibble_architectures)
+  list(APPEND nibble_device_code -gencode=arch=compute_${architecture},code=sm_${architecture})
 endforeach()
 separate_arguments(nibble_nvcc_more UNIX_COMMAND "${NIBBLE_CUDA_FLAGS}")
 list(APPEND nibble_nvcc_flags ${nibble_nvcc_more})
 
-# nibble_cuda_objects(objects SRCS attention.cu ... [FLAGS -fmad=false]) compiles each source and
-# leaves the objects' paths in the variable.
+# nibble_cuda_objects(objects [HOPPER] SRCS attention.cu ... [FLAGS -fmad=false]) compiles each source
+# and leaves the objects' paths in the variable. HOPPER: instructions that other GPUs do not have;
+# those run other kernels.
 function(nibble_cuda_objects variable)
-  cmake_parse_arguments(ARG "" "" "SRCS;FLAGS" ${ARGN})
+  cmake_parse_arguments(ARG "HOPPER" "" "SRCS;FLAGS" ${ARGN})
+  set(device_code ${nibble_device_code})
+  if(ARG_HOPPER)
+    set(device_code ${nibble_hopper_code})
+  endif()
   set(objects ${${variable}})
   foreach(source IN LISTS ARG_SRCS)
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.o")
     add_custom_command(OUTPUT "${object}"
-      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${ARG_FLAGS} -MD -MF "${object}.d"
+      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${device_code} ${ARG_FLAGS} -MD -MF "${object}.d"
         -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
       DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" DEPFILE "${object}.d"
       COMMENT "nvcc ${source}" VERBATIM)

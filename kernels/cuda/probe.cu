@@ -35,6 +35,12 @@ cudaError_t ProbeKernels() {
   return cudaFuncGetAttributes(&attributes, ProbeKernel);
 }
 
+bool KernelsForHopper() {
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, ProbeKernel) == cudaSuccess &&
+         attributes.ptxVersion == 90;
+}
+
 cudaError_t ReadMemory(const void* data, int64_t bytes, uint32_t* sink, int32_t multiprocessors,
                        cudaStream_t stream) {
   ReadKernel<<<static_cast<uint32_t>(kBlocksOfMultiprocessor * multiprocessors), kThreads, 0,

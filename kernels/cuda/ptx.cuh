@@ -81,14 +81,19 @@ __device__ __forceinline__ uint4 LoadIf(bool exists, const void* global) {
   return value;
 }
 
-// The kernel before this one in the stream has finished and its writes are visible.
+// The kernel before this one in the stream has finished and its writes are visible. Before Hopper
+// no kernel starts earlier.
 __device__ __forceinline__ void WaitForPreviousKernel() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 // The next kernel may start its prologue (it waits for our end before it reads our results). Said
 // after WaitForPreviousKernel, at most two kernels are about at a time.
 __device__ __forceinline__ void LetNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // d += a * b on the tensor cores: a 16x16, b 16x8, d 16x8 in fp32.

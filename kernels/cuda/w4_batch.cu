@@ -250,6 +250,7 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, cudaStream_t stream, bool
 
 template <int32_t kGroup>
 cudaError_t LaunchGroup(const W4BatchParams& params, cudaStream_t stream, bool dependent) {
+  if (params.tokens <= 16) return LaunchShapeOf<Shape<kGroup, 1, 2>>(params, stream, dependent);
   if (params.tokens <= 32) return LaunchShapeOf<Shape<kGroup, 1, 4>>(params, stream, dependent);
   if (params.tokens <= 64 && kGroup != 0)
     return LaunchShapeOf<Shape<kGroup, 1, 8>>(params, stream, dependent);

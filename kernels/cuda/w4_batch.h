@@ -1,5 +1,5 @@
 // W4A16 matrix products for any number of tokens, on the same packed weights as w4_decode.h: for
-// more than 16 tokens on GPUs that w4_wgmma.h does not run on.
+// GPUs before Hopper, on which neither that nor w4_wgmma.h runs.
 //
 // A block computes 128 rows for a tile of tokens. Activations go through shared memory in the order
 // of the tensor cores' fragments; weights come from memory straight into registers, a slab ahead,

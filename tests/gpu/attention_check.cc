@@ -11,7 +11,9 @@
 
 #include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/attention_portable.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/probe.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 
@@ -22,6 +24,7 @@ struct AttentionCase {
   int32_t heads, kv_heads, head_dim, window;
   int32_t blocks;  // of the kernel that streams; 0: the prompt kernel
   std::vector<std::pair<int32_t, int32_t>> sequences;  // first position, tokens
+  bool portable = false;                               // by the kernel for GPUs before Hopper
 };
 
 std::vector<AttentionTile> TilesOf(const AttentionCase& c) {
@@ -144,7 +147,7 @@ class AttentionData {
     }
     std::vector<half> results[2];
     for (std::vector<half>& result : results) {
-      CUDA_OK(Attention(params, {}));
+      CUDA_OK(c_.portable ? AttentionPortable(params, {}) : Attention(params, {}));
       CUDA_OK(cudaDeviceSynchronize());
       result = out.Get();
     }
@@ -197,9 +200,10 @@ bool CheckAttention(const AttentionCase& c) {
   const std::string where = c.blocks == 0 ? "prompt"
                                           : "in " + std::to_string(c.blocks) + " blocks, " +
                                                 std::to_string(parts) + " parts";
-  return Report("attention " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) +
-                    " head_dim " + std::to_string(c.head_dim) + " window " +
-                    std::to_string(c.window) + " " + where,
+  return Report(std::string(c.portable ? "portable " : "") + "attention " +
+                    std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " head_dim " +
+                    std::to_string(c.head_dim) + " window " + std::to_string(c.window) + " " +
+                    where,
                 data.Expected(), got, 2e-3);
 }
 
@@ -306,7 +310,11 @@ bool CheckAll(bool small, const std::vector<AttentionCase>& cases) {
     const bool is_small = std::all_of(
         c.sequences.begin(), c.sequences.end(),
         [](const auto& sequence) { return sequence.first + sequence.second <= kSmall; });
-    if (is_small || !small) ok = CheckAttention(c) && ok;
+    if (!is_small && small) continue;
+    if (KernelsForHopper()) ok = CheckAttention(c) && ok;
+    AttentionCase portable = c;
+    portable.portable = true;
+    ok = CheckAttention(portable) && ok;
   }
   return ok;
 }
@@ -366,7 +374,7 @@ int main(int argc, char** argv) {
   using namespace nibble::cuda;
   const bool small = argc > 1 && std::strcmp(argv[1], "small") == 0;
   bool ok = CheckStreaming(small);
-  ok = CheckRotations(small) && ok;
+  if (KernelsForHopper()) ok = CheckRotations(small) && ok;
   ok = CheckPrompts(small) && ok;
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;

@@ -12,7 +12,6 @@
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/w4_batch.h"
-#include "kernels/cuda/w4_large.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 #include "worker/execution/cpu/random.h"
@@ -86,8 +85,7 @@ std::vector<half> Packed(const std::vector<half>& bias, bool pairs) {
   return packed;
 }
 
-// By W4Batch, or by W4Large where it has its scratch memory.
-bool CheckBatch(const BatchCase& c, const LargeScratch* large = nullptr) {
+bool CheckBatch(const BatchCase& c) {
   const Logical w(c);
   const auto rows = static_cast<size_t>(c.rows), tokens = static_cast<size_t>(c.tokens);
   const std::vector<half> x = NormalHalves(tokens * static_cast<size_t>(c.columns), 1);
@@ -124,12 +122,7 @@ bool CheckBatch(const BatchCase& c, const LargeScratch* large = nullptr) {
                              .y_float = y_float.get(),
                              .residual_out = residual.get(),
                              .bias = c.bias ? dbias.get() : nullptr};
-  if (large == nullptr) {
-    CUDA_OK(W4Batch(params, nullptr, false));
-  } else if (W4Large(params, *large, nullptr) != CUBLAS_STATUS_SUCCESS) {
-    std::printf("FAIL W4Large gave an error\n");
-    return false;
-  }
+  CUDA_OK(W4Batch(params, nullptr, false));
   CUDA_OK(cudaDeviceSynchronize());
   std::vector<double> want = PlainProduct(c, w, x, bias), got;
   if (c.output == DecodeOutput::kAddResidual) {
@@ -150,10 +143,9 @@ bool CheckBatch(const BatchCase& c, const LargeScratch* large = nullptr) {
     }
     want = paired;
   }
-  return Report(std::string(large == nullptr ? "" : "large ") + "product rows " +
-                    std::to_string(c.rows) + " columns " + std::to_string(c.columns) + " group " +
-                    std::to_string(c.group) + " tokens " + std::to_string(c.tokens) + " output " +
-                    std::to_string(static_cast<int>(c.output)),
+  return Report("product rows " + std::to_string(c.rows) + " columns " + std::to_string(c.columns) +
+                    " group " + std::to_string(c.group) + " tokens " + std::to_string(c.tokens) +
+                    " output " + std::to_string(static_cast<int>(c.output)),
                 want, got, 1.5e-3);
 }
 
@@ -217,31 +209,12 @@ bool CheckBatches() {
   return ok;
 }
 
-bool CheckLarge() {
-  LargeScratch scratch;
-  const DeviceArray<half> weights(static_cast<size_t>(kLargeScratchBytes / 2));
-  const DeviceArray<half> gate_up(size_t{160} * kLargeSliceRowsMax);
-  scratch.weights = weights.get();
-  scratch.gate_up = gate_up.get();
-  if (cublasCreate(&scratch.handle) != CUBLAS_STATUS_SUCCESS) return false;
-  bool ok = true;
-  for (const BatchCase& c : {BatchCase{384, 1024, 128, 96, DecodeOutput::kHalf, false},
-                             BatchCase{208, 576, 64, 131, DecodeOutput::kFloat, false},
-                             BatchCase{176, 160, 32, 97, DecodeOutput::kAddResidual, false},
-                             BatchCase{8320, 128, 128, 100, DecodeOutput::kSiluMul, false}}) {
-    ok = CheckBatch(c, &scratch) && ok;
-  }
-  cublasDestroy(scratch.handle);
-  return ok;
-}
-
 }  // namespace
 }  // namespace nibble::cuda
 
 int main() {
   using namespace nibble::cuda;
   bool ok = CheckBatches();
-  ok = CheckLarge() && ok;
   for (const int32_t vocab : {5, 32000, 49153}) {
     for (const double temperature : {0.0, 0.7, 1.3}) ok = CheckSample(vocab, temperature) && ok;
   }

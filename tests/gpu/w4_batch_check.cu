@@ -2,7 +2,6 @@
 // Needs a GPU.
 //
 //   w4_batch_check [check | time [MATRIX [TOKENS]]]
-#include <cublas_v2.h>
 
 #include <cstdio>
 #include <cstring>
@@ -12,7 +11,6 @@
 
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_batch.h"
-#include "kernels/cuda/w4_large.h"
 #include "kernels/cuda/w4_wgmma.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
@@ -28,7 +26,6 @@ constexpr size_t kRotated = size_t{300} << 20;  // weights that no cache holds
 struct Device {
   int multiprocessors = 0;
   cudaStream_t stream = nullptr;
-  LargeScratch large;
 
   explicit Device(int count) : multiprocessors(count) { CUDA_OK(cudaStreamCreate(&stream)); }
   // Puts params.x into order first.
@@ -312,24 +309,12 @@ void TimeMatrix(const Matrix& m, Device* device, const std::vector<int>& token_c
         1e6 * std::max(weights.bytes() / kReadBytesPerSecond, operations / kOperationsPerSecond);
     std::printf("%-8s tokens %5d: %8.1f us %6.1f TFLOP/s %5.2f TB/s %5.1f %% of the floor", m.name,
                 tokens, us, operations / us / 1e6, weights.bytes() / us / 1e6, floor / us * 100);
-    if (m.group != 0 && tokens > 64) {
-      const double other = Time(device->stream, times, [&](int i) {
-        static_cast<void>(W4Large(params(i), device->large, device->stream));
-      });
-      std::printf("; widened, cuBLAS %8.1f us", other);
-    }
     std::printf("\n");
   }
 }
 
 // Every matrix and count of tokens, or those named.
 void TimeAll(Device* device, const std::string& name, int tokens) {
-  DeviceArray<uint8_t> workspace(size_t{32} << 20);
-  DeviceArray<half> widened(kLargeScratchBytes / 2), gate_up(size_t{2048} * kLargeSliceRowsMax);
-  device->large = {nullptr, widened.get(), gate_up.get()};
-  cublasCreate(&device->large.handle);
-  cublasSetStream(device->large.handle, device->stream);
-  cublasSetWorkspace(device->large.handle, workspace.get(), size_t{32} << 20);
   using enum DecodeOutput;
   for (const Matrix& m :
        {Matrix{"qkv", 6144, 4096, 128, kHalf}, Matrix{"o", 4096, 4096, 128, kAddResidual},
@@ -344,7 +329,6 @@ void TimeAll(Device* device, const std::string& name, int tokens) {
       TimeMatrix(m, device, {32, 64, 96, 128, 256, 512, 2048});
     }
   }
-  cublasDestroy(device->large.handle);
 }
 
 int Main(int argc, char** argv) {

@@ -7,7 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/attention_portable.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/probe.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_wgmma.h"
 #include "kernels/layout/gpu_w4.h"
@@ -16,19 +18,13 @@
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kFewTokens = 16;   // what the decode kernel takes
-constexpr int32_t kSomeTokens = 64;  // before Hopper, up to here the decode kernel again and again
-constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+constexpr int32_t kFewTokens = 16;  // what the decode kernel takes
 
-// Whether W4Wgmma runs here. Where there is no GPU, what is planned is planned for such a one.
+// Which kernels run here. Where there is no GPU, what is planned is planned for Hopper.
 bool OnHopper() {
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess) {
-    return major == 9;
-  }
+  const bool probed = cuda::ProbeKernels() == cudaSuccess;
   static_cast<void>(cudaGetLastError());
-  return true;
+  return !probed || cuda::KernelsForHopper();
 }
 
 }  // namespace
@@ -100,27 +96,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            places, kv_heads, spec.head_dim)));
-  if (hopper_) return options_.max_step_tokens > kFewTokens ? AllocateOrdered() : absl::OkStatus();
-  return options_.max_step_tokens > kSomeTokens ? AllocateLarge() : absl::OkStatus();
-}
-
-CudaDecoder::~CudaDecoder() {
-  if (large_.handle != nullptr) static_cast<void>(cublasDestroy(large_.handle));
-}
-
-absl::Status CudaDecoder::AllocateLarge() {
-  void* workspace = nullptr;
-  ASSIGN_OR_RETURN(workspace, arena_.Allocate<uint8_t>(kWorkspaceBytes));
-  ASSIGN_OR_RETURN(large_.weights, arena_.Allocate<half>(cuda::kLargeScratchBytes / 2));
-  const int64_t slice = std::min(cuda::kLargeSliceRowsMax, model_.layers()[0].gate_up.rows);
-  ASSIGN_OR_RETURN(large_.gate_up, arena_.Allocate<half>(options_.max_step_tokens * slice));
-  if (arena_.counting()) return absl::OkStatus();
-  if (cublasCreate(&large_.handle) != CUBLAS_STATUS_SUCCESS ||
-      cublasSetStream(large_.handle, stream_) != CUBLAS_STATUS_SUCCESS ||
-      cublasSetWorkspace(large_.handle, workspace, kWorkspaceBytes) != CUBLAS_STATUS_SUCCESS) {
-    return absl::InternalError("cuBLAS does not start");
-  }
-  return absl::OkStatus();
+  return hopper_ && options_.max_step_tokens > kFewTokens ? AllocateOrdered() : absl::OkStatus();
 }
 
 absl::Status CudaDecoder::AllocateOrdered() {
@@ -150,7 +126,7 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
 
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
   const bool summed = !parallel() || (options_.group != nullptr && options_.group->exchange());
-  return options_.fusion && tokens <= kFewTokens && summed;
+  return hopper_ && options_.fusion && tokens <= kFewTokens && summed;
 }
 
 half* CudaDecoder::OrderedInput(int32_t tokens) const {
@@ -230,7 +206,7 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   const int32_t kv_heads = model_.share().kv_heads.count();
   // A step of one token a sequence leaves rotation to attention.
   cuda::AttentionRotation rotation;
-  if (options_.fusion && step.every_token_sampled) {
+  if (hopper_ && options_.fusion && step.every_token_sampled) {
     rotation = {.cos = model_.rope_cos(),
                 .sin = model_.rope_sin(),
                 .q_norm = layer.q_norm,
@@ -239,26 +215,27 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   } else {
     RETURN_IF_ERROR(RotateAndStore(step, index));
   }
+  const auto attention = hopper_ ? cuda::Attention : cuda::AttentionPortable;
   RETURN_IF_ERROR(
-      CudaStatus(cuda::Attention({.q = qkv_,
-                                  .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
-                                  .rotation = rotation,
-                                  .out = attention_,
-                                  .cache = Cache(index),
-                                  .block_tables = block_tables_,
-                                  .table_size = table_size_,
-                                  .units = step.units,
-                                  .unit_count = step.unit_count,
-                                  .tiles = step.prompt_tiles,
-                                  .tile_count = step.prompt_tile_count,
-                                  .heads = heads,
-                                  .kv_heads = kv_heads,
-                                  .head_dim = spec.head_dim,
-                                  .window = layer.window,
-                                  .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-                                  .blocks = cuda::AttentionBlocks(step.tokens, multiprocessors_),
-                                  .scratch = attention_scratch_},
-                                 Launch()),
+      CudaStatus(attention({.q = qkv_,
+                            .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
+                            .rotation = rotation,
+                            .out = attention_,
+                            .cache = Cache(index),
+                            .block_tables = block_tables_,
+                            .table_size = table_size_,
+                            .units = step.units,
+                            .unit_count = step.unit_count,
+                            .tiles = step.prompt_tiles,
+                            .tile_count = step.prompt_tile_count,
+                            .heads = heads,
+                            .kv_heads = kv_heads,
+                            .head_dim = spec.head_dim,
+                            .window = layer.window,
+                            .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                            .blocks = cuda::AttentionBlocks(step.tokens, multiprocessors_),
+                            .scratch = attention_scratch_},
+                           Launch()),
                  "attention"));
   return Timed("attention", step.kv_positions * kv_heads * spec.head_dim * 4,
                step.score_count * heads * spec.head_dim * 4);
@@ -351,13 +328,10 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
-  const bool batch = hopper_ && product.tokens > kFewTokens;
-  if (batch || product.tokens > kSomeTokens) {
-    RETURN_IF_ERROR(MultiplyMany(product));
+  if (hopper_ && product.tokens <= kFewTokens) {
+    RETURN_IF_ERROR(MultiplyFew(product, 0));
   } else {
-    for (int32_t first = 0; first < product.tokens; first += kFewTokens) {
-      RETURN_IF_ERROR(MultiplyFew(product, first));
-    }
+    RETURN_IF_ERROR(MultiplyMany(product));
   }
   return Timed(product.name, matrix.bytes,
                int64_t{2} * product.tokens * matrix.rows * matrix.columns);
@@ -377,11 +351,6 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
                                    .residual_out = residual_,
                                    .bias = matrix.bias};
   if (hopper_) return MultiplyOrdered(product, params);
-  if (matrix.group != 0 && matrix.bias == nullptr) {
-    const cublasStatus_t status = cuda::W4Large(params, large_, stream_);
-    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("matrix product: ", cublasGetStatusName(status)));
-  }
   return CudaStatus(cuda::W4Batch(params, stream_, Launch().dependent), "matrix product");
 }
 

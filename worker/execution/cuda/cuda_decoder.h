@@ -14,7 +14,6 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_decode.h"
-#include "kernels/cuda/w4_large.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/gpu_group.h"
@@ -58,7 +57,6 @@ struct StepView {
 // Owns the KV cache and the activations. One thread; the stream is borrowed.
 class CudaDecoder {
  public:
-  ~CudaDecoder();
   CudaDecoder(const CudaDecoder&) = delete;
   CudaDecoder& operator=(const CudaDecoder&) = delete;
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(
@@ -113,7 +111,6 @@ class CudaDecoder {
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
-  [[nodiscard]] absl::Status AllocateLarge();
   [[nodiscard]] absl::Status AllocateOrdered();
   [[nodiscard]] absl::Status Multiply(const Product& product);
   // Tokens [first, first + 16) at most.
@@ -143,7 +140,7 @@ class CudaDecoder {
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
-    return {.stream = stream_, .dependent = options_.fusion && timer_ == nullptr};
+    return {.stream = stream_, .dependent = hopper_ && options_.fusion && timer_ == nullptr};
   }
   // Behind an operation, where operations are timed.
   [[nodiscard]] absl::Status Timed(std::string_view name, int64_t bytes = 0, int64_t flops = 0) {
@@ -169,8 +166,7 @@ class CudaDecoder {
   float* residual_ = nullptr;
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
-  cuda::LargeScratch large_;
-  bool hopper_ = false;    // W4Wgmma runs
+  bool hopper_ = false;    // else the portable kernels run
   half* ordered_[2] = {};  // activations as kernels/layout/gpu_x.h has them
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
