@@ -41,6 +41,7 @@ test: ## everything CI runs: all tests, sanitized unit tests, linters, end to en
 test-deploy: ## boards and rules against a real Prometheus under load; image roots; status page
 	tools/setup
 	.venv/bin/python tests/deploy/live_metrics.py
+	.venv/bin/python tests/deploy/gpu_metrics.py
 	.venv/bin/python tests/deploy/image_roots.py
 	.venv/bin/python tests/deploy/status_page.py
 

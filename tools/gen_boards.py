@@ -13,6 +13,8 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 MODEL = 'namespace=~"$namespace",model=~"$model"'
 PLACE = 'namespace=~"$namespace"'
+# Panels of GPUs alone: there is no data where ranks are CPUs.
+GPU = MODEL + ',device="cuda"'
 RATE = "$__rate_interval"
 
 
@@ -147,6 +149,18 @@ ENGINE = [
     panel("Preemptions", [rate("nibble_preemptions_total", ["instance"])], "suffix: /s"),
     panel("Rows that were not finite",
           [rate("nibble_nonfinite_logits_total", ["instance"])], "suffix: /s"),
+    "GPUs",
+    panel("Tokens of a GPU", [
+        (f"{word} {{{{instance}}}}",
+         f"sum by (instance) (rate(nibble_{metric}_tokens_total{{{MODEL}}}[{RATE}])) / "
+         f'count by (instance) (nibble_memory_bytes{{{GPU},kind="weights"}})')
+        for word, metric in (("generated", "generated"), ("prompt", "prompt"))],
+          "suffix: tokens/s"),
+    panel("Tokens of a step on GPUs, mean", [
+        ("{{instance}}",
+         f"sum by (instance) (rate(nibble_step_tokens_sum{{{MODEL}}}[{RATE}])) / "
+         f"sum by (instance) (rate(nibble_step_tokens_count{{{MODEL}}}[{RATE}])) and "
+         f"on (instance) nibble_memory_bytes{{{GPU}}}")], "suffix: tokens"),
     "Ends",
     panel("Requests by how they ended",
           [rate("nibble_requests_total", ["code", "finish_reason"])], "reqps"),
@@ -172,7 +186,7 @@ MEMORY = [
     stat("KV cache in use", f"max(nibble_kv_cache_usage_ratio{{{MODEL}}})", "percentunit",
          limits=[("green", None), ("orange", 0.9), ("red", 0.95)]),
     stat("Beyond the plan",
-         f"max(sum by (instance, rank) (nibble_memory_bytes{{{MODEL}}}) / "
+         f'max(sum by (instance, rank) (nibble_memory_bytes{{{MODEL},kind!="context"}}) / '
          f"sum by (instance, rank) (nibble_memory_planned_bytes{{{MODEL}}}) - 1)", "percentunit",
          limits=[("green", None), ("red", 0.02)]),
     "By owner",
@@ -192,7 +206,8 @@ MEMORY = [
         stack=True),
     panel("Held minus planned", [
         ("{{instance}} rank {{rank}} {{kind}}",
-         f"nibble_memory_bytes{{{MODEL}}} - nibble_memory_planned_bytes{{{MODEL}}}")], "bytes"),
+         f"nibble_memory_bytes{{{MODEL}}} - nibble_memory_planned_bytes{{{MODEL}}}")], "bytes",
+        below_zero=True),
     "Use",
     panel("KV bytes that hold positions", [
         ("{{instance}}",
@@ -200,6 +215,21 @@ MEMORY = [
          f"on (instance, model) nibble_kv_cache_usage_ratio{{{MODEL}}}")], "bytes"),
     panel("Bytes that clients have not read",
           [("{{instance}}", f"nibble_gateway_stream_buffered_bytes{{{PLACE}}}")], "bytes"),
+    "GPUs",
+    panel("Each GPU", [
+        ("{{instance}} rank {{rank}} {{kind}}", f"nibble_memory_bytes{{{GPU}}}")], "bytes",
+          stack=True),
+    panel("Held minus planned, without what was there before", [
+        ("{{instance}} rank {{rank}}",
+         f'sum by (instance, rank) (nibble_memory_bytes{{{GPU},kind!="context"}}) - '
+         f"sum by (instance, rank) (nibble_memory_planned_bytes{{{GPU}}})")], "bytes",
+        below_zero=True),
+    panel("Graphs, kernels and libraries", [
+        ("held {{instance}} rank {{rank}}", f'nibble_memory_bytes{{{GPU},kind="graphs"}}'),
+        ("planned {{instance}} rank {{rank}}",
+         f'nibble_memory_planned_bytes{{{GPU},kind="graphs"}}')], "bytes"),
+    panel("Taken before: the driver and others", [
+        ("{{instance}} rank {{rank}}", f'nibble_memory_bytes{{{GPU},kind="context"}}')], "bytes"),
 ]
 
 TENSOR_PARALLEL = [
@@ -251,7 +281,7 @@ def grafana_panel(number, spec, place):
     kind = spec.get("kind", "timeseries")
     defaults = {"unit": spec["unit"], "thresholds": thresholds(spec.get("limits"))}
     if kind == "timeseries":
-        defaults["min"] = 0 if spec["title"] != "Held minus planned" else None
+        defaults["min"] = None if spec.get("below_zero") else 0
         defaults["custom"] = {"lineWidth": 1, "fillOpacity": 30 if spec.get("stack") else 5,
                               "showPoints": "never",
                               "stacking": {"mode": "normal" if spec.get("stack") else "none"}}

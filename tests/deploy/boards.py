@@ -28,6 +28,11 @@ def filled_in(query):
     return re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], query)
 
 
+def on_gpus(query):
+    """Whether only ranks on GPUs have what it asks for."""
+    return 'device="cuda"' in query
+
+
 def queries(board):
     """(panel title, query without variables) of every query."""
     for panel in panels(board):

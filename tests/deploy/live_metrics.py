@@ -43,9 +43,9 @@ def free_port():
 
 
 class Prometheus:
-    """Scrapes a server's two pages and evaluates deploy/prometheus, both once a second."""
+    """Scrapes pages, an address by job, and evaluates deploy/prometheus, both once a second."""
 
-    def __init__(self, server):
+    def __init__(self, addresses):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="nibble-prometheus-"))
         self.address = f"127.0.0.1:{free_port()}"
         names = []
@@ -57,9 +57,8 @@ class Prometheus:
         config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
                   "rule_files": names,
                   "scrape_configs": [
-                      {"job_name": job, "static_configs": [{"targets": [server.addresses[page]]}]}
-                      for job, page in (("nibble-gateway", "metrics"),
-                                        ("nibble-worker", "worker_metrics"))]}
+                      {"job_name": job, "static_configs": [{"targets": [address]}]}
+                      for job, address in addresses.items()]}
         (self.folder / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
         self.log = open(self.folder / "log", "wb")  # pylint: disable=consider-using-with
         self.process = subprocess.Popen(  # pylint: disable=consider-using-with
@@ -118,21 +117,26 @@ def client(address, number, enough):
     return answered
 
 
-def board_faults(prometheus):
+def board_faults(prometheus, on_gpus=False):
+    """Panels of GPUs are asked where there are some."""
     count = 0
     for name, board in boards.boards().items():
         for title, query in boards.queries(board):
+            if boards.on_gpus(query) and not on_gpus:
+                continue
             count += 1
             if not prometheus.values(query):
                 yield f"{name}: \"{title}\": no data for {query}"
     print(f"{count} queries of boards asked")
 
 
-def rule_faults(prometheus):
+def rule_faults(prometheus, on_gpus=False):
     seen = set()
     for rule in rules.rules():
         name = rule.get("alert", rule.get("record"))
         for selector in rules.selectors(rule["expr"]):
+            if boards.on_gpus(selector) and not on_gpus:
+                continue
             seen.add(selector)
             if not prometheus.values(f"count({selector})"):
                 yield f"{name}: no series for {selector}"
@@ -147,7 +151,8 @@ def rule_faults(prometheus):
 
 def find_faults(server):
     """Under load, as a board is when people look at it."""
-    prometheus = Prometheus(server)
+    prometheus = Prometheus({"nibble-gateway": server.addresses["metrics"],
+                             "nibble-worker": server.addresses["worker_metrics"]})
     try:
         harness.wait_until(prometheus.ready, READY_SECONDS, "Prometheus gets ready")
         enough = threading.Event()
