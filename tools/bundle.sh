@@ -1,9 +1,8 @@
 #!/bin/sh
 # tools/bundle.sh BUILD_FOLDER FOLDER
 # Puts the programs of a CUDA build into one folder with every shared library that they need, under
-# lib, so that they run on another machine with glibc 2.36 or newer and an NVIDIA driver. What comes
-# with a CUDA installation (cuBLAS, NCCL) stays behind: programs find it through LD_LIBRARY_PATH, or
-# under /usr/local/cuda, or with NIBBLE_BUNDLE_CUDA=1 in the bundle.
+# lib, so that they run on another machine with glibc 2.36 or newer and an NVIDIA driver. NCCL, which
+# several GPUs need, is opened by name: programs find it through LD_LIBRARY_PATH.
 set -eu
 if [ $# -ne 2 ]; then
   echo "usage: tools/bundle.sh BUILD_FOLDER FOLDER" >&2
@@ -18,9 +17,6 @@ for program in nibble nibble-worker nibble-gateway; do
   strip "$out/$program"
 done
 left_behind='/(libc|libm|libpthread|libdl|librt|libresolv|libutil|libcuda)\.so'
-if [ -z "${NIBBLE_BUNDLE_CUDA:-}" ]; then
-  left_behind="$left_behind|/libcublas"
-fi
 for program in nibble nibble-worker nibble-gateway; do
   ldd "$build/bin/$program"
 done | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | grep -vE "$left_behind" |

@@ -10,11 +10,9 @@ fi
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet \
   nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
-  nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.0.3
+  nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 root=$(echo "$PWD/$folder"/venv/lib/python3*/site-packages/nvidia/cu13)
 ln -sfn lib "$root/lib64"
-for library in cudart cublas cublasLt; do
-  ln -sf "lib$library.so.13" "$root/lib/lib$library.so"
-done
+ln -sf libcudart.so.13 "$root/lib/libcudart.so"
 ln -sfn "$root" "$folder/toolkit"
 "$folder/toolkit/bin/nvcc" --version | tail -n 2

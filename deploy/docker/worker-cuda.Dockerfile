@@ -1,4 +1,4 @@
-# The image of a worker group on NVIDIA GPUs (compute capability 9.0). It has cuBLAS and NCCL; the
+# The image of a worker group on NVIDIA GPUs (compute capability 8.0 and later). It has NCCL; the
 # driver's libraries come from the node. From the repository's root:
 #   docker build -f deploy/docker/worker-cuda.Dockerfile -t nibble/worker-cuda .
 FROM debian:12-slim AS build
@@ -6,18 +6,14 @@ WORKDIR /src
 COPY . .
 RUN tools/setup build \
     && tools/cuda_toolkit.sh \
-    && cmake --preset cuda \
-    && cmake --build --preset cuda --target nibble-worker
+    && cmake --preset cuda-all \
+    && cmake --build --preset cuda-all --target nibble-worker
 # hadolint ignore=DL3059
 RUN third_party/cuda/venv/bin/pip install --no-cache-dir nvidia-nccl-cu13==2.28.9 \
     && mkdir /libraries /licences \
-    && cp third_party/cuda/venv/lib/python3*/site-packages/nvidia_cublas-*.dist-info/licenses/License.txt \
-        /licences/cublas \
     && cp third_party/cuda/venv/lib/python3*/site-packages/nvidia_nccl_cu13-*.dist-info/licenses/License.txt \
         /licences/nccl \
-    && cp -L third_party/cuda/toolkit/lib/libcublas.so.13 \
-        third_party/cuda/toolkit/lib/libcublasLt.so.13 \
-        third_party/cuda/venv/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 /libraries/
+    && cp -L third_party/cuda/venv/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 /libraries/
 
 # Programs, libraries and nothing else: no shell, no package manager, no interpreter.
 FROM debian:12-slim AS root
@@ -26,9 +22,8 @@ RUN apt-get update \
     && xargs -a /setup/runtime-packages.txt apt-get install -y --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /libraries /libraries
-COPY --from=build /src/build/cuda/bin/nibble-worker /usr/bin/
-RUN /setup/make_root.sh /image /libraries/libcublasLt.so.13 /libraries/libcublas.so.13 \
-        /libraries/libnccl.so.2 /usr/bin/nibble-worker
+COPY --from=build /src/build/cuda-all/bin/nibble-worker /usr/bin/
+RUN /setup/make_root.sh /image /libraries/libnccl.so.2 /usr/bin/nibble-worker
 
 FROM scratch
 COPY --from=root /image /

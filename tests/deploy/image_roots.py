@@ -59,11 +59,9 @@ def base_root():
 
 def cuda_files():
     """What deploy/docker/worker-cuda.Dockerfile hands to make_root.sh, as far as it is here."""
-    toolkit = ROOT / "third_party" / "cuda" / "toolkit" / "lib"
     nccl = sorted((ROOT / "third_party" / "cuda" / "venv").glob(
         "lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2"))
-    return [toolkit / "libcublasLt.so.13", toolkit / "libcublas.so.13", *nccl,
-            ROOT / "build" / "cuda" / "bin" / "nibble-worker"]
+    return [*nccl, ROOT / "build" / "cuda" / "bin" / "nibble-worker"]
 
 
 IMAGES = {"worker-cuda": cuda_files}
