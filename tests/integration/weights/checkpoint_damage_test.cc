@@ -29,8 +29,10 @@ using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
 
-// What users are promised, times three for a loaded machine.
-constexpr milliseconds kRefusal{100 * 3};
+// What users are promised.
+constexpr milliseconds kRefusal{100};
+// Of a header of more than a MiB, for each: in proportion to the bytes.
+constexpr milliseconds kRefusalPerMiB{100};
 constexpr char kWeights[] = "model.safetensors";
 constexpr char kConfig[] = "config.json";
 
@@ -107,9 +109,11 @@ absl::StatusOr<uint64_t> Start(const std::string& folder) {
 struct Attempt {
   absl::StatusOr<uint64_t> identity;
   Clock::duration took;
+  int tries = 0;
 };
 
-// The quickest of a few: a busy machine must not look like a slow refusal.
+// The quickest of a few where the first takes too long: a busy machine that gives the core to
+// others must not look like a slow refusal.
 Attempt StartWithin(const std::string& folder, Clock::duration bound) {
   constexpr int kTries = 5;
   Attempt best = {.identity = absl::UnknownError("not tried"), .took = Clock::duration::max()};
@@ -118,6 +122,7 @@ Attempt StartWithin(const std::string& folder, Clock::duration bound) {
     auto identity = Start(folder);
     const auto took = Clock::now() - begin;
     if (took < best.took) best = {.identity = std::move(identity), .took = took};
+    best.tries = i + 1;
   }
   return best;
 }
@@ -132,16 +137,19 @@ class Trial {
     identity_ = identity.value_or(0);
   }
   ~Trial() {
-    std::printf("%d damages: %d refused, the slowest after %.1f ms; %d changed nothing\n",
-                refused_ + harmless_, refused_,
-                std::chrono::duration<double, std::milli>(slowest_).count(), harmless_);
+    std::printf(
+        "%d damages: %d refused, the slowest after %.1f ms (%d tried again); %d changed "
+        "nothing\n",
+        refused_ + harmless_, refused_, std::chrono::duration<double, std::milli>(slowest_).count(),
+        again_, harmless_);
   }
   Trial(const Trial&) = delete;
   Trial& operator=(const Trial&) = delete;
 
   // Refused in time with the file or a tensor named, or the same model.
   void Run(bool must_be_refused) {
-    const auto [identity, took] = StartWithin(folder_, kRefusal);
+    const auto [identity, took, tries] = StartWithin(folder_, kRefusal);
+    again_ += tries > 1;
     if (identity.ok()) {
       ++harmless_;
       EXPECT_FALSE(must_be_refused);
@@ -152,7 +160,8 @@ class Trial {
   }
   // As Run(), for a file whose every value may be meant: what is accepted may be another model.
   void RunAny() {
-    const auto [identity, took] = StartWithin(folder_, kRefusal);
+    const auto [identity, took, tries] = StartWithin(folder_, kRefusal);
+    again_ += tries > 1;
     if (identity.ok()) {
       ++harmless_;
     } else {
@@ -177,6 +186,7 @@ class Trial {
   uint64_t identity_ = 0;
   int refused_ = 0;
   int harmless_ = 0;
+  int again_ = 0;  // whose first try took too long
   Clock::duration slowest_{};
 };
 
@@ -299,8 +309,8 @@ TEST(CheckpointDamage, HostileHeadersAreRefusedAtOnce) {
     file.write(reinterpret_cast<const char*>(&length), sizeof(length));
     file << header << 'x';
     file.close();
-    const auto bound = kRefusal * std::max<size_t>(1, header.size() >> 20);
-    const auto [identity, took] = StartWithin(copy.folder(), bound);
+    const auto bound = kRefusalPerMiB * std::max<size_t>(1, header.size() >> 20);
+    const auto [identity, took, tries] = StartWithin(copy.folder(), bound);
     ASSERT_FALSE(identity.ok());
     EXPECT_THAT(std::string(identity.status().message()), HasSubstr(kWeights));
     EXPECT_THAT(std::string(identity.status().message()), HasSubstr(said));
