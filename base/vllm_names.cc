@@ -26,6 +26,8 @@ constexpr std::array kAliases = {
     Alias{"nibble_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc"},
     Alias{"nibble_prompt_tokens_total", "vllm:prompt_tokens_total"},
     Alias{"nibble_generated_tokens_total", "vllm:generation_tokens_total"},
+    Alias{"nibble_prefix_cache_queried_tokens_total", "vllm:prefix_cache_queries_total"},
+    Alias{"nibble_prefix_cache_hit_tokens_total", "vllm:prefix_cache_hits_total"},
     Alias{"nibble_preemptions_total", "vllm:num_preemptions_total"},
     Alias{"nibble_requests_total", "vllm:request_success_total", true},
     Alias{"nibble_time_to_first_token_seconds", "vllm:time_to_first_token_seconds"},

@@ -146,6 +146,11 @@ ENGINE = [
     panel("Use", [("{{instance}}", f"nibble_kv_cache_usage_ratio{{{MODEL}}}")], "percentunit"),
     panel("Blocks by state",
           [("{{state}}", f"sum by (state) (nibble_kv_cache_blocks{{{MODEL}}})")], stack=True),
+    panel("Prompt tokens found cached, share", [
+        ("{{instance}}",
+         f"sum by (instance) (rate(nibble_prefix_cache_hit_tokens_total{{{MODEL}}}[{RATE}])) / "
+         f"sum by (instance) (rate(nibble_prefix_cache_queried_tokens_total{{{MODEL}}}[{RATE}]))")],
+          "percentunit"),
     panel("Preemptions", [rate("nibble_preemptions_total", ["instance"])], "suffix: /s"),
     panel("Rows that were not finite",
           [rate("nibble_nonfinite_logits_total", ["instance"])], "suffix: /s"),

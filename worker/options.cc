@@ -102,6 +102,8 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   DeclareServerTlsOptions(parser, &options->tls);
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
+  parser->Choice<bool>("prefix_cache", &options->prefix_cache, {{"on", true}, {"off", false}},
+                       "Prompts that begin alike are computed once, for each tenant");
   parser->Time("step_deadline", &options->step_deadline, {milliseconds(500), hours(1)},
                "A group without progress for this long ends; half of it is logged");
   parser->Time("drain_timeout", &options->drain_timeout, {Duration::zero(), hours(24)},
@@ -207,6 +209,7 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--kv-blocks=", options.memory.kv_blocks),
       absl::StrCat("--listen=", options.listen),
       absl::StrCat("--queue-size=", options.queue_size),
+      absl::StrCat("--prefix-cache=", options.prefix_cache ? "on" : "off"),
       absl::StrCat("--step-deadline=", FormatDuration(options.step_deadline)),
       absl::StrCat("--drain-timeout=", FormatDuration(options.drain_timeout)),
       absl::StrCat("--log-level=", options.log_level),

@@ -1,5 +1,6 @@
 #include "worker/rank.h"
 
+#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -69,6 +70,15 @@ int LoadingExitCode(const absl::Status& status) {
     default:
       return kExitModel;
   }
+}
+
+// Nobody else knows it, not even the next start of this group.
+absl::StatusOr<std::string> RandomKey() {
+  std::string key(32, '\0');
+  if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size())) {
+    return absl::InternalError("there are no random numbers to be had");
+  }
+  return key;
 }
 
 class Rank {
@@ -310,7 +320,10 @@ absl::Status Rank::RunLeader() {
   options.engine = {.queue_size = options_.queue_size,
                     .prefill_chunk_tokens = warm_up.prefill_chunk_tokens,
                     .prefill_chunk_time = chunk_time,
-                    .step_deadline = options_.step_deadline};
+                    .step_deadline = options_.step_deadline,
+                    .prefix_cache = options_.prefix_cache,
+                    .model_identity = absl::StrCat(model_.checkpoint->IdentityHash())};
+  ASSIGN_OR_RETURN(options.engine.prefix_key, RandomKey());
   options.executor = counted_executor_.get();
   options.publisher = publisher.get();
   options.clock = &clock_;

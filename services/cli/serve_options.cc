@@ -102,6 +102,8 @@ void DeclareServeOptions(ConfigParser* parser, ServeOptions* options) {
                  "TOML file of who may call (nibble keys new writes its lines); empty: anybody");
   parser->Group("Requests");
   parser->Int("queue_size", &options->queue_size, {1, 1 << 20}, "Requests that may wait");
+  parser->Choice<bool>("prefix_cache", &options->prefix_cache, {{"on", true}, {"off", false}},
+                       "Prompts that begin alike are computed once, for each tenant");
   parser->Choice<std::string>("sampling_defaults", &options->sampling_defaults,
                               {{"model", "model"}, {"nibble", "nibble"}},
                               "Whose defaults fill unset sampling fields");
@@ -156,6 +158,7 @@ std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const Se
       absl::StrCat("--max-sequences=", options.memory.max_slots),
       absl::StrCat("--max-step-tokens=", options.memory.max_step_tokens),
       absl::StrCat("--queue-size=", options.queue_size),
+      absl::StrCat("--prefix-cache=", options.prefix_cache ? "on" : "off"),
       "--step-deadline=" + FormatDuration(options.step_deadline),
       "--log-level=" + options.log_level,
       "--log-format=" + options.log_format,

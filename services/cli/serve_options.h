@@ -38,6 +38,7 @@ struct ServeOptions {
   weights::MemoryOptions memory;
   GpuChoice gpu;
   int32_t queue_size = 128;
+  bool prefix_cache = false;
 
   std::string sampling_defaults = "model";
   Duration step_deadline = std::chrono::seconds(10);

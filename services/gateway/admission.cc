@@ -67,6 +67,7 @@ GenerationInput InputOf(const pb::GenerateRequest& request, std::string prefix) 
                         .stopping = &request.stopping(),
                         .output = &request.output()};
   if (request.has_queue_timeout()) input.queue_timeout = &request.queue_timeout();
+  input.bypass_prefix_cache = request.bypass_prefix_cache();
   if (request.prompt_case() == pb::GenerateRequest::kText) input.text = &request.text();
   if (request.prompt_case() == pb::GenerateRequest::kTokenIds) {
     input.token_ids = &request.token_ids();
@@ -82,6 +83,7 @@ GenerationInput InputOf(const pb::ChatRequest& request, std::string prefix) {
                         .stopping = &request.stopping(),
                         .output = &request.output()};
   if (request.has_queue_timeout()) input.queue_timeout = &request.queue_timeout();
+  input.bypass_prefix_cache = request.bypass_prefix_cache();
   input.messages = &request.messages();
   if (request.has_tools_json()) input.tools_json = &request.tools_json();
   return input;
@@ -177,6 +179,7 @@ absl::StatusOr<AdmittedRequest> Admission::Admit(const GenerationInput& input,
   request.set_min_tokens(stopping.min_tokens());
   if (input.output->has_logprobs()) request.set_logprobs(input.output->logprobs());
   if (input.queue_timeout != nullptr) *request.mutable_queue_timeout() = *input.queue_timeout;
+  request.set_bypass_prefix_cache(input.bypass_prefix_cache);
 
   DecoderOptions& decoder = admitted.decoder_;
   decoder.text = !input.output->has_text() || input.output->text();

@@ -27,6 +27,7 @@ struct GenerationInput {
   const inference::v1::StoppingCriteria* stopping = nullptr;
   const inference::v1::OutputOptions* output = nullptr;
   const google::protobuf::Duration* queue_timeout = nullptr;  // nullptr = unset
+  bool bypass_prefix_cache = false;
   // The prompt: at most one of these; none where the client set none.
   const std::string* text = nullptr;
   const inference::v1::TokenIds* token_ids = nullptr;

@@ -46,7 +46,9 @@ void RunSteps(benchmark::State& state, step::PlanPublisher* publisher) {
   options.limits.max_slots = static_cast<int32_t>(state.range(0));
   options.check_whole_history = false;
   testing::FakeExecutor executor(options);
-  const auto engine = Engine::Create({.queue_size = 1024}, &executor, publisher, &clock, &stats);
+  const bool prefix_cache = state.range(1) != 0;
+  const auto engine = Engine::Create({.queue_size = 1024, .prefix_cache = prefix_cache}, &executor,
+                                     publisher, &clock, &stats);
   std::vector<std::shared_ptr<Resubmitter>> sinks;
   for (int64_t i = 0; i < state.range(0); ++i) {
     sinks.push_back(std::make_shared<Resubmitter>(engine.get(), static_cast<uint64_t>(i) << 32));
@@ -64,7 +66,10 @@ void RunSteps(benchmark::State& state, step::PlanPublisher* publisher) {
 }
 
 void EngineSteps(benchmark::State& state) { RunSteps(state, nullptr); }
-BENCHMARK(EngineSteps)->Arg(1)->Arg(16)->Arg(64)->UseRealTime();
+BENCHMARK(EngineSteps)
+    ->ArgNames({"sequences", "prefix_cache"})
+    ->ArgsProduct({{1, 16, 64}, {0, 1}})
+    ->UseRealTime();
 
 // The same with a follower that reads and checks every plan on another thread.
 void EngineStepsThroughTheRing(benchmark::State& state) {
@@ -87,7 +92,10 @@ void EngineStepsThroughTheRing(benchmark::State& state) {
   CHECK(writer->Stop().ok());
   follower.join();
 }
-BENCHMARK(EngineStepsThroughTheRing)->Arg(64)->UseRealTime();
+BENCHMARK(EngineStepsThroughTheRing)
+    ->ArgNames({"sequences", "prefix_cache"})
+    ->ArgsProduct({{64}, {0, 1}})
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace nibble::engine

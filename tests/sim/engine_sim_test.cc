@@ -39,18 +39,21 @@ TEST(EngineSimTest, EverySeedKeepsEveryPromise) {
     sum.finished += outcome.finished;
     sum.tokens += outcome.tokens;
     sum.preemptions += outcome.preemptions;
+    sum.cached_tokens += outcome.cached_tokens;
     groups_ended += outcome.group_ended ? 1 : 0;
     most_turns = std::max(most_turns, outcome.turns);
   }
   std::printf("%" PRIu64 " seeds from %" PRIu64 ": %" PRIu64 " requests, %" PRIu64
               " to their end, %" PRIu64 " tokens, %" PRIu64 " steps (%" PRIu64
-              " turns at most), %" PRIu64 " preemptions, %" PRIu64 " groups ended by a fault\n",
+              " turns at most), %" PRIu64 " preemptions, %" PRIu64 " cached tokens, %" PRIu64
+              " groups ended by a fault\n",
               count, first, sum.accepted, sum.finished, sum.tokens, sum.steps, most_turns,
-              sum.preemptions, groups_ended);
+              sum.preemptions, sum.cached_tokens, groups_ended);
   // The scenarios are worth something only if these happen.
   if (count < 100) return;
   EXPECT_GT(sum.finished, count);
   EXPECT_GT(sum.preemptions, count / 2);
+  EXPECT_GT(sum.cached_tokens, count);
   EXPECT_GT(groups_ended, 0u);
 }
 

@@ -46,6 +46,7 @@ void MakeServer(Dice& dice, Scenario* scenario) {
   options.queue_prompt_tokens = dice.OneIn(3) ? dice.Between(20, 500) : 100000;
   options.prefill_chunk_tokens = dice.HeavyTail(1, 256);
   options.kv_watermark = dice.OneIn(2) ? 1.0 : 0.1 * dice.Between(3, 10);
+  options.prefix_cache = !dice.OneIn(5);
   scenario->step_base = microseconds(dice.OneIn(6) ? 0 : dice.Between(100, 20000));
   scenario->step_per_token = microseconds(dice.Between(0, 300));
 }
@@ -67,7 +68,14 @@ ClientRequest MakeClient(Dice& dice, const Scenario& scenario, Deadline arrival)
   // Now and then longer than may be.
   const int32_t longest = dice.OneIn(3) ? context + 2 : std::max(2, context / 4);
   request.prompt.resize(static_cast<size_t>(dice.HeavyTail(dice.OneIn(50) ? 0 : 1, longest)));
-  for (int32_t& id : request.prompt) id = dice.Between(0, vocab - 1);
+  // Many begin alike, up to a place of their own.
+  const auto alike = dice.OneIn(3) ? size_t{0} : static_cast<size_t>(dice.Between(0, context));
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    const int32_t own = dice.Between(0, vocab - 1);
+    request.prompt[i] = i < alike ? static_cast<int32_t>(i) % vocab : own;
+  }
+  request.prefix_salt.assign(static_cast<size_t>(dice.Between(0, 2)), 's');
+  request.bypass_prefix_cache = dice.OneIn(10);
   request.max_tokens = dice.HeavyTail(1, context + 10);
   // Half of them run to their length; a stop id is met after some `vocab` tokens.
   for (int32_t stops = std::max(0, dice.Between(-1, 2)); stops > 0; --stops) {

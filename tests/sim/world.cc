@@ -236,6 +236,9 @@ class World {
     trace_.Add(static_cast<uint64_t>(finish.status.raw_code()));
     trace_.Add(static_cast<uint64_t>(finish.completion_tokens));
     if (finish.status.ok()) ++outcome_.finished;
+    outcome_.cached_tokens += static_cast<uint64_t>(finish.cached_prompt_tokens);
+    const bool may = scenario_.engine.prefix_cache && !client.plan->request.bypass_prefix_cache;
+    if (!may && finish.cached_prompt_tokens > 0) Fail("took a prefix that it did not want");
     if (finish.preemptions > kPreemptionsMax) Fail("preempted one too often");
     // A hang takes the whole step deadline, and a cancel may arrive meanwhile.
     const bool on_time = scenario_.hang_at != 0 || client.deadline == Deadline::max() ||
@@ -259,8 +262,8 @@ class World {
     const absl::Status scheduler = engine_->scheduler().CheckInvariants();
     if (!scheduler.ok()) Fail(scheduler.ToString());
     if (!fake_.violation().ok()) Fail(fake_.violation().ToString());
-    const int64_t blocks = stats_.kv_blocks_free.Get() + stats_.kv_blocks_used.Get() +
-                           stats_.kv_blocks_quarantined.Get();
+    const int64_t blocks = stats_.kv_blocks_free.Get() + stats_.kv_blocks_cached.Get() +
+                           stats_.kv_blocks_used.Get() + stats_.kv_blocks_quarantined.Get();
     if (blocks != scenario_.limits.kv_blocks) Fail("blocks do not add up");
     if (stats_.requests_waiting.Get() > scenario_.engine.queue_size) Fail("queue over its limit");
     if (stats_.requests_running.Get() > scenario_.limits.max_slots) Fail("slots over their limit");

@@ -20,6 +20,7 @@ struct Outcome {
   uint64_t tokens = 0;
   uint64_t preemptions = 0;
   uint64_t tokens_given_up = 0;
+  uint64_t cached_tokens = 0;  // of prompts
   bool group_ended = false;
 };
 

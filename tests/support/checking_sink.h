@@ -22,6 +22,7 @@ class CheckingSink : public engine::Sink {
   // `outputs_max` is what the engine may deliver at most: max_tokens, or what the context leaves.
   CheckingSink(const engine::Request& request, int32_t vocab_size, int32_t outputs_max)
       : seed_(request.seed),
+        prompt_tokens_(static_cast<int32_t>(request.prompt.size())),
         stop_ids_(request.stop_ids),
         min_tokens_(request.min_tokens),
         logprobs_(request.logprobs),
@@ -36,7 +37,10 @@ class CheckingSink : public engine::Sink {
   void OnAdmitted(int32_t cached_prompt_tokens) override {
     if (admitted_) Broken("was admitted twice");
     if (finish_.has_value()) Broken("was admitted after its end");
-    if (cached_prompt_tokens != 0) Broken("has cached tokens");
+    if (cached_prompt_tokens < 0 || cached_prompt_tokens >= prompt_tokens_) {
+      Broken("has more cached tokens than its prompt may");
+    }
+    cached_tokens_ = cached_prompt_tokens;
     admitted_ = true;
     on_admitted();
   }
@@ -54,6 +58,7 @@ class CheckingSink : public engine::Sink {
     if (finish.completion_tokens != static_cast<int32_t>(tokens_.size())) {
       Broken("was charged for other tokens than it got");
     }
+    if (finish.cached_prompt_tokens != cached_tokens_) Broken("heard of other cached tokens");
     if (finish.status.ok()) CheckReason(finish.reason);
     {
       const std::lock_guard lock(mutex_);
@@ -71,6 +76,7 @@ class CheckingSink : public engine::Sink {
 
   // The rest: on the engine thread, or after WaitForEnd().
   [[nodiscard]] bool admitted() const { return admitted_; }
+  [[nodiscard]] int32_t cached_tokens() const { return cached_tokens_; }
   [[nodiscard]] bool ended() const { return finish_.has_value(); }
   [[nodiscard]] const engine::Finish& finish() const { return finish_.value(); }
   [[nodiscard]] absl::StatusCode code() const { return finish_.value().status.code(); }
@@ -116,12 +122,14 @@ class CheckingSink : public engine::Sink {
   }
 
   const uint64_t seed_;
+  const int32_t prompt_tokens_;
   const std::vector<int32_t> stop_ids_;
   const int32_t min_tokens_;
   const int32_t logprobs_;
   const int32_t vocab_size_;
   const int32_t outputs_max_;
   bool admitted_ = false;
+  int32_t cached_tokens_ = 0;
   std::vector<int32_t> tokens_;
   std::string broken_;
   std::mutex mutex_;

@@ -313,7 +313,8 @@ void LoopEngine::DeliverAdmitted(const Event& event, Active* active) {
 void LoopEngine::DeliverToken(const Event& event, Active* active) {
   if (active->output_tokens++ == 0) {
     active->first_token = now_;
-    stats_->prompt_tokens.Add(static_cast<uint64_t>(active->prompt_tokens));
+    stats_->prompt_tokens.Add(static_cast<uint64_t>(active->prompt_tokens - active->cached_tokens));
+    stats_->cached_prompt_tokens.Add(static_cast<uint64_t>(active->cached_tokens));
     stats_->time_to_first_token.Observe(step::kTtftSecondsBounds,
                                         Seconds(now_ - active->submitted));
   } else {

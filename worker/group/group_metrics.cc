@@ -53,6 +53,7 @@ void AddKvCache(const step::EngineStats& engine, MetricFamilies* out) {
   out->Begin("nibble_kv_cache_blocks", "KV blocks by state.", MetricType::Gauge);
   out->Add(engine.kv_blocks_used, {{"state", "used"}});
   out->Add(engine.kv_blocks_free, {{"state", "free"}});
+  out->Add(engine.kv_blocks_cached, {{"state", "cached"}});
   out->Add(engine.kv_blocks_quarantined, {{"state", "quarantined"}});
   out->Begin("nibble_kv_cache_blocks_capacity", "KV blocks in all.", MetricType::Gauge);
   out->Add(engine.kv_blocks_total);
@@ -66,6 +67,13 @@ void AddKvCache(const step::EngineStats& engine, MetricFamilies* out) {
 void AddThroughput(const step::EngineStats& engine, MetricFamilies* out) {
   out->Begin("nibble_prompt_tokens_total", "Prompt tokens processed.", MetricType::Counter);
   out->Add(engine.prompt_tokens, {{"source", "computed"}});
+  out->Add(engine.cached_prompt_tokens, {{"source", "cached"}});
+  out->Begin("nibble_prefix_cache_queried_tokens_total",
+             "Prompt tokens looked for among cached prefixes.", MetricType::Counter);
+  out->Add(engine.prefix_queried_tokens);
+  out->Begin("nibble_prefix_cache_hit_tokens_total",
+             "Prompt tokens found among cached prefixes and not computed.", MetricType::Counter);
+  out->Add(engine.prefix_hit_tokens);
   out->Begin("nibble_generated_tokens_total", "Tokens delivered.", MetricType::Counter);
   out->Add(engine.generated_tokens);
   out->Begin("nibble_preemptions_total", "Sequences that lost their blocks to others.",

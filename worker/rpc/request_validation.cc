@@ -204,6 +204,8 @@ absl::StatusOr<engine::Request> ToEngineRequest(const worker::v1::GenerateReques
   converted.prompt.assign(request.prompt_token_ids().begin(), request.prompt_token_ids().end());
   converted.tenant = request.tenant();
   converted.priority = ConvertPriority(request.priority());
+  converted.prefix_salt = request.prefix_salt();
+  converted.bypass_prefix_cache = request.bypass_prefix_cache();
   converted.seed = request.seed();
   converted.max_tokens = static_cast<int32_t>(request.max_tokens());
   converted.min_tokens = static_cast<int32_t>(request.min_tokens());

@@ -38,7 +38,7 @@ struct EngineStats {
   Gauge kv_blocks_used, kv_blocks_free, kv_blocks_cached, kv_blocks_quarantined, kv_blocks_total;
   Gauge slots_used, steps_in_flight, draining, ready;
   Counter prompt_tokens, generated_tokens, preemptions, nonfinite_rows;
-  Counter prefix_queried_tokens, prefix_hit_tokens;
+  Counter cached_prompt_tokens, prefix_queried_tokens, prefix_hit_tokens;
   Counter requests_finished_stop, requests_finished_length, requests_cancelled, requests_expired,
       requests_failed;
   std::array<Counter, kRejectReasons> rejected;

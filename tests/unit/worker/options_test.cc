@@ -26,7 +26,7 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
              "--queue-size=9",    "--step-deadline=2500ms", "--drain-timeout=90s",
              "--log-level=debug", "--log-format=json",      "--tls-cert=c.pem",
              "--tls-key=k.pem",   "--tls-client-ca=a.pem",  "--device=cuda",
-             "--fusion=off",      "--memory-fraction=0.35"});
+             "--fusion=off",      "--memory-fraction=0.35", "--prefix-cache=off"});
   const WorkerOptions again = Parse(ToArguments(options));
   EXPECT_EQ(again.model, ".");
   EXPECT_EQ(again.model_name, "n n");
@@ -50,6 +50,7 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
   EXPECT_EQ(again.tls.ca, "a.pem");
   EXPECT_TRUE(OnGpu(again));
   EXPECT_FALSE(again.fusion);
+  EXPECT_FALSE(again.prefix_cache);
   EXPECT_EQ(again.memory_fraction, 0.35);
   EXPECT_EQ(ToArguments(again), ToArguments(options));
 }

@@ -23,17 +23,19 @@ const ServePaths kPaths = {.programs = "/opt/nibble", .scratch = "/tmp/nibble-x"
 
 TEST(ServeOptions, ReachTheWorker) {
   ServeOptions options;
-  ASSERT_EQ(Parse({".", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory", "2GiB",
-                   "--context", "1024", "--threads", "1", "--model-name", "m"},
-                  &options)
-                .error,
-            "");
+  ASSERT_EQ(
+      Parse({".", "--tp", "3", "--numerics", "exact", "--head", "stored", "--memory", "2GiB",
+             "--context", "1024", "--threads", "1", "--model-name", "m", "--prefix-cache", "off"},
+            &options)
+          .error,
+      "");
   const auto line = WorkerCommandLine(options, kPaths);
   EXPECT_EQ(line.front(), "/opt/nibble/nibble-worker");
   for (const char* word :
        {"--model=.", "--tp=3", "--device=cpu", "--numerics=exact", "--head=stored",
-        "--memory=2147483648", "--context=1024", "--threads=1", "--model-name=m",
-        "--listen=unix:/tmp/nibble-x/worker.sock", "--metrics-listen=127.0.0.1:9110"}) {
+        "--memory=2147483648", "--prefix-cache=off", "--context=1024", "--threads=1",
+        "--model-name=m", "--listen=unix:/tmp/nibble-x/worker.sock",
+        "--metrics-listen=127.0.0.1:9110"}) {
     EXPECT_THAT(line, Contains(word));
   }
 }

@@ -275,6 +275,9 @@ TEST_F(AdmissionTest, WorkerRequestCarriesEverything) {
   EXPECT_TRUE(first.has_logprobs());
   EXPECT_EQ(first.prompt_token_ids_size(), 5);
   EXPECT_FALSE(first.has_queue_timeout());
+  EXPECT_FALSE(first.bypass_prefix_cache());
+  request_.set_bypass_prefix_cache(true);
+  EXPECT_TRUE(Admit()->WorkerRequest(1).bypass_prefix_cache());
 }
 
 TEST_F(AdmissionTest, IgnoreEosLeavesOnlyTheRequestsStopIds) {

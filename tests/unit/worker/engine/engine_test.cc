@@ -287,5 +287,32 @@ TEST(EngineTest, PreemptionIsInvisibleExceptInTheCount) {
   EXPECT_EQ(bench.stats().preemptions.Get(), static_cast<uint64_t>(preemptions));
 }
 
+TEST(EngineTest, CachedPrefixesAreCountedAndToldOf) {
+  BenchOptions options;
+  options.engine.prefix_cache = true;
+  EngineBench bench(options);
+  const auto first = bench.Submit(MakeRequest(1, 100, 5));
+  bench.RunToEnd();
+  Request bypass = MakeRequest(2, 100, 5);
+  bypass.bypass_prefix_cache = true;
+  const auto second = bench.Submit(bypass);
+  bench.RunToEnd();
+  const auto third = bench.Submit(MakeRequest(3, 100, 5));
+  bench.RunToEnd();
+  Request salted = MakeRequest(4, 100, 5);
+  salted.prefix_salt = "another's";
+  const auto fourth = bench.Submit(salted);
+  bench.RunToEnd();
+  EXPECT_EQ(first.sink->cached_tokens(), 0);
+  EXPECT_EQ(second.sink->cached_tokens(), 0);
+  EXPECT_EQ(third.sink->cached_tokens(), 96);
+  EXPECT_EQ(fourth.sink->cached_tokens(), 0);
+  EXPECT_EQ(bench.stats().prefix_queried_tokens.Get(), 300u);
+  EXPECT_EQ(bench.stats().prefix_hit_tokens.Get(), 96u);
+  EXPECT_EQ(bench.stats().prompt_tokens.Get(), 304u);
+  EXPECT_EQ(bench.stats().cached_prompt_tokens.Get(), 96u);
+  EXPECT_EQ(bench.stats().kv_blocks_cached.Get(), 12);
+}
+
 }  // namespace
 }  // namespace nibble::engine

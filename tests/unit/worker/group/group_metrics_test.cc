@@ -40,7 +40,11 @@ TEST_F(GroupMetricsTest, ExportsWhatWasCounted) {
   step::EngineStats& engine = stats_->engine;
   engine.requests_running.Set(3);
   engine.kv_blocks_used.Set(25);
+  engine.kv_blocks_cached.Set(30);
   engine.kv_blocks_total.Set(100);
+  engine.cached_prompt_tokens.Add(96);
+  engine.prefix_queried_tokens.Add(120);
+  engine.prefix_hit_tokens.Add(97);
   engine.generated_tokens.Add(1234);
   engine.steps[step::kDecodeStep].Add(5);
   engine.rejected[step::kQueueFull].Add(2);
@@ -53,6 +57,10 @@ TEST_F(GroupMetricsTest, ExportsWhatWasCounted) {
   for (const char* line :
        {"nibble_requests_running{model=\"tiny\"} 3\n",
         "nibble_kv_cache_usage_ratio{model=\"tiny\"} 0.25\n",
+        "nibble_kv_cache_blocks{model=\"tiny\",state=\"cached\"} 30\n",
+        "nibble_prompt_tokens_total{model=\"tiny\",source=\"cached\"} 96\n",
+        "nibble_prefix_cache_queried_tokens_total{model=\"tiny\"} 120\n",
+        "nibble_prefix_cache_hit_tokens_total{model=\"tiny\"} 97\n",
         "nibble_generated_tokens_total{model=\"tiny\"} 1234\n",
         "nibble_engine_steps_total{model=\"tiny\",kind=\"decode\"} 5\n",
         "nibble_requests_rejected_total{model=\"tiny\",reason=\"queue_full\"} 2\n",

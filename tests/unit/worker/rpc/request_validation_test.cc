@@ -87,6 +87,19 @@ TEST(RequestValidation, FillsInWhatMayBeUnset) {
   EXPECT_EQ(converted->sampling.top_k, 0);  // the whole vocabulary is no limit
 }
 
+TEST(RequestValidation, HandsOnWhosePrefixesItMayTake) {
+  GenerateRequest request = Valid();
+  request.set_prefix_salt(std::string("s\0t", 3));
+  auto converted = Convert(request);
+  ASSERT_TRUE(converted.ok()) << converted.status();
+  EXPECT_EQ(converted->prefix_salt, std::string("s\0t", 3));
+  EXPECT_FALSE(converted->bypass_prefix_cache);
+  request.set_bypass_prefix_cache(true);
+  converted = Convert(request);
+  ASSERT_TRUE(converted.ok()) << converted.status();
+  EXPECT_TRUE(converted->bypass_prefix_cache);
+}
+
 struct BadField {
   std::string field;
   std::function<void(GenerateRequest*)> spoil;
