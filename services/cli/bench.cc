@@ -154,6 +154,7 @@ int BenchOnGpu(const Options& options, const std::string& command) {
   auto records = nlohmann::ordered_json::array();
   records.push_back(GpuBenchHeader(first, name, command, AskNvidiaSmi(first.gpu.ordinal)));
   for (const execution::GpuBenchResult& result : *results) AddGpuBenchRecords(result, &records);
+  if (options.fusion_table) AddPublishedRecords(&records);
   return WriteRecords(options.json, records);
 }
 

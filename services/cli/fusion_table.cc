@@ -57,6 +57,25 @@ execution::GpuBenchOptions FusionTableOptions(int32_t length, bool fusion,
   return line;
 }
 
+void AddPublishedRecords(nlohmann::ordered_json* records) {
+  for (const bool fusion : {true, false}) {
+    for (const Published& line : fusion ? kFused : kUnfused) {
+      const auto add = [&](const char* metric, double value) {
+        records->push_back({{"metric", metric},
+                            {"value", value},
+                            {"tp", 1},
+                            {"batch", 1},
+                            {"prompt", line.length},
+                            {"depth", line.length},
+                            {"fusion", fusion ? "on" : "off"}});
+      };
+      add("published_prefill_tokens_per_s", line.prefill);
+      add("published_decode_tokens_per_s", line.decode);
+      add("published_gigabytes", line.gigabytes);
+    }
+  }
+}
+
 std::string FusionTable(std::span<const execution::GpuBenchResult> lines) {
   std::string text;
   for (const bool fusion : {true, false}) {

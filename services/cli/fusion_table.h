@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,5 +21,8 @@ namespace nibble::cli {
 
 // Lines by mode, each beside the published one. Memory is the device's, without the context.
 [[nodiscard]] std::string FusionTable(std::span<const execution::GpuBenchResult> lines);
+
+// The published figures as records, beside which those of AddGpuBenchRecords stand.
+void AddPublishedRecords(nlohmann::ordered_json* records);
 
 }  // namespace nibble::cli
