@@ -36,7 +36,7 @@ struct WorkerOptions {
   bool metrics_vllm_names = false;
   std::string announce;
   int32_t queue_size = 128;
-  bool prefix_cache = false;
+  bool prefix_cache = true;
   Duration step_deadline = std::chrono::seconds(10);
   Duration drain_timeout = std::chrono::seconds(60);
   std::string log_level = "info";

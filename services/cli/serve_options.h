@@ -38,7 +38,7 @@ struct ServeOptions {
   weights::MemoryOptions memory;
   GpuChoice gpu;
   int32_t queue_size = 128;
-  bool prefix_cache = false;
+  bool prefix_cache = true;
 
   std::string sampling_defaults = "model";
   Duration step_deadline = std::chrono::seconds(10);

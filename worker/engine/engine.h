@@ -75,7 +75,7 @@ struct EngineOptions {
   Duration prefill_chunk_time = std::chrono::seconds(1);
   Duration step_deadline = std::chrono::seconds(10);
   double kv_watermark = 0.90;  // no new prefill above this share of used blocks
-  bool prefix_cache = false;
+  bool prefix_cache = true;
   std::string prefix_key = {};      // secret of this process: names of cached blocks follow from it
   std::string model_identity = {};  // and from what computes them
 };

@@ -89,7 +89,7 @@ SequenceSpec RandomSpec(std::mt19937_64& random, uint64_t id, int32_t vocab, int
     const auto at = static_cast<int32_t>(spec.prompt.size());
     spec.prompt.push_back(at < alike ? at * 7 % vocab : Between(random, 0, vocab - 1));
   }
-  spec.max_tokens = Between(random, 1, 24);
+  spec.max_tokens = Between(random, 1, 40);
   spec.logprobs = 0;
   spec.sampling.temperature = random() % 2 == 0 ? 0.0f : 0.9f;
   if (random() % 3 == 0) spec.sampling.frequency_penalty = 0.7f;
@@ -108,7 +108,7 @@ void ExpectNoDifference(step::Executor* executor, uint64_t seed, int requests, i
   std::mt19937_64 random(seed);
   SchedulerOptions options;
   options.limits = executor->limits();
-  options.limits.kv_blocks = Between(random, prompt_max / 16 + 3, prompt_max / 8 + 3);
+  options.limits.kv_blocks = Between(random, prompt_max / 16 + 4, prompt_max / 16 + 8);
   options.limits.max_slots = Between(random, 1, options.limits.max_slots);
   options.prefill_chunk_tokens = Between(random, 5, 64);
   options.kv_watermark = 1.0;
@@ -160,13 +160,13 @@ TEST(PrefixScheduleTest, CachedPrefixesChangeNothing) {
       const auto head = numerics == weights::Numerics::kExact ? weights::HeadFormat::kStored
                                                               : weights::HeadFormat::kInt8;
       const auto group = NewGroup(**checkpoint, 1, numerics, head);
-      for (uint64_t seed = 0; seed < 20; ++seed) {
+      for (uint64_t seed = 0; seed < 10; ++seed) {
         ExpectNoDifference(group.get(), seed, 12, 100, &totals);
         ASSERT_FALSE(HasFailure()) << model;
       }
     }
-    EXPECT_GT(totals.cached, 4000) << model;
-    EXPECT_GT(totals.preemptions, 20) << model;
+    EXPECT_GT(totals.cached, 2000) << model;
+    EXPECT_GT(totals.preemptions, 4) << model;
   }
 }
 
@@ -192,7 +192,7 @@ TEST(PrefixScheduleTest, CachedPrefixesChangeNothingInARealModel) {
     const auto head = numerics == weights::Numerics::kExact ? weights::HeadFormat::kStored
                                                             : weights::HeadFormat::kInt8;
     const auto group = NewGroup(*checkpoint, 1, numerics, head);
-    for (uint64_t seed = 100; seed < 103; ++seed) {
+    for (uint64_t seed = 100; seed < 102; ++seed) {
       ExpectNoDifference(group.get(), seed, 8, 110, &totals);
     }
   }
