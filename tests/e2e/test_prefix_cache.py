@@ -1,5 +1,7 @@
-"""Prompts that begin alike are computed once for each tenant, and for no other. Each test has a prompt
-of its own."""
+"""Prompts that begin alike are computed once for each tenant, and for no other.
+
+Each test has a prompt of its own.
+"""
 
 import unittest
 
