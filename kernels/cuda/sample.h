@@ -21,13 +21,29 @@ struct SampledToken {
   int32_t non_finite = 0;  // 1: a logit was NaN or +infinity
 };
 
+// The best of some of a row's tokens.
+struct SamplePart {
+  double score = -1e300;
+  int32_t token_id = -1;  // -1: none
+  int32_t non_finite = 0;
+};
+inline constexpr int32_t kSamplePartsMax = 32;  // of a row
+
+// Where the blocks of a row meet: device memory, zero; `arrived` is left zero.
+struct SampleScratch {
+  static constexpr int32_t kParts = 264;  // of all rows of a step that is cut
+  SamplePart parts[kParts];
+  uint32_t arrived[kParts] = {};
+};
+
 struct SampleParams {
   const float* logits = nullptr;    // [count, vocab_size]
   const SampleRow* rows = nullptr;  // [count]
   int32_t count = 0;
   int32_t vocab_size = 0;
-  SampledToken* sampled = nullptr;  // [count]
-  int32_t* last_tokens = nullptr;   // [slots]: the row's slot gets its token
+  SampledToken* sampled = nullptr;   // [count]
+  int32_t* last_tokens = nullptr;    // [slots]: the row's slot gets its token
+  SampleScratch* scratch = nullptr;  // nullptr: one block a row
 };
 [[nodiscard]] cudaError_t Sample(const SampleParams& params, const LaunchOptions& options);
 

@@ -150,7 +150,8 @@ bool CheckBatch(const BatchCase& c) {
 }
 
 // The device's token, and the host sampler's from the same logits.
-bool CheckSample(int32_t vocab, double temperature) {
+// With one block a row, and with several.
+bool CheckSample(int32_t vocab, double temperature, bool several) {
   constexpr int32_t kRows = 5;
   std::vector<float> logits = Normal(static_cast<size_t>(kRows * vocab), 3);
   if (vocab > 7) logits[7] = logits[3] = 50;  // a tie in row 0
@@ -169,13 +170,17 @@ bool CheckSample(int32_t vocab, double temperature) {
   const DeviceArray<SampleRow> drows(rows);
   const DeviceArray<SampledToken> sampled(kRows);
   const DeviceArray<int32_t> tokens(kRows);
-  CUDA_OK(Sample({.logits = dlogits.get(),
-                  .rows = drows.get(),
-                  .count = kRows,
-                  .vocab_size = vocab,
-                  .sampled = sampled.get(),
-                  .last_tokens = tokens.get()},
-                 {}));
+  const DeviceArray<SampleScratch> scratch(std::vector<SampleScratch>(1));
+  for (int run = 0; run < 2; ++run) {  // the first must leave the scratch as it was
+    CUDA_OK(Sample({.logits = dlogits.get(),
+                    .rows = drows.get(),
+                    .count = kRows,
+                    .vocab_size = vocab,
+                    .sampled = sampled.get(),
+                    .last_tokens = tokens.get(),
+                    .scratch = several ? scratch.get() : nullptr},
+                   {}));
+  }
   const std::vector<SampledToken> got = sampled.Get();
   bool ok = got[kRows - 1].non_finite == 1;
   for (int32_t row = 0; row + 1 < kRows; ++row) {
@@ -189,8 +194,8 @@ bool CheckSample(int32_t vocab, double temperature) {
          got[static_cast<size_t>(row)].token_id == want.token_id &&
          tokens.Get()[static_cast<size_t>(row)] == want.token_id;
   }
-  std::printf("%-4s sampling of %d tokens at temperature %.2f\n", ok ? "ok" : "FAIL", vocab,
-              temperature);
+  std::printf("%-4s sampling of %d tokens at temperature %.2f, %s\n", ok ? "ok" : "FAIL", vocab,
+              temperature, several ? "several blocks a row" : "one block a row");
   return ok;
 }
 
@@ -215,8 +220,10 @@ bool CheckBatches() {
 int main() {
   using namespace nibble::cuda;
   bool ok = CheckBatches();
-  for (const int32_t vocab : {5, 32000, 49153}) {
-    for (const double temperature : {0.0, 0.7, 1.3}) ok = CheckSample(vocab, temperature) && ok;
+  for (const int32_t vocab : {5, 32000, 49153, 128256}) {
+    for (const double temperature : {0.0, 0.7, 1.3}) {
+      for (const bool several : {false, true}) ok = CheckSample(vocab, temperature, several) && ok;
+    }
   }
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;

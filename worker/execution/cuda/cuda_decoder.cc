@@ -27,9 +27,6 @@ bool OnHopper() {
   return !probed || cuda::KernelsForHopper();
 }
 
-// Of activations' order (kernels/layout/gpu_x.h).
-int32_t OrderedGroup(const DeviceMatrix& matrix) { return matrix.group == 0 ? 128 : matrix.group; }
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel* model,
@@ -94,6 +91,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   }
   ASSIGN_OR_RETURN(logits_,
                    arena_.Allocate<float>(int64_t{options_.sample_rows} * spec.vocab_size));
+  ASSIGN_OR_RETURN(sample_scratch_, arena_.Allocate<cuda::SampleScratch>(1));
   RETURN_IF_ERROR(AllocateForGroup());
   const int32_t kv_heads = share.kv_heads.count();
   const int32_t places = cuda::AttentionPlaces(kv_heads);
@@ -137,12 +135,6 @@ half* CudaDecoder::OrderedInput(int32_t tokens) const {
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
-half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
-  const bool whole =
-      step.prompt_tile_count == 0 || model_.spec().head_dim % OrderedGroup(layer.o) == 0;
-  return options_.fusion && whole ? OrderedInput(step.tokens) : nullptr;
-}
-
   cuda::EmbedParams embed{.table = model_.embedding(),
                           .token_ids = step.token_ids,
                           .last_tokens = last_tokens_,
@@ -184,7 +176,6 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                                  .tokens = step.tokens,
                                  .x = attention_,
                                  .next_norm = layer.mlp_norm}));
-                                 .ordered = OrderedAttention(step, layer),
   return Mlp(step, index);
 }
 
@@ -232,9 +223,6 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                             .rotation = rotation,
                             .out = attention_,
                             .cache = Cache(index),
-                            .ordered = OrderedAttention(step, layer),
-                            .ordered_group = OrderedGroup(layer.o),
-                            .ordered_tokens = layout::GpuOrderedTokens(step.tokens),
                             .block_tables = block_tables_,
                             .table_size = table_size_,
                             .units = step.units,
@@ -442,7 +430,8 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
                                            .count = count,
                                            .vocab_size = model_.spec().vocab_size,
                                            .sampled = step.sampled + begin,
-                                           .last_tokens = last_tokens_},
+                                           .last_tokens = last_tokens_,
+                                           .scratch = sample_scratch_},
                                           Launch()),
                              "sampling"));
   return Timed("sampling", int64_t{count} * model_.spec().vocab_size * 4);
