@@ -138,9 +138,11 @@ half* CudaDecoder::OrderedInput(int32_t tokens) const {
 }
 
 half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
-  const bool whole =
+  // Whole slabs: what pads one is multiplied by zeros and must not be NaN.
+  const bool slabs = layer.o.columns % layout::kGpuSlabColumns == 0;
+  const bool heads =
       step.prompt_tile_count == 0 || model_.spec().head_dim % OrderedGroup(layer.o) == 0;
-  return options_.fusion && whole ? OrderedInput(step.tokens) : nullptr;
+  return options_.fusion && slabs && heads ? OrderedInput(step.tokens) : nullptr;
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
