@@ -41,6 +41,7 @@ std::optional<Rejection> RejectionOf(const absl::Status& status) {
   if (reason == reason::kUnauthenticated) return Rejection::kUnauthenticated;
   if (reason == reason::kPermissionDenied) return Rejection::kForbidden;
   if (reason == reason::kQuota) return Rejection::kQuota;
+  if (reason == reason::kQueueFull) return Rejection::kQueueFull;
   if (status.code() == absl::StatusCode::kInvalidArgument) return Rejection::kInvalid;
   return std::nullopt;
 }
@@ -108,6 +109,11 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> Generation::CheckRequest() {
   return ModelOrStatus(&core_, caller_.get(), resolution, *input.model, input.prefix + "model");
 }
 
+absl::Status Generation::CheckRoom(const ServedModel& model) const {
+  if (const auto limit = core_.router.Full(model)) return QueueFullError(*limit);
+  return absl::OkStatus();
+}
+
 void Generation::Begin(OwnedInput input, std::shared_ptr<const Caller> caller) {
   input_ = std::move(input);
   caller_ = std::move(caller);
@@ -115,6 +121,11 @@ void Generation::Begin(OwnedInput input, std::shared_ptr<const Caller> caller) {
   if (model.ok() && caller_ != nullptr) {
     absl::Status quota = caller_->tenant->CheckQuota(core_.clock->Now());
     if (!quota.ok()) model = std::move(quota);
+  }
+  // Before any queue, so that who is refused hears of it at once.
+  if (model.ok()) {
+    absl::Status room = CheckRoom(**model);
+    if (!room.ok()) model = std::move(room);
   }
   absl::MutexLock lock(&mutex_);
   if (ended_) return;  // cut by the end of a drain since it entered
@@ -148,6 +159,8 @@ void Generation::Prepare(std::shared_ptr<const ServedModel> model) {
   absl::MutexLock lock(&mutex_);
   if (ended_) return;
   if (!admitted.ok()) return End(admitted.status());
+  // It may have filled up meanwhile.
+  if (absl::Status room = CheckRoom(admitted->model()); !room.ok()) return End(std::move(room));
   request_.emplace(*std::move(admitted));
   input_ = {};
   model_metrics_->requests_inflight->Increment();

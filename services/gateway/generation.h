@@ -65,6 +65,8 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   };
 
   [[nodiscard]] absl::StatusOr<std::shared_ptr<const ServedModel>> CheckRequest();
+  // RESOURCE_EXHAUSTED where every group is known to be full.
+  [[nodiscard]] absl::Status CheckRoom(const ServedModel& model) const;
   void Prepare(std::shared_ptr<const ServedModel> model);  // on the tokenizing pool
   [[nodiscard]] absl::StatusOr<AdmittedRequest> EncodeAndAdmit(
       std::shared_ptr<const ServedModel> model);

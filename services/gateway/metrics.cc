@@ -63,7 +63,7 @@ constexpr std::array<const char*, kFinishLabels> kFinishNames = {"none", "stop",
                                                                  "stop_string"};
 constexpr std::array<const char*, kRejections> kRejectionNames = {
     "invalid",   "context_length",  "unknown_model", "overloaded", "draining",
-    "no_worker", "unauthenticated", "forbidden",     "quota"};
+    "no_worker", "unauthenticated", "forbidden",     "quota",      "queue_full"};
 
 }  // namespace
 

@@ -88,8 +88,9 @@ enum class Rejection {
   kUnauthenticated,
   kForbidden,
   kQuota,
+  kQueueFull,
 };
-inline constexpr size_t kRejections = 9;
+inline constexpr size_t kRejections = 10;
 
 enum class CancelledBy { kClient, kDeadline, kServer };
 

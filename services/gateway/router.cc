@@ -141,6 +141,25 @@ std::optional<size_t> Router::Pick(const ServedModel& model, uint32_t sequences,
   return best;
 }
 
+std::optional<int64_t> Router::Full(const ServedModel& model) const {
+  absl::MutexLock lock(&mutex_);
+  int64_t limit = 0;
+  for (const Group& group : groups_) {
+    if (!IsReady(group) || !SameModel(*group.model, model)) continue;
+    const worker::v1::GetModelInfoResponse& info = group.model->info;
+    const int64_t places = int64_t{info.max_sequences()} + info.queue_size();
+    const int64_t told =
+        int64_t{group.load.running()} + group.load.waiting() + group.sent_since_beat;
+    // In flight is also what a slow reader keeps after its group is done with it, hence both.
+    if (info.queue_size() == 0 || std::min<int64_t>(told, group.in_flight) < places) {
+      return std::nullopt;
+    }
+    limit += places;
+  }
+  if (limit == 0) return std::nullopt;
+  return limit;
+}
+
 void Router::Release(size_t group, uint32_t sequences) {
   absl::MutexLock lock(&mutex_);
   CHECK(groups_[group].in_flight >= sequences);

@@ -74,6 +74,11 @@ class Router {
   [[nodiscard]] std::optional<size_t> Pick(const ServedModel& model, uint32_t sequences,
                                            std::optional<size_t> excluded);
   void Release(size_t group, uint32_t sequences);
+  // Whether every ready group of the model is known to have all of its slots and its whole queue
+  // taken: by what we have sent there and have not had back, and by its last beat. Then how many
+  // requests they take. What other gateways sent since that beat is not known here: the leader
+  // refuses what this lets through.
+  [[nodiscard]] std::optional<int64_t> Full(const ServedModel& model) const;
   // How an attempt ended, as far as it says anything about the group.
   void RecordOutcome(size_t group, bool group_failed);
 

@@ -58,6 +58,13 @@ absl::Status OverloadedError(std::string_view what, int64_t limit) {
                     reason::kOverloaded);
 }
 
+absl::Status QueueFullError(int64_t limit) {
+  return WithReason(
+      absl::ResourceExhaustedError(absl::StrCat(
+          "every group of the model is full; together they take ", limit, " requests")),
+      reason::kQueueFull);
+}
+
 absl::Status UnauthenticatedError() {
   return WithReason(absl::UnauthenticatedError(
                         "a key is needed: metadata \"authorization: Bearer KEY\" with a known key"),

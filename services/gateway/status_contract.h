@@ -29,6 +29,8 @@ inline constexpr char kCauseTrailer[] = "x-cause";
 [[nodiscard]] absl::Status DrainCutError();
 // A bound of the gateway itself: calls in flight, texts to tokenize.
 [[nodiscard]] absl::Status OverloadedError(std::string_view what, int64_t limit);
+// The groups' own: their slots and queues are taken.
+[[nodiscard]] absl::Status QueueFullError(int64_t limit);
 // No key, or none that is known: the same words for both.
 [[nodiscard]] absl::Status UnauthenticatedError();
 // The key may not have `what`, which is a closed word or a name that the client gave itself.

@@ -95,5 +95,51 @@ TEST_F(RoutingTest, TheLastGroupIsNeverEjected) {
   EXPECT_TRUE(Run(Request("hello", 3)).status.ok());
 }
 
+TEST_F(RoutingTest, FullGroupsAreRefusedBeforeAnybodyIsAsked) {
+  workers_.push_back(std::make_unique<ScriptedWorker>());
+  workers_[0]->info.set_max_sequences(1);
+  workers_[0]->info.set_queue_size(1);
+  wire::Load load;
+  load.set_ready(true);
+  load.set_running(1);
+  load.set_waiting(1);
+  workers_[0]->SetLoad(load);
+  workers_[0]->Start();
+  GatewayOptions options;
+  options.groups = {workers_[0]->address()};
+  StartGateway(std::move(options));
+  ASSERT_TRUE(WaitUntil([&] { return ReadyGroups() == 1; }));
+  std::atomic<bool> go{false};
+  workers_[0]->SetScript([&](ScriptedCall* call) {
+    call->Admit();
+    EXPECT_TRUE(call->WaitFor(go));
+    call->SayLetters(0, 2);
+    call->Finish(wire::FINISH_REASON_LENGTH);
+    return grpc::Status::OK;
+  });
+  const auto open = [this](grpc::ClientContext* context) {
+    auto reader = stub_->GenerateStream(context, Request("hello", 2));
+    pb::GenerateStreamResponse started;
+    EXPECT_TRUE(reader->Read(&started));
+    return reader;
+  };
+  grpc::ClientContext contexts[2];
+  auto running = open(&contexts[0]);
+  auto waiting = open(&contexts[1]);
+  const Transcript got = Run(Request("hello", 2));
+  EXPECT_EQ(got.status.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(ErrorReason(got.status), "QUEUE_FULL");
+  EXPECT_EQ(got.trailers.at("grpc-retry-pushback-ms"), "-1");
+  EXPECT_EQ(workers_[0]->requests().size(), 2U);
+  go.store(true);
+  for (auto* reader : {running.get(), waiting.get()}) {
+    pb::GenerateStreamResponse response;
+    while (reader->Read(&response)) {
+    }
+    EXPECT_TRUE(reader->Finish().ok());
+  }
+  EXPECT_TRUE(Run(Request("hello", 2)).status.ok());
+}
+
 }  // namespace
 }  // namespace nibble::gateway

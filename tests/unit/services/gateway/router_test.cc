@@ -92,6 +92,47 @@ TEST_F(RouterTest, PicksTheLeastLoadedAndCountsWhatItSent) {
   EXPECT_EQ(router_.Snapshot()[1].in_flight, 0U);
 }
 
+TEST_F(RouterTest, FullIsWhatWeSentAndTheGroupHasTold) {
+  const auto model = [] {
+    auto made = std::make_shared<ServedModel>(*Model("m", "h", 2));
+    made->info.set_queue_size(1);
+    return made;
+  };
+  EXPECT_EQ(router_.Full(*model()), std::nullopt);  // no group at all is another error
+  BringUp(0, model());
+  EXPECT_EQ(router_.Full(*model()), std::nullopt);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(router_.Full(*model()), std::nullopt) << i;
+    EXPECT_EQ(router_.Pick(*model(), 1, std::nullopt), 0U);
+  }
+  EXPECT_EQ(router_.Full(*model()), 3);
+  router_.Beat(0, Load(2, 1));
+  EXPECT_EQ(router_.Full(*model()), 3);
+  // One of them is back before the next beat tells of it.
+  router_.Release(0, 1);
+  EXPECT_EQ(router_.Full(*model()), std::nullopt);
+  EXPECT_EQ(router_.Pick(*model(), 1, std::nullopt), 0U);
+  EXPECT_EQ(router_.Full(*model()), 3);
+  // Slow readers keep what their group is done with.
+  router_.Beat(0, Load(0));
+  EXPECT_EQ(router_.Full(*model()), std::nullopt);
+  // Another group has room, then it has none, then it is gone.
+  router_.Beat(0, Load(2, 1));
+  BringUp(1, model());
+  EXPECT_EQ(router_.Full(*model()), std::nullopt);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(router_.Pick(*model(), 1, std::nullopt), 1U);
+  EXPECT_EQ(router_.Full(*model()), 6);
+  router_.Lost(1);
+  EXPECT_EQ(router_.Full(*model()), 3);
+  EXPECT_EQ(router_.Full(*Model("other")), std::nullopt);
+}
+
+TEST_F(RouterTest, AGroupThatDoesNotSayHowLongItsQueueIsIsNeverFull) {
+  BringUp(0, Model("m", "h", 1), 1);
+  EXPECT_EQ(router_.Pick(*Model("m"), 1, std::nullopt), 0U);
+  EXPECT_EQ(router_.Full(*Model("m")), std::nullopt);
+}
+
 // A beat that the leader sent before our requests reached it says nothing of them.
 TEST_F(RouterTest, WhatIsInFlightCountsThroughABeatThatMissedIt) {
   BringUp(0, Model("m"));
