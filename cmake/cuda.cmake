@@ -47,9 +47,9 @@ endforeach()
 separate_arguments(nibble_nvcc_more UNIX_COMMAND "${NIBBLE_CUDA_FLAGS}")
 list(APPEND nibble_nvcc_flags ${nibble_nvcc_more})
 
-# nibble_cuda_objects(objects [HOPPER] SRCS attention.cu ... [FLAGS -fmad=false]) compiles each source
-# and leaves the objects' paths in the variable. HOPPER: instructions that other GPUs do not have;
-# those run other kernels.
+# nibble_cuda_objects(objects [HOPPER] SRCS attention.cu ... [FLAGS -fmad=false]) compiles each
+# source and leaves the objects' paths in the variable. HOPPER: instructions that other GPUs do not
+# have; those run other kernels.
 function(nibble_cuda_objects variable)
   cmake_parse_arguments(ARG "HOPPER" "" "SRCS;FLAGS" ${ARGN})
   set(device_code ${nibble_device_code})
@@ -60,8 +60,8 @@ function(nibble_cuda_objects variable)
   foreach(source IN LISTS ARG_SRCS)
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.o")
     add_custom_command(OUTPUT "${object}"
-      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${device_code} ${ARG_FLAGS} -MD -MF "${object}.d"
-        -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
+      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${device_code} ${ARG_FLAGS}
+        -MD -MF "${object}.d" -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
       DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" DEPFILE "${object}.d"
       COMMENT "nvcc ${source}" VERBATIM)
     list(APPEND objects "${object}")

@@ -1,8 +1,8 @@
 #!/bin/sh
 # tools/bundle.sh BUILD_FOLDER FOLDER
 # Puts the programs of a CUDA build into one folder with every shared library that they need, under
-# lib, so that they run on another machine with glibc 2.36 or newer and an NVIDIA driver. NCCL, which
-# several GPUs need, is opened by name: programs find it through LD_LIBRARY_PATH.
+# lib, so that they run on another machine with glibc 2.36 or newer and an NVIDIA driver. NCCL,
+# which several GPUs need, is opened by name: programs find it through LD_LIBRARY_PATH.
 set -eu
 if [ $# -ne 2 ]; then
   echo "usage: tools/bundle.sh BUILD_FOLDER FOLDER" >&2

@@ -39,6 +39,7 @@ def checks(build):
     yield "clang-format", [VENV / "clang-format", "--dry-run", "-Werror", *cpp], ROOT
     yield "buf lint", [VENV / "buf", "lint"], ROOT / "proto"
     yield "API page", [VENV / "python", "tools/gen_api.py", "--check"], ROOT
+    yield "GPU page", [sys.executable, "tools/bench/gpu_page.py", "--check"], ROOT
     yield "shellcheck", [VENV / "shellcheck", *shell_scripts()], ROOT
     yield "deploy", [VENV / "python", "tests/deploy/lint_deploy.py"], ROOT
     if (ROOT / "services/text/Cargo.toml").exists():

@@ -12,10 +12,11 @@ namespace nibble::cli {
 namespace {
 
 // TheBloke/Mistral-7B-OpenOrca-AWQ on an A100 of 80 GB, one sequence, as many generated tokens as
-// prompt tokens; https://huggingface.co/docs/transformers/quantization/awq.
+// prompt tokens; its GB are GiB (its percentages are of 79.2).
+// https://huggingface.co/docs/transformers/quantization/awq.
 struct Published {
   int32_t length;
-  double prefill, decode, gigabytes;
+  double prefill, decode, gibibytes;
 };
 constexpr std::array<Published, 7> kFused = {{{32, 81.4899, 80.2569, 4.00},
                                               {64, 1756.1, 106.26, 4.00},
@@ -71,7 +72,7 @@ void AddPublishedRecords(nlohmann::ordered_json* records) {
       };
       add("published_prefill_tokens_per_s", line.prefill);
       add("published_decode_tokens_per_s", line.decode);
-      add("published_gigabytes", line.gigabytes);
+      add("published_gibibytes", line.gibibytes);
     }
   }
 }
@@ -81,7 +82,7 @@ std::string FusionTable(std::span<const execution::GpuBenchResult> lines) {
   for (const bool fusion : {true, false}) {
     std::vector<std::vector<std::string>> rows = {
         {absl::StrCat("fusion ", fusion ? "on" : "off", ", length"), "prefill tokens/s",
-         "published", "decode tokens/s", "published", "times", "GB", "published"}};
+         "published", "decode tokens/s", "published", "times", "GiB", "published"}};
     for (const execution::GpuBenchResult& line : lines) {
       if (line.fusion != fusion || line.prefill.empty() || line.decode.empty()) continue;
       const auto& published = fusion ? kFused : kUnfused;
@@ -90,13 +91,13 @@ std::string FusionTable(std::span<const execution::GpuBenchResult> lines) {
           [&](const Published& candidate) { return candidate.length == line.prefill[0].length; });
       if (found == published.end()) continue;
       const double decode = line.decode[0].tokens_per_second.value;
-      rows.push_back({absl::StrCat(found->length),
-                      absl::StrFormat("%.0f", line.prefill[0].tokens_per_second.value),
-                      absl::StrFormat("%.0f", found->prefill), absl::StrFormat("%.1f", decode),
-                      absl::StrFormat("%.1f", found->decode),
-                      absl::StrFormat("%.1f", decode / found->decode),
-                      absl::StrFormat("%.2f", static_cast<double>(DeviceBytes(line.memory)) * 1e-9),
-                      absl::StrFormat("%.2f", found->gigabytes)});
+      rows.push_back(
+          {absl::StrCat(found->length),
+           absl::StrFormat("%.0f", line.prefill[0].tokens_per_second.value),
+           absl::StrFormat("%.0f", found->prefill), absl::StrFormat("%.1f", decode),
+           absl::StrFormat("%.1f", found->decode), absl::StrFormat("%.1f", decode / found->decode),
+           absl::StrFormat("%.2f", static_cast<double>(DeviceBytes(line.memory)) / (1 << 30)),
+           absl::StrFormat("%.2f", found->gibibytes)});
     }
     absl::StrAppend(&text, FormatTable(rows), "\n");
   }
