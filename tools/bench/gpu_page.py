@@ -131,7 +131,9 @@ def operations(records):
     for (decode, batch, prompt), lines in steps.items():
         title = f"decode, {batch} at depth {prompt}" if decode else f"a prompt of {prompt}"
         rows = [[title, "calls", "µs each", "µs", "MB read", "of the read's rate", "TFLOP/s"]]
-        for line in lines:
+        total = {key: sum(line[key] for line in lines)
+                 for key in ("value", "calls", "bytes", "flops")}
+        for line in [*lines, {"operation": "all", **total}]:
             us = line["value"]
             share = 100 * line["bytes"] / (us * 1e-6) / bandwidth
             rows.append([line["operation"], line["calls"], number(us / line["calls"], 2),
