@@ -56,8 +56,7 @@ absl::Status Scheduler::Commit(const step::StepResult& result) {
     Sequence* sequence = row.sequence;
     if (sequence->id != row.id) continue;  // ended since: nobody may see this
     --sequence->steps_in_flight;
-    const bool finite = sampled == nullptr || !sampled->non_finite;
-    if (finite) PublishPrefix(sequence, row.computed);
+    PublishPrefix(sequence, row.computed);  // and, if that was not finite, withdrawn below
     if (sampled != nullptr) CommitSample(sequence, *sampled, result);
   }
   return absl::OkStatus();
