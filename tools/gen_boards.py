@@ -95,6 +95,19 @@ SERVICE = [
             ("prompt", "nibble_gateway_request_prompt_tokens"),
             ("generated", "nibble_gateway_request_generated_tokens"))
         for legend, query in quantiles(metric)], "suffix: tokens"),
+    panel("Time of a call, by method", quantiles("grpc_server_handling_seconds", ("grpc_method",),
+                                                 PLACE), "s"),
+    "Tenants and queues",
+    panel("Sent and not admitted yet, by priority", [
+        ("{{model}} {{priority}}",
+         f"sum by (model, priority) (nibble_gateway_queue_depth{{{MODEL}}})")], stack=True),
+    panel("Tokens of each tenant", [
+        rate("nibble_gateway_tenant_tokens_total", ["tenant", "type"], PLACE)],
+          "suffix: tokens/s", description="Where calls show keys; charged as quotas are."),
+    panel("Refused for their keys", [
+        rate("nibble_gateway_requests_rejected_total", ["reason"],
+             PLACE + ',reason=~"unauthenticated|forbidden|quota"')], "reqps"),
+    panel("Draining", [("{{instance}}", f"nibble_gateway_draining{{{PLACE}}}")]),
     "Groups",
     panel("Reached", [("{{worker}}", f"max by (worker) (nibble_gateway_worker_up{{{PLACE}}})")]),
     panel("Breaker (0 closed, 1 half open, 2 open)",

@@ -3,13 +3,29 @@
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "base/host_port.h"
 #include "base/status.h"
 
 namespace nibble::cli {
 namespace {
 
 constexpr int kMessageBytesMax = 64 << 20;
+
+// What does not leave this machine goes through no proxy, whatever the environment says.
+bool IsLocal(const std::string& server) {
+  if (absl::StartsWith(server, "unix:") || absl::StartsWith(server, "unix-abstract:")) return true;
+  absl::string_view address = server;
+  for (const char* scheme : {"dns:///", "ipv4:", "ipv6:"}) {
+    if (absl::ConsumePrefix(&address, scheme)) break;
+  }
+  const auto where = ParseHostPort(std::string(address));
+  return where.ok() && (where->host == "localhost" || where->host == "::1" ||
+                        absl::StartsWith(where->host, "127."));
+}
 
 }  // namespace
 
@@ -34,6 +50,7 @@ absl::StatusOr<Connection> Connect(const ConnectionOptions& options) {
   Connection connection;
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
+  if (IsLocal(options.server)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (options.tls || options.tls_files.any() || !options.tls_name.empty()) {
     ASSIGN_OR_RETURN(connection.tls, TlsSource::Open({.files = options.tls_files}));

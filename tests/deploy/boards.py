@@ -33,6 +33,11 @@ def on_gpus(query):
     return 'device="cuda"' in query
 
 
+def of_tenants(query):
+    """Whether there is data only where calls show keys."""
+    return "nibble_gateway_tenant_tokens_total" in query
+
+
 def queries(board):
     """(panel title, query without variables) of every query."""
     for panel in panels(board):

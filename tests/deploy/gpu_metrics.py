@@ -101,7 +101,9 @@ def find_faults(pages):
     try:
         harness.wait_until(prometheus.ready, live_metrics.READY_SECONDS, "Prometheus gets ready")
         time.sleep(REPLAY_SECONDS)
-        return [*recording_faults(pages), *live_metrics.board_faults(prometheus, on_gpus=True),
+        tenants = "nibble_gateway_tenant_tokens_total{" in pages["nibble-gateway"]
+        return [*recording_faults(pages),
+                *live_metrics.board_faults(prometheus, on_gpus=True, tenants=tenants),
                 *live_metrics.rule_faults(prometheus, on_gpus=True)]
     finally:
         prometheus.close()

@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
 import boards  # noqa: E402  pylint: disable=wrong-import-position
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import rules  # noqa: E402  pylint: disable=wrong-import-position
+import secured  # noqa: E402  pylint: disable=wrong-import-position
 
 LOAD_SECONDS = 15
 CLIENTS = 6
@@ -93,12 +94,13 @@ class Prometheus:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def client(address, number, enough):
+def client(address, number, enough, key=None):
     """One client's calls, of all kinds, until it is enough; how many were answered."""
     import grpc  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2_grpc as rpc  # pylint: disable=C0415
     answered = 0
+    metadata = [("authorization", f"Bearer {key}")] if key else None
     with grpc.insecure_channel(address) as channel:
         stub = rpc.InferenceServiceStub(channel)
         while not enough():
@@ -106,23 +108,26 @@ def client(address, number, enough):
                 text=PROMPT * (1 + 20 * (number % 3)),
                 stopping=pb.StoppingCriteria(max_tokens=16 + 8 * number, ignore_eos=True))
             if number % 2:
-                list(stub.GenerateStream(pb.GenerateStreamRequest(request=request), timeout=60))
+                list(stub.GenerateStream(pb.GenerateStreamRequest(request=request), timeout=60,
+                                         metadata=metadata))
             else:
-                stub.Generate(request, timeout=60)
+                stub.Generate(request, timeout=60, metadata=metadata)
             answered += 1
             try:
-                stub.Generate(pb.GenerateRequest(), timeout=60)
+                stub.Generate(pb.GenerateRequest(), timeout=60, metadata=metadata)
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
     return answered
 
 
-def board_faults(prometheus, on_gpus=False):
-    """Panels of GPUs are asked where there are some."""
+def board_faults(prometheus, on_gpus=False, tenants=True):
+    """Panels of GPUs and of tenants are asked where there are some."""
     count = 0
     for name, board in boards.boards().items():
         for title, query in boards.queries(board):
             if boards.on_gpus(query) and not on_gpus:
+                continue
+            if boards.of_tenants(query) and not tenants:
                 continue
             count += 1
             if not prometheus.values(query):
@@ -149,7 +154,7 @@ def rule_faults(prometheus, on_gpus=False):
                 yield f"{rule['name']} is {rule['state']}: {rule['alerts']}"
 
 
-def find_faults(server):
+def find_faults(server, key):
     """Under load, as a board is when people look at it."""
     prometheus = Prometheus({"nibble-gateway": server.addresses["metrics"],
                              "nibble-worker": server.addresses["worker_metrics"]})
@@ -157,7 +162,7 @@ def find_faults(server):
         harness.wait_until(prometheus.ready, READY_SECONDS, "Prometheus gets ready")
         enough = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            clients = [pool.submit(client, server.address, number, enough.is_set)
+            clients = [pool.submit(client, server.address, number, enough.is_set, key)
                        for number in range(CLIENTS)]
             try:
                 time.sleep(LOAD_SECONDS)
@@ -173,19 +178,29 @@ def find_faults(server):
         prometheus.close()
 
 
+def faults_under_load(model, key, keys_file):
+    server = harness.Server(model, "--tp", "2", "--context", "2048", "--log-level", "trace",
+                            "--keys-file", keys_file)
+    try:
+        faults = find_faults(server, key)
+        if PROMPT.strip() in server.log():
+            faults.append("the log has a prompt")
+    finally:
+        server.close()
+    return faults
+
+
 def main():
     model = harness.find_model()
     if model is None:
         print("NOT RUN: live_metrics (no model under NIBBLE_TEST_DATA or .cache/models)")
         return 0
     harness.make_stubs()
-    server = harness.Server(model, "--tp", "2", "--context", "2048", "--log-level", "trace")
-    try:
-        faults = find_faults(server)
-        if PROMPT.strip() in server.log():
-            faults.append("the log has a prompt")
-    finally:
-        server.close()
+    key, line = secured.new_key("--tenant", "live")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as keys:
+        keys.write(f"[keys]\n{line}\n")
+        keys.flush()
+        faults = faults_under_load(model, key, keys.name)
     print("\n".join(faults))
     print(f"live_metrics: {'FAILED' if faults else 'ok'}")
     return 1 if faults else 0

@@ -236,6 +236,18 @@ class ClientCommandTest(harness.ServedTestCase):
         self.assertEqual(answer.returncode, 1)
         self.assertIn("nibble serve", answer.stderr)
 
+    def test_what_stays_on_this_machine_goes_through_no_proxy(self):
+        nobody = "http://127.0.0.1:1"
+        port = self.server.address.rsplit(":", 1)[1]
+        for address in (self.server.address, f"localhost:{port}", f"dns:///127.0.0.1:{port}",
+                        f"ipv4:127.0.0.1:{port}"):
+            with self.subTest(address=address):
+                answer = harness.run_nibble(
+                    "generate", "--server", address, "--max-tokens", "2", "x",
+                    env={"http_proxy": nobody, "https_proxy": nobody, "grpc_proxy": nobody,
+                         "no_proxy": "", "no_grpc_proxy": ""})
+                self.assertEqual(answer.returncode, 0, answer.stderr)
+
     def test_examples_of_help_work_as_pasted(self):
         demo = harness.SOURCE / ".cache" / "models" / "smollm2-135m-awq"
         for command in ("chat", "generate", "inspect", "plan", "bench"):

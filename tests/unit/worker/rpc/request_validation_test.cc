@@ -100,6 +100,44 @@ TEST(RequestValidation, HandsOnWhosePrefixesItMayTake) {
   EXPECT_TRUE(converted->bypass_prefix_cache);
 }
 
+TEST(RequestValidation, HandsOnWhoAsksAndHowUrgentItIs) {
+  GenerateRequest request = Valid();
+  auto converted = Convert(request);
+  ASSERT_TRUE(converted.ok()) << converted.status();
+  EXPECT_EQ(converted->tenant, "");
+  EXPECT_EQ(converted->priority, Priority::kNormal);
+  request.set_tenant("acme-2_B");
+  for (const auto& [wire, priority] : std::initializer_list<std::pair<int, Priority>>{
+           {worker::v1::PRIORITY_LOW, Priority::kLow},
+           {worker::v1::PRIORITY_NORMAL, Priority::kNormal},
+           {worker::v1::PRIORITY_HIGH, Priority::kHigh},
+           {17, Priority::kNormal}}) {  // of a newer gateway
+    request.set_priority(static_cast<worker::v1::Priority>(wire));
+    converted = Convert(request);
+    ASSERT_TRUE(converted.ok()) << converted.status();
+    EXPECT_EQ(converted->tenant, "acme-2_B");
+    EXPECT_EQ(converted->priority, priority) << wire;
+  }
+}
+
+// Whoever adds a field adds it to the tests here, then to this list.
+TEST(RequestValidation, EveryFieldOfTheContractIsKnownHere) {
+  const auto names = [](const google::protobuf::Descriptor* message) {
+    std::vector<std::string> found;
+    for (int i = 0; i < message->field_count(); ++i) found.push_back(message->field(i)->name());
+    return found;
+  };
+  EXPECT_THAT(names(GenerateRequest::descriptor()),
+              testing::UnorderedElementsAre("request_id", "prompt_token_ids", "sampling", "seed",
+                                            "max_tokens", "min_tokens", "stop_token_ids",
+                                            "logprobs", "queue_timeout", "tenant", "priority",
+                                            "prefix_salt", "bypass_prefix_cache"));
+  EXPECT_THAT(names(worker::v1::SamplingParams::descriptor()),
+              testing::UnorderedElementsAre("temperature", "top_p", "top_k", "min_p", "typical_p",
+                                            "presence_penalty", "frequency_penalty",
+                                            "repetition_penalty", "logit_bias"));
+}
+
 struct BadField {
   std::string field;
   std::function<void(GenerateRequest*)> spoil;
@@ -140,6 +178,11 @@ std::vector<BadField> BadFields() {
        }},
       {"logprobs", [](auto* r) { r->set_logprobs(21); }},
       {"logprobs", [](auto* r) { r->set_logprobs(0xffffffff); }},
+      {"tenant", [](auto* r) { r->set_tenant(std::string(65, 'x')); }},
+      {"tenant", [](auto* r) { r->set_tenant("two words"); }},
+      {"tenant", [](auto* r) { r->set_tenant("a\nb"); }},
+      {"tenant", [](auto* r) { r->set_tenant("gr\xc3\xbc\xc3\x9f"); }},
+      {"prefix_salt", [](auto* r) { r->set_prefix_salt(std::string(33, 's')); }},
       {"queue_timeout", [](auto* r) { r->mutable_queue_timeout()->set_seconds(-1); }},
       {"queue_timeout", [](auto* r) { r->mutable_queue_timeout()->set_seconds(3601); }},
       {"queue_timeout", [](auto* r) { r->mutable_queue_timeout()->set_nanos(-1); }},
