@@ -157,6 +157,25 @@ TEST(PrefixCacheTest, ASequenceThatIsNotFiniteLeavesNothing) {
   }
 }
 
+TEST(PrefixCacheTest, WhoGoesOnWithWhatWasWithdrawnNamesItAgain) {
+  testing::FakeFaults faults;
+  faults.non_finite = [](uint64_t step_id, int32_t slot) { return step_id == 8 && slot == 0; };
+  SchedulerBench bench(Options(), faults);
+  bench.scheduler().Add(Spec(1, 100, 30));
+  for (int turn = 0; turn < 3; ++turn) ASSERT_TRUE(bench.Turn());
+  bench.scheduler().Add(Spec(2, 100, 30));
+  while (!bench[1].ended) ASSERT_TRUE(bench.Turn());
+  EXPECT_EQ(bench[1].reason, EndReason::kNonFinite);
+  EXPECT_EQ(bench[2].cached_tokens, 96);
+  bench.scheduler().Add(Spec(3, 100, 1));
+  ASSERT_TRUE(bench.Turn());
+  EXPECT_EQ(bench[3].cached_tokens, 0);
+  bench.scheduler().Cancel(3);
+  bench.RunToEnd();
+  EXPECT_EQ(bench[2].output_count, 30);
+  EXPECT_EQ(CachedFor(&bench, Spec(4, 100, 1)), 96);
+}
+
 TEST(PrefixCacheTest, WhatEndsForAnotherReasonLeavesWhatIsComputed) {
   SchedulerBench bench(Options());
   bench.scheduler().Add(Spec(1, 100, 50));
