@@ -29,24 +29,14 @@ __device__ __forceinline__ float Bias(const W4BatchParams& p, int32_t row) {
   return p.bias == nullptr || row >= p.rows ? 0.0f : __half2float(p.bias[row]);
 }
 
-// The exponential of a number above 88 becomes infinite, and the result zero, as it must.
-__device__ __forceinline__ float SiluMul(float gate, float up) {
-  float exponential, inverse;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(gate * -1.4426950408889634f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + exponential));
-  return gate * inverse * up;
-}
-
 // Rows of lanes, tokens in a lane -> tokens of lanes, rows in a lane: 8 x 8.
-__device__ __forceinline__ uint32_t Transposed(half2 pair) {
+__device__ __forceinline__ uint32_t Transposed(float first, float second) {
+  const half2 pair = __floats2half2_rn(first, second);
   uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
                : "=r"(result)
                : "r"(*reinterpret_cast<const uint32_t*>(&pair)));
   return result;
-}
-__device__ __forceinline__ uint32_t Transposed(float first, float second) {
-  return Transposed(__floats2half2_rn(first, second));
 }
 
 // Onto four floats side by side, without waiting for what they are.
@@ -90,7 +80,8 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
     const float low[2] = {v[0] + bias_low, v[1] + bias_low};
     const float high[2] = {v[2] + bias_high, v[3] + bias_high};
     if (silu) {
-      const uint32_t pair = Transposed(SiluMul(low[0], high[0]), SiluMul(low[1], high[1]));
+      const uint32_t pair = Transposed(__fdividef(low[0], 1.0f + __expf(-low[0])) * high[0],
+                                       __fdividef(low[1], 1.0f + __expf(-low[1])) * high[1]);
       if (exists && ordered) *reinterpret_cast<uint32_t*>(to) = pair;
       if (exists && !ordered) StorePair(to, column, columns, pair);
     } else {

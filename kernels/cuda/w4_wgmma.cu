@@ -13,7 +13,14 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int32_t kGroupThreads = 128;  // of a warpgroup
+constexpr int32_t kConsumers = 2;       // warpgroups
+constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
+constexpr int32_t kConsumerWarps = kConsumers * 4;
 constexpr int32_t kBlockBytesMax = 227 * 1024;
+// A block has 168 for each of its threads; taking more than others gave would wait for ever.
+constexpr int32_t kProducerRegisters = 40;
+constexpr int32_t kConsumerRegisters = 232;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 168 * (1 + kConsumers));
 constexpr int32_t kClusterMax = 8;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 
@@ -50,20 +57,10 @@ struct Shape {
   static constexpr int32_t kMapGroup = kGroup == 0 ? 128 : kGroup;  // of GpuKIndex
   static constexpr int32_t kSlabBytes =
       kGroup == 0 ? kDenseSlabBytes : layout::GpuSlabBytes(kMapGroup);
-  static constexpr int32_t kGroups = 128 / kMapGroup;  // of a slab
-  // Few tokens leave registers for more warpgroups, which hide one another's waits.
-  static constexpr int32_t kConsumers = kTokens <= 64 && kGroup != 0 ? 4 : 2;  // warpgroups
-  static constexpr int32_t kConsumerWarps = kConsumers * 4;
-  static constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
-  // A block has so many for each of its threads; taking more than others gave would wait for ever.
-  static constexpr int32_t kRegisters = kConsumers == 4 ? 96 : 168;
-  static constexpr int32_t kProducerRegisters = kConsumers == 4 ? 32 : 40;
-  static constexpr int32_t kConsumerRegisters = kConsumers == 4 ? 112 : 232;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
-                kRegisters * (1 + kConsumers));
-  static constexpr int32_t kParts = kGroup == 0 || kConsumers == 4 ? 1 : 2;  // of 64 rows
-  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;              // of 16 rows, a block
-  static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;    // slabs of a stage
+  static constexpr int32_t kGroups = 128 / kMapGroup;            // of a slab
+  static constexpr int32_t kParts = kGroup == 0 ? 1 : 2;         // of 64 rows, a warpgroup
+  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;  // of 16 rows, a block
+  static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
   static constexpr int32_t kSteps =
       kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
   static constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
@@ -311,9 +308,8 @@ struct Consumer {
   }
 };
 
-template <typename S>
 __device__ __forceinline__ void MeetConsumers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(S::kConsumers * kGroupThreads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * kGroupThreads) : "memory");
 }
 
 // The blocks of a cluster have each multiplied their k: adds their parts up, each block its share
@@ -325,7 +321,7 @@ __device__ __forceinline__ void StoreShare(const KernelParams& k, const Place& p
   constexpr int32_t kValues = Consumer<S>::kValues;
   constexpr int32_t kQuads = S::kParts * kValues / 4;
   auto* own = reinterpret_cast<float4*>(shared) + group * kQuads * kGroupThreads + thread;
-  MeetConsumers<S>();  // the other group reads the ring no longer
+  MeetConsumers();  // the other group reads the ring no longer
 #pragma unroll
   for (int32_t i = 0; i < kQuads; ++i) {
     const float* from = &consumer.acc[i * 4 / kValues][i * 4 % kValues];
@@ -410,7 +406,7 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(S::kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     W4WgmmaKernel(const __grid_constant__ KernelParams k) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -418,18 +414,18 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     const Ring<S> ring{shared};
     for (int32_t i = 0; i < S::kStages; ++i) {
       BarrierInit(ring.Full(i), 1);
-      BarrierInit(ring.Empty(i), S::kConsumerWarps);
+      BarrierInit(ring.Empty(i), kConsumerWarps);
     }
     FenceBarrierInit();
   }
   __syncthreads();
   const int32_t group = static_cast<int32_t>(threadIdx.x) / kGroupThreads;
-  if (group == S::kConsumers) {
-    GiveRegisters<S::kProducerRegisters>();
+  if (group == kConsumers) {
+    GiveRegisters<kProducerRegisters>();
     const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
     Produce<S>(k, shared, thread / 32, thread % 32);
   } else {
-    TakeRegisters<S::kConsumerRegisters>();
+    TakeRegisters<kConsumerRegisters>();
     Consume<S>(k, shared, group);
   }
 #endif
@@ -445,7 +441,7 @@ int32_t BlocksOfTile(int32_t tiles, int32_t chunks, int32_t multiprocessors) {
     attribute.val.clusterDim = {static_cast<uint32_t>(blocks), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<uint32_t>(blocks * tiles));
-    config.blockDim = dim3(S::kThreads);
+    config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = S::kBytes;
     config.attrs = &attribute;
     config.numAttrs = 1;
@@ -474,7 +470,7 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
   const int32_t grid = k.blocks > 1 ? k.tiles * k.blocks : std::min(k.tiles, multiprocessors);
   return LaunchKernel(W4WgmmaKernel<S>,
                       {.grid = dim3(static_cast<uint32_t>(grid)),
-                       .block = dim3(S::kThreads),
+                       .block = dim3(kThreads),
                        .shared_bytes = S::kBytes,
                        .stream = options.stream,
                        .dependent = options.dependent,
@@ -501,7 +497,7 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
-  if (PromptTilesFit(params, multiprocessors)) {
+  if (params.group != 0 && layout::GpuTokenTile(params.tokens) == kPromptTokens) {
     return W4WgmmaPrompt(params, input, multiprocessors, options);
   }
   switch (params.group) {

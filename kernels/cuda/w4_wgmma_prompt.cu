@@ -288,18 +288,15 @@ struct Consumer {
                                                               apart * 32, k.ordered_tokens);
 #pragma unroll
     for (int32_t pass = 0; pass < kTokens / 64; ++pass) {
-      half2 pairs[8];
-#pragma unroll
-      for (int32_t eight = 0; eight < 8; ++eight) {
-        const float* v = acc + (pass * 8 + eight) * 4;
-        pairs[eight] = __floats2half2_rn(SiluMul(v[0] + bias[0], v[2] + bias[1]),
-                                         SiluMul(v[1] + bias[0], v[3] + bias[1]));
-      }
       Meet();
 #pragma unroll
       for (int32_t eight = 0; eight < 8; ++eight) {
-        *reinterpret_cast<uint32_t*>(staged + warp * 1024 + eight * 128 + lane * 4) =
-            Transposed(pairs[eight]);
+        const float* v = acc + (pass * 8 + eight) * 4;
+        const float gate[2] = {v[0] + bias[0], v[1] + bias[0]};
+        const float up[2] = {v[2] + bias[1], v[3] + bias[1]};
+        const uint32_t pair = Transposed(__fdividef(gate[0], 1.0f + __expf(-gate[0])) * up[0],
+                                         __fdividef(gate[1], 1.0f + __expf(-gate[1])) * up[1]);
+        *reinterpret_cast<uint32_t*>(staged + warp * 1024 + eight * 128 + lane * 4) = pair;
       }
       Meet();
 #pragma unroll
