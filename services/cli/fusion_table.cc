@@ -35,12 +35,10 @@ constexpr std::array<Published, 7> kUnfused = {{{32, 60.0984, 38.4537, 4.50},
 
 }  // namespace
 
-const std::vector<int32_t>& FusionTableLengths() {
-  static const std::vector<int32_t> lengths = [] {
-    std::vector<int32_t> all;
-    for (const Published& line : kFused) all.push_back(line.length);
-    return all;
-  }();
+std::vector<int32_t> FusionTableLengths() {
+  std::vector<int32_t> lengths;
+  lengths.reserve(kFused.size());
+  for (const Published& line : kFused) lengths.push_back(line.length);
   return lengths;
 }
 

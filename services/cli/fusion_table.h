@@ -13,7 +13,7 @@
 
 namespace nibble::cli {
 
-[[nodiscard]] const std::vector<int32_t>& FusionTableLengths();
+[[nodiscard]] std::vector<int32_t> FusionTableLengths();
 
 // What runs one line: a model of its own, with room for no more than the line needs.
 [[nodiscard]] execution::GpuBenchOptions FusionTableOptions(
