@@ -181,7 +181,7 @@ class EngineBench:
 
     def round(self, _):
         benchmarks = json.loads(run([self._program, "--benchmark_format=json",
-                                     "--benchmark_filter=/64/"]))["benchmarks"]
+                                     "--benchmark_filter=:64/prefix_cache:1/"]))["benchmarks"]
         return [Sample("engine_steps_per_second", one["steps"], 0,
                        "through the ring" if "Ring" in one["name"] else "in process")
                 for one in benchmarks]
