@@ -73,6 +73,7 @@ test-overload: ## 5000 slow streams, then OVERLOAD_SECONDS (300) of four times w
 	cmake --build --preset release -j $(JOBS) --target gateway_load gateway_overload
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 5000 --rate 1 --starved 3s --bound-ms 200 --direct-seconds 0
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --stalled --rate 50 --seconds 40 --bound-kib 128 --direct-seconds 0
+	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 500 --seconds 8 --rounds 3 --bad-percent 10
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_overload --seconds $(OVERLOAD_SECONDS)
 
 test-fuzz: ## every fuzzer for FUZZ_SECONDS (30) seconds; findings go to build/fuzz/findings

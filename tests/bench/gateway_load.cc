@@ -41,6 +41,7 @@ struct Options {
   Duration starved = std::chrono::seconds(1);
   int32_t bound_ms = 20;
   bool stalled = false;
+  int32_t bad_percent = 0;
   int32_t bound_kib = 64;
   std::string json;
 };
@@ -57,6 +58,9 @@ void Declare(ConfigParser* parser, Options* options) {
   parser->Int("bound_ms", &options->bound_ms, {1, 10'000}, "What p99 of the added gap may be");
   parser->Bool("stalled", &options->stalled,
                "Clients stop reading after their first token; what they cost is measured alone");
+  parser->Int("bad_percent", &options->bad_percent, {0, 90},
+              "Share of the streams that reads badly or not at all, in every second round; only "
+              "what that costs the others is measured");
   parser->Int("bound_kib", &options->bound_kib, {1, 1 << 20},
               "What a stream may take of the gateway's memory");
   parser->String("json", &options->json, "File for the record; empty: none");
@@ -109,7 +113,7 @@ float Quantile(const std::vector<float>& sorted, double q) {
 }
 
 Result Measure(const Options& options, const std::string& address, bool gateway, int32_t seconds,
-               const std::vector<pid_t>& pids) {
+               const std::vector<pid_t>& pids, int32_t bad_percent = 0) {
   UsageMeter meter(pids);
   const auto whole = std::chrono::duration_cast<std::chrono::seconds>(kRamp).count() + seconds;
   LoadPlan plan = {.address = address,
@@ -122,7 +126,8 @@ Result Measure(const Options& options, const std::string& address, bool gateway,
                    .measured = std::chrono::seconds(seconds),
                    // Streams that nobody reads end only so.
                    .limit = std::chrono::seconds(options.stalled ? whole + 20 : 3 * whole + 60),
-                   .stalled = options.stalled};
+                   .stalled = options.stalled,
+                   .bad_percent = bad_percent};
   Result result;
   result.load = RunLoad(plan, &meter);
   result.usages = meter.usages;
@@ -260,6 +265,42 @@ bool RunRound(const Options& options, Records* records) {
          Quantile(result.added_ms, 0.99) <= static_cast<float>(options.bound_ms);
 }
 
+float Median(std::vector<float> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// The same streams with and without bad readers among them, by turns, against the same servers.
+// True when those who read well do not feel the others: p99 of their gaps, medians of the rounds,
+// differs by at most a twentieth.
+bool CompareReaders(const Options& options) {
+  const BenchServers servers = StartServers(options);
+  const float step_ms = 1000.0F / static_cast<float>(options.rate);
+  std::vector<float> alone;
+  std::vector<float> beside;
+  int32_t errors = 0;
+  for (int32_t round = 0; round < options.rounds; ++round) {
+    for (auto* p99s : {&alone, &beside}) {
+      const int32_t bad = p99s == &alone ? 0 : options.bad_percent;
+      const Result result = Measure(options, servers.gateway->Address("grpc"), /*gateway=*/true,
+                                    options.seconds, {servers.gateway->pid(), ::getpid()}, bad);
+      p99s->push_back(step_ms + Quantile(result.added_ms, 0.99));
+      errors += result.load.errors;
+      std::printf(
+          "%2d %% read badly: gap p50 %6.2f ms, p99 %6.2f ms, p99.9 %6.2f ms of %zu streams\n", bad,
+          step_ms + Quantile(result.added_ms, 0.5), p99s->back(),
+          step_ms + Quantile(result.added_ms, 0.999), result.load.longest_ms.size());
+      std::fflush(stdout);
+    }
+  }
+  const float change = 100 * (Median(beside) / Median(alone) - 1);
+  const bool held = errors == 0 && change <= 5;
+  std::printf(
+      "%s: p99 of a gap, beside bad readers against alone: %+.1f %% (at most 5), %d errors\n",
+      held ? "HELD" : "NOT HELD", change, errors);
+  return held;
+}
+
 int Main(int argc, char** argv) {
   Options options;
   ConfigParser parser({.name = "gateway_load",
@@ -267,6 +308,7 @@ int Main(int argc, char** argv) {
                        .example = "gateway_load --json gateway.json"});
   Declare(&parser, &options);
   if (const auto exit_code = parser.ParseMain(argc, argv)) return *exit_code;
+  if (options.bad_percent > 0) return CompareReaders(options) ? 0 : 1;
   Records records;
   bool good = true;
   for (int32_t round = 0; round < options.rounds; ++round) {

@@ -1,5 +1,6 @@
 #include "tests/bench/gateway_load_client.h"
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
@@ -25,6 +26,23 @@ constexpr int kSmallWindow = 1 << 10;
 constexpr char kPrompt[] = "Once upon a time there was a little girl.";
 
 Deadline Now() { return Deadline(std::chrono::steady_clock::now().time_since_epoch()); }
+
+enum class Reading {
+  kEager,
+  kSlow,  // an event a second
+  kDead,  // nothing after the first token
+};
+constexpr auto kSlowPause = std::chrono::seconds(1);
+// Bad readers end with their deadline, this long after the others.
+constexpr auto kBadLonger = std::chrono::seconds(4);
+
+// Spread evenly over all streams.
+Reading ReadingOf(const LoadPlan& plan, int32_t stream) {
+  if (plan.stalled) return Reading::kDead;
+  const int32_t bad = (stream + 1) * plan.bad_percent / 100;
+  if (bad == stream * plan.bad_percent / 100) return Reading::kEager;
+  return bad % 2 == 0 ? Reading::kDead : Reading::kSlow;
+}
 
 // What all streams share.
 struct Shared {
@@ -62,6 +80,8 @@ class TokenLog {
     last_ = now;
   }
 
+  // A bad reader's end says nothing.
+  void OnBadEnd() { --shared_.running; }
   void OnEnd(const grpc::Status& status) {
     absl::MutexLock lock(&shared_.mutex);
     LoadReport& report = shared_.report;
@@ -95,8 +115,12 @@ const auto& TokensOf(const wire::GenerateResponse& event) { return event.tokens(
 template <typename Response>
 class Reader final : public grpc::ClientReadReactor<Response> {
  public:
-  Reader(Shared* shared, uint64_t seed) : shared_(*shared), log_(shared, seed) {
-    context_.set_deadline(std::chrono::system_clock::now() + shared->plan.limit);
+  Reader(Shared* shared, uint64_t seed, Reading reading)
+      : shared_(*shared), reading_(reading), log_(shared, seed) {
+    const LoadPlan& plan = shared->plan;
+    const bool ends_itself = reading == Reading::kEager || plan.stalled;
+    context_.set_deadline(std::chrono::system_clock::now() +
+                          (ends_itself ? plan.limit : plan.ramp + plan.measured + kBadLonger));
   }
   grpc::ClientContext* context() { return &context_; }
   void Begin() {
@@ -108,15 +132,28 @@ class Reader final : public grpc::ClientReadReactor<Response> {
   void OnReadDone(bool ok) override {
     if (!ok) return;
     log_.OnTokens(TokensOf(response_));
-    if (shared_.plan.stalled && !TokensOf(response_).empty()) return;
-    this->StartRead(&response_);
+    if (reading_ == Reading::kEager || TokensOf(response_).empty()) {
+      this->StartRead(&response_);
+    } else if (reading_ == Reading::kSlow) {
+      this->AddHold();
+      pause_.Set(std::chrono::system_clock::now() + kSlowPause, [this](bool) {
+        this->StartRead(&response_);
+        this->RemoveHold();
+      });
+    }
   }
   void OnDone(const grpc::Status& status) override {
-    log_.OnEnd(status);
+    if (reading_ == Reading::kEager || shared_.plan.stalled) {
+      log_.OnEnd(status);
+    } else {
+      log_.OnBadEnd();
+    }
     delete this;
   }
 
   Shared& shared_;
+  const Reading reading_;
+  grpc::Alarm pause_;
   TokenLog log_;
   grpc::ClientContext context_;
   Response response_;
@@ -133,7 +170,8 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address, bool small
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-void BeginAtGateway(Shared* shared, const std::shared_ptr<grpc::Channel>& channel, uint64_t seed) {
+void BeginAtGateway(Shared* shared, const std::shared_ptr<grpc::Channel>& channel, uint64_t seed,
+                    Reading reading) {
   pb::GenerateStreamRequest request;
   request.mutable_request()->set_text(kPrompt);
   request.mutable_request()->mutable_sampling()->set_seed(seed);
@@ -141,13 +179,14 @@ void BeginAtGateway(Shared* shared, const std::shared_ptr<grpc::Channel>& channe
   pb::StoppingCriteria* stopping = request.mutable_request()->mutable_stopping();
   stopping->set_max_tokens(static_cast<uint32_t>(shared->plan.tokens));
   stopping->set_ignore_eos(true);
-  auto* reader = new Reader<pb::GenerateStreamResponse>(shared, seed);
+  auto* reader = new Reader<pb::GenerateStreamResponse>(shared, seed, reading);
   pb::InferenceService::NewStub(channel)->async()->GenerateStream(reader->context(), &request,
                                                                   reader);
   reader->Begin();
 }
 
-void BeginAtLeader(Shared* shared, const std::shared_ptr<grpc::Channel>& channel, uint64_t seed) {
+void BeginAtLeader(Shared* shared, const std::shared_ptr<grpc::Channel>& channel, uint64_t seed,
+                   Reading reading) {
   wire::GenerateRequest request;
   request.set_request_id(absl::StrCat("load-", seed));
   for (uint32_t i = 0; i < 16; ++i) request.add_prompt_token_ids(i);
@@ -156,7 +195,7 @@ void BeginAtLeader(Shared* shared, const std::shared_ptr<grpc::Channel>& channel
   request.mutable_sampling()->set_top_p(1);
   request.mutable_sampling()->set_typical_p(1);
   request.mutable_sampling()->set_repetition_penalty(1);
-  auto* reader = new Reader<wire::GenerateResponse>(shared, seed);
+  auto* reader = new Reader<wire::GenerateResponse>(shared, seed, reading);
   wire::WorkerService::NewStub(channel)->async()->Generate(reader->context(), &request, reader);
   reader->Begin();
 }
@@ -169,12 +208,18 @@ LoadReport RunLoad(const LoadPlan& plan, LoadObserver* observer) {
   shared.running = plan.streams;
   const Deadline begin = Now();
   const auto passed = [&] { return Now() - begin >= plan.limit; };
-  std::shared_ptr<grpc::Channel> channel;
+  std::shared_ptr<grpc::Channel> channels[2];  // of eager readers, of bad ones
+  int32_t begun[2] = {0, 0};
   for (int32_t i = 0; i < plan.streams; ++i) {
     std::this_thread::sleep_until(std::chrono::steady_clock::time_point(
         begin.time_since_epoch() + plan.ramp * i / plan.streams));
-    if (i % plan.per_connection == 0) channel = NewChannel(plan.address, plan.stalled);
-    (plan.gateway ? BeginAtGateway : BeginAtLeader)(&shared, channel, static_cast<uint64_t>(i) + 1);
+    const Reading reading = ReadingOf(plan, i);
+    const int bad = reading == Reading::kEager ? 0 : 1;
+    if (begun[bad]++ % plan.per_connection == 0) {
+      channels[bad] = NewChannel(plan.address, /*small_window=*/bad != 0);
+    }
+    (plan.gateway ? BeginAtGateway : BeginAtLeader)(&shared, channels[bad],
+                                                    static_cast<uint64_t>(i) + 1, reading);
   }
   const auto nap = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   while (shared.speaking < plan.streams && shared.running > 0 && !passed()) nap();

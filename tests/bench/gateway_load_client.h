@@ -23,6 +23,9 @@ struct LoadPlan {
   int32_t per_connection = 50;
   // Every stream reads until its first token and then no more, through a small window.
   bool stalled = false;
+  // Of the streams this share, in percent, reads badly: every second of them one event a second,
+  // the others nothing after their first token. Nothing of theirs is in the report.
+  int32_t bad_percent = 0;
 };
 
 struct LoadReport {
