@@ -12,9 +12,8 @@ struct LaunchShape {
   dim3 block;
   int32_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
-  bool dependent = false;    // may start its prologue before the kernel before it has ended
-  int32_t cluster = 1;       // blocks side by side that reach each other's shared memory
-  bool cooperative = false;  // all blocks must be there at once: they wait for one another
+  bool dependent = false;  // may start its prologue before the kernel before it has ended
+  int32_t cluster = 1;     // blocks side by side that reach each other's shared memory
 };
 
 // A dependent kernel must call WaitForPreviousKernel (ptx.cuh) in every block before it touches
@@ -32,7 +31,7 @@ template <typename Params>
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = shape.stream;
-  cudaLaunchAttribute attributes[3] = {};
+  cudaLaunchAttribute attributes[2] = {};
   if (shape.dependent) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -44,11 +43,6 @@ template <typename Params>
     attribute.val.clusterDim.x = static_cast<uint32_t>(shape.cluster);
     attribute.val.clusterDim.y = 1;
     attribute.val.clusterDim.z = 1;
-  }
-  if (shape.cooperative) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
   }
   config.attrs = attributes;
   return cudaLaunchKernelEx(&config, kernel, params);

@@ -58,15 +58,6 @@ struct Fragments {
   }
 };
 
-// The row tiles of a block: every gridDim.x-th.
-__device__ __forceinline__ int32_t RowTile(int32_t tile) {
-  return static_cast<int32_t>(blockIdx.x + static_cast<uint32_t>(tile) * gridDim.x);
-}
-__device__ __forceinline__ int32_t TileCount(int32_t rows) {
-  const auto blocks = static_cast<int32_t>(gridDim.x);
-  return (layout::GpuRowTiles(rows) - RowTile(0) + blocks - 1) / blocks;
-}
-
 // Slabs [begin, end) of this warp.
 struct WarpRange {
   int32_t begin;
