@@ -8,7 +8,8 @@ streamed through `nibble generate`, greedy, and its text compared with the golde
 first degree's; metrics are scraped: memory of every rank by owner, actual and planned, and
 throughput. --serve does the same through `nibble serve`. --faults kills a rank and starts groups
 that must be refused. --record keeps what the first degree's worker and gateway export, before and
-after the prompts, for the boards' test (tests/deploy/data). Prints a table; exits 0 when all of it holds. Needs Python alone.
+after the prompts, for the boards' test (tests/deploy/data). Prints a table; exits 0 when all of it
+holds. Needs Python alone.
 """
 
 import argparse
