@@ -22,6 +22,8 @@ sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
 
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import manifests  # noqa: E402  pylint: disable=wrong-import-position
+import model_servers  # noqa: E402  pylint: disable=wrong-import-position
+import secured  # noqa: E402  pylint: disable=wrong-import-position
 
 os.environ["PATH"] = os.pathsep.join([str(ROOT / ".cache" / "bin"), os.environ["PATH"]])
 DOCKER = ROOT / "deploy" / "docker"
@@ -280,12 +282,40 @@ def refuse_without_a_driver(root, model, hosts):
     print(f"worker-cuda: {said.decode().strip()}")
 
 
+def fetches(folder):
+    """The chart's init container: the gateway's image fetches over HTTPS from whom its list of
+    authorities knows, and from nobody else."""
+    root = folder / "gateway"
+    (folder / "ca").mkdir()
+    authority = secured.Authority(folder / "ca")
+    files = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096}
+    server = model_servers.folder(files, tls=authority.issue("server"))
+    os.chown(root / "models", USER, USER)
+    words = ["/usr/bin/nibble", "fetch", f"{server.url}/m", "/models/fetched"]
+
+    def fetch():
+        with contained(root, words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            return process.communicate(timeout=harness.CALL_SECONDS)[1].decode(), process.returncode
+
+    said, code = fetch()
+    assert code == 1 and "certificate" in said, f"fetch from a stranger: {code}: {said}"
+    run("mount", "--bind", authority.certificate,
+        root / "etc" / "ssl" / "certs" / "ca-certificates.crt")
+    said, code = fetch()
+    assert code == 0, f"fetch: {code}: {said}"
+    for name, content in files.items():
+        assert (root / "models" / "fetched" / name).read_bytes() == content, name
+    server.close()
+    print("the gateway's image fetches a folder over HTTPS")
+
+
 def inside(folder, model):
     """In namespaces of our own: everything that runs."""
     make_network()
     running = Pods(folder, model)
     failed = True
     try:
+        fetches(folder)
         for image in ("worker", "gateway"):
             running.start(image)
         for image, process in running.processes.items():
