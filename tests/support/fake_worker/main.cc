@@ -151,7 +151,8 @@ absl::Status Serve(const Options& options, int signal_fd) {
       .prefill_chunk_tokens = options.max_step_tokens,
       // A step takes as long as it is told to, whatever is in it.
       .prefill_chunk_time = std::max<Duration>(std::chrono::seconds(1), 20 * options.step_base),
-      .step_deadline = options.step_deadline};
+      .step_deadline = options.step_deadline,
+      .prefix_cache = false};  // nor what was asked before: load tests ask the same again and again
   leader_options.executor = &executor;
   leader_options.clock = &clock;
   leader_options.stats = &stats->engine;
