@@ -17,6 +17,7 @@ namespace nibble::fetch {
 namespace {
 
 constexpr int kRedirectsMax = 10;
+constexpr size_t kRefusalBytesMax = size_t{1} << 20;  // of a body that nobody reads
 constexpr Duration kRetryAfterMax = std::chrono::minutes(2);
 
 using Begin = std::function<absl::Status(const BodyHead&)>;
@@ -137,6 +138,7 @@ class Exchange {
 std::optional<std::string> Exchange::Run(httplib::ClientImpl* client, const Begin& begin,
                                          const Take& take, GetOutcome* outcome) {
   bool is_body = false;
+  size_t unread = 0;
   absl::Status ours;
   const httplib::Result result = client->Get(
       url_.target, RequestHeaders(),
@@ -148,7 +150,12 @@ std::optional<std::string> Exchange::Run(httplib::ClientImpl* client, const Begi
         return ours.ok();
       },
       [&](const char* bytes, size_t size) {
-        if (is_body) ours = take({bytes, size});
+        if (is_body) {
+          ours = take({bytes, size});
+        } else if ((unread += size) > kRefusalBytesMax) {
+          ours = absl::FailedPreconditionError(
+              absl::StrCat(url_.Shown(), " answered with no end, and not with what was asked for"));
+        }
         return ours.ok();
       });
   if (!ours.ok()) {

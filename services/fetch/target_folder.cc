@@ -103,11 +103,16 @@ absl::StatusOr<std::unique_ptr<TargetFolder>> TargetFolder::Open(
       return absl::AlreadyExistsError(
           absl::StrCat(folder, " is there and was not fetched from ", source));
     }
-    ASSIGN_OR_RETURN(OwnedFd directory, Lock(folder + ".partial", waits));
-    if (directory.valid()) {
+    const std::string partial = folder + ".partial";
+    ASSIGN_OR_RETURN(OwnedFd directory, Lock(partial, waits));
+    if (!directory.valid()) continue;
+    // Another process may have finished between the look and the lock; now none can.
+    ASSIGN_OR_RETURN(const Present locked, Look(folder, source));
+    if (locked == Present::kNothing) {
       return std::unique_ptr<TargetFolder>(
           new TargetFolder(std::move(folder), std::move(directory)));
     }
+    rmdir(partial.c_str());
   }
 }
 

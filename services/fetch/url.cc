@@ -1,5 +1,7 @@
 #include "services/fetch/url.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
@@ -87,7 +89,9 @@ std::string Url::Origin() const {
 std::string Url::Shown() const { return Origin() + target.substr(0, target.find('?')); }
 
 bool Url::IsLoopback() const {
-  return host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
+  in_addr address{};
+  const bool v4 = inet_pton(AF_INET, host.c_str(), &address) == 1;
+  return host == "localhost" || host == "::1" || (v4 && absl::StartsWith(host, "127."));
 }
 
 absl::StatusOr<Url> ParseUrl(absl::string_view text) {

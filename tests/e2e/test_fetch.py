@@ -137,6 +137,25 @@ class HubTest(FetchTestCase):
                 if code in (401, 403):
                     self.assert_refused(with_token, 1, "may not read this")
 
+    def test_a_refusal_without_an_end_is_given_up(self):
+        sent = []
+
+        def endless(handler):
+            handler.send_response(404)
+            handler.end_headers()
+            handler.close_connection = True
+            try:
+                for _ in range(64):
+                    sent.append(handler.wfile.write(bytes(1 << 20)))
+            except OSError:
+                pass
+
+        hub = servers.hub(FILES)
+        hub.answers["/api/models/org/model/revision/main"] = endless
+        with servers.running(hub):
+            self.assert_refused(self.fetch_hub(hub), 1, "answered with no end")
+            self.assertLess(len(sent), 32)
+
     def test_lists_that_are_none_are_refused(self):
         for page in (b"", b"[]", b"{", b'{"sha": "x", "siblings": []}',
                      b'{"sha": "' + servers.REVISION.encode() + b'", "siblings": [{}]}',

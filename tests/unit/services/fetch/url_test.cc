@@ -65,6 +65,16 @@ TEST(UrlTest, OriginsDifferInSchemeHostOrPort) {
   }
 }
 
+TEST(UrlTest, LoopbackIsAnAddressAndNoNameThatBeginsLikeOne) {
+  for (const char* here :
+       {"http://127.0.0.1:8", "http://127.3.2.1", "http://[::1]", "http://localhost"}) {
+    EXPECT_TRUE(Parsed(here).IsLoopback()) << here;
+  }
+  for (const char* there : {"http://127.example", "http://127.0.0.1.example", "http://1.127.0.0"}) {
+    EXPECT_FALSE(Parsed(there).IsLoopback()) << there;
+  }
+}
+
 TEST(UrlTest, NamesAreEncoded) {
   EXPECT_EQ(EncodePath("a b/c+d%.json", false), "a%20b%2Fc%2Bd%25.json");
   EXPECT_EQ(EncodePath("a/b", true), "a/b");
