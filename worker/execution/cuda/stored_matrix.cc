@@ -74,7 +74,7 @@ std::optional<StoredMatrix> FindDense(const weights::Checkpoint& checkpoint,
                                       const std::string& name, Range rows, int32_t all_rows,
                                       int32_t columns) {
   const TensorView* view = checkpoint.Find(name);
-  if (view == nullptr || view->type != weights::TensorType::kF16 ||
+  if (view == nullptr || view->type != weights::TensorType::kF16 || rows.count() == 0 ||
       view->shape != std::vector<int64_t>{all_rows, columns}) {
     return std::nullopt;
   }

@@ -111,6 +111,8 @@ absl::Status ModelUpload::LoadEnds() {
 }
 
 absl::Status ModelUpload::Finish() {
+  // A copy of no flags at all would wait for nothing.
+  RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(nullptr), "packing weights"));
   std::vector<int32_t> flags(flagged_.size());
   RETURN_IF_ERROR(CudaStatus(
       cudaMemcpy(flags.data(), flags_, flags.size() * sizeof(int32_t), cudaMemcpyDeviceToHost),
