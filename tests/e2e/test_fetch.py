@@ -16,6 +16,7 @@ import model_servers as servers
 import secured
 
 WEIGHTS = random.Random(7).randbytes(3 << 20)
+HALF = len(WEIGHTS) // 2
 FILES = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}" * 500,
          "model.safetensors": WEIGHTS}
 RESOLVED = f"/org/model/resolve/{servers.REVISION}/"
@@ -170,6 +171,21 @@ class HubTest(FetchTestCase):
                 self.assert_refused(self.fetch_hub(hub), 3)
 
 
+def half_first(let_go):
+    """Who asks from the beginning gets half of the weights, and then nothing until let_go."""
+    def answer(handler):
+        if handler.first():
+            handler.send(WEIGHTS)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(WEIGHTS)))
+        handler.end_headers()
+        handler.wfile.write(WEIGHTS[:HALF])
+        handler.wfile.flush()
+        let_go.wait(30)
+    return answer
+
+
 class BrokenLineTest(FetchTestCase):
 
     def test_a_cut_line_is_taken_up_where_it_broke(self):
@@ -194,51 +210,25 @@ class BrokenLineTest(FetchTestCase):
                     self.assertEqual(ranges, [None, *[f"bytes={at}-" for at in cuts]])
 
     def test_a_line_that_stalls_is_given_up_and_taken_up(self):
-        half = len(WEIGHTS) // 2
         let_go = threading.Event()
-
-        def stall(handler):
-            if handler.first():
-                handler.send(WEIGHTS)
-                return
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(WEIGHTS)))
-            handler.end_headers()
-            handler.wfile.write(WEIGHTS[:half])
-            handler.wfile.flush()
-            let_go.wait(30)
-
         server = servers.hub(FILES)
-        server.answers[RESOLVED + "model.safetensors"] = stall
+        server.answers[RESOLVED + "model.safetensors"] = half_first(let_go)
         with servers.running(server):
             answer = self.fetch_hub(server, "--stall-timeout", "1s")
             let_go.set()
             self.assert_fetched(answer)
 
     def test_a_killed_fetch_leaves_no_model_and_the_next_goes_on(self):
-        half = len(WEIGHTS) // 2
         let_go = threading.Event()
-
-        def slow(handler):
-            if handler.first():
-                handler.send(WEIGHTS)
-                return
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(WEIGHTS)))
-            handler.end_headers()
-            handler.wfile.write(WEIGHTS[:half])
-            handler.wfile.flush()
-            let_go.wait(30)
-
         hub = servers.hub(FILES)
-        hub.answers[RESOLVED + "model.safetensors"] = slow
+        hub.answers[RESOLVED + "model.safetensors"] = half_first(let_go)
         part = self.out.parent / "m.partial" / "model.safetensors.part"
         with servers.running(hub):
             process = subprocess.Popen(
                 [str(harness.NIBBLE), "fetch", "hf://org/model", str(self.out)],
                 env={**os.environ, **CLEAN, "HF_ENDPOINT": hub.url}, stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            harness.wait_until(lambda: part.exists() and part.stat().st_size == half, 20,
+            harness.wait_until(lambda: part.exists() and part.stat().st_size == HALF, 20,
                                "half of it is there")
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -247,7 +237,7 @@ class BrokenLineTest(FetchTestCase):
             asked = len(hub.paths())
             self.assert_fetched(self.fetch_hub(hub))
             self.assertEqual(hub.headers(RESOLVED + "model.safetensors")[1]["Range"],
-                             f"bytes={half}-")
+                             f"bytes={HALF}-")
             # The list and the file that was missing; what was whole was looked through here.
             self.assertEqual(len(hub.paths()) - asked, 2)
 
