@@ -331,14 +331,18 @@ void Generation::OnUpstreamDone(UpstreamCall* call, const absl::Status& status) 
   HandleFailure(status.ok() ? absl::UnavailableError("the stream ended without an end") : status);
 }
 
-bool Generation::Retry(UpstreamFault fault) {
+bool Generation::Retry(UpstreamFault fault, bool leaving) {
   if (committed_ || attempt_ > 1 || TimeLeft() <= core_.limits.deadline_margin) return false;
-  if (!core_.retry_budget.TryTake(static_cast<int64_t>(core_.calls.size()))) return false;
-  if (!StartAttempt(*group_)) {
-    core_.retry_budget.Return();
+  // The budget is for groups that die under load. A group that leaves has done nothing yet for
+  // what it refuses, and a burst that meets its drain finds the others as loaded as before.
+  if (!leaving && !core_.retry_budget.TryTake(static_cast<int64_t>(core_.calls.size()))) {
     return false;
   }
-  holds_retry_ = true;
+  if (!StartAttempt(*group_)) {
+    if (!leaving) core_.retry_budget.Return();
+    return false;
+  }
+  holds_retry_ = !leaving;
   (fault == UpstreamFault::kGroup ? core_.metrics.retries_worker_lost
                                   : core_.metrics.retries_engine_fault)
       ->Increment();
@@ -352,13 +356,18 @@ void Generation::HandleFailure(const absl::Status& status) {
     core_.metrics.stream_cancelled[static_cast<size_t>(CancelledBy::kDeadline)]->Increment();
     return End(DeadlineError());
   }
-  // A group that says it is leaving is not broken.
-  if (ErrorReason(status) != reason::kDraining) core_.router.RecordOutcome(*group_, true);
+  // A group that says it is leaving is not broken; its next beat will say so, too.
+  const bool leaving = ErrorReason(status) == reason::kDraining;
+  if (leaving) {
+    core_.router.Leaving(*group_);
+  } else {
+    core_.router.RecordOutcome(*group_, true);
+  }
   cause_ = core_.random.NextId();
   spdlog::warn("request {} failed on group {}: cause {}: {}: {}", request_id_,
                core_.router.group_name(*group_), cause_, StatusCodeName(status.code()),
                std::string(status.message()));
-  if (Retry(fault)) return;
+  if (Retry(fault, leaving)) return;
   if (fault == UpstreamFault::kEngine) return End(EngineFaultError(cause_));
   if (committed_) return End(WorkerLostError(options_.streaming ? tokens_ : 0));
   End(NoGroupReadyError(core_.RetryDelay()));

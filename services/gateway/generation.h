@@ -86,7 +86,7 @@ class Generation final : public UpstreamOwner, public std::enable_shared_from_th
   void Deliver(UpstreamCall* call, Choice::Output output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleFailure(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // True when a second attempt is under way.
-  [[nodiscard]] bool Retry(UpstreamFault fault) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  [[nodiscard]] bool Retry(UpstreamFault fault, bool leaving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   [[nodiscard]] Duration TimeLeft() const;
 
   [[nodiscard]] Priority ClassOf() const {

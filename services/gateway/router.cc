@@ -66,6 +66,11 @@ void Router::Lost(size_t group) {
   groups_[group].good_beats = 0;
 }
 
+void Router::Leaving(size_t group) {
+  absl::MutexLock lock(&mutex_);
+  groups_[group].good_beats = 0;
+}
+
 std::shared_ptr<const ServedModel> Router::WithTokenizer(std::string_view hash) const {
   absl::MutexLock lock(&mutex_);
   if (hash.empty()) return nullptr;

@@ -79,6 +79,8 @@ class Router {
   // requests they take. What other gateways sent since that beat is not known here: the leader
   // refuses what this lets through.
   [[nodiscard]] std::optional<int64_t> Full(const ServedModel& model) const;
+  // The group has refused a request because it drains: it gets none until its beats say otherwise.
+  void Leaving(size_t group);
   // How an attempt ended, as far as it says anything about the group.
   void RecordOutcome(size_t group, bool group_failed);
 

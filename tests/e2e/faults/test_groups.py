@@ -5,6 +5,7 @@ or replaced under load, and the other's streams never notice. Runs inside namesp
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,9 @@ class GroupsTest(st.StreamChecks, harness.ModelTestCase):
         if outcome is not None and (outcome.failures or outcome.errors):
             for label in ("gateway", *GROUPS):
                 text = (self.folder / f"{label}.log").read_text(errors="replace")
-                print(f"--- {label}\n{text[-1500:]}", file=sys.stderr)
+                bad = [line for line in text.splitlines()
+                       if re.search(r" (warn|error) |UNAVAILABLE|INTERNAL", line)]
+                print("\n".join([f"--- {label}", *bad[-30:], "…", text[-1500:]]), file=sys.stderr)
 
     @staticmethod
     def heal_all():

@@ -71,6 +71,31 @@ TEST_F(RetryTest, SecondAttemptsStayWithinTheirBudget) {
   EXPECT_EQ(server_->core().metrics.retries_worker_lost->Value(), 3);
 }
 
+// A rolling update: more requests than the budget meet a group that drains before it has told.
+TEST_F(RetryTest, WhatALeavingGroupRefusesGoesElsewhereWithoutABudget) {
+  constexpr int kClients = 20;
+  StartWith(2);
+  std::atomic<int> refused{0};
+  std::atomic<bool> all_there{false};
+  workers_[0]->SetScript([&](ScriptedCall* call) {
+    ++refused;
+    call->WaitFor(all_there);
+    absl::Status status = absl::UnavailableError("the worker drains");
+    SetErrorInfo(&status, reason::kDraining);
+    return ToGrpcStatus(status);
+  });
+  std::vector<std::thread> clients;
+  clients.reserve(kClients);
+  for (int i = 0; i < kClients; ++i) {
+    clients.emplace_back([&] { EXPECT_TRUE(Run(Request("hello", 5)).status.ok()); });
+  }
+  EXPECT_TRUE(WaitUntil([&] { return refused >= 6; }));
+  all_there = true;
+  for (std::thread& client : clients) client.join();
+  EXPECT_GT(server_->core().metrics.retries_worker_lost->Value(), 4);  // the budget
+  EXPECT_EQ(server_->core().router.Snapshot()[0].breaker, BreakerState::kClosed);
+}
+
 TEST_F(RetryTest, NothingIsSentAgainWhenTheDeadlineHasPassed) {
   StartWith(2);
   std::atomic<int> attempts{0};

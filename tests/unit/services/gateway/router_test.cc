@@ -80,6 +80,16 @@ TEST_F(RouterTest, LostGroupIsNotReadyAtOnce) {
   EXPECT_FALSE(Ready(0));
 }
 
+TEST_F(RouterTest, AGroupThatLeavesGetsNothingUntilItsBeatsSayOtherwise) {
+  BringUp(0, Model("m"));
+  router_.Leaving(0);
+  EXPECT_FALSE(Ready(0));
+  router_.Beat(0, Load(0));  // of before its drain
+  EXPECT_FALSE(Ready(0));
+  router_.Beat(0, Load(0));
+  EXPECT_TRUE(Ready(0));
+}
+
 TEST_F(RouterTest, PicksTheLeastLoadedAndCountsWhatItSent) {
   BringUp(0, Model("m"), 2);
   BringUp(1, Model("m"), 1);
