@@ -1,9 +1,12 @@
 #include "base/host_port.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
@@ -43,6 +46,12 @@ std::string FormatHostPort(std::string_view host, uint16_t port) {
   const absl::string_view name(host.data(), host.size());
   if (host.find(':') != std::string_view::npos) return absl::StrCat("[", name, "]:", port);
   return absl::StrCat(name, ":", port);
+}
+
+bool IsLoopbackHost(const std::string& host) {
+  in_addr address{};
+  const bool v4 = inet_pton(AF_INET, host.c_str(), &address) == 1;
+  return host == "localhost" || host == "::1" || (v4 && absl::StartsWith(host, "127."));
 }
 
 }  // namespace nibble

@@ -21,4 +21,7 @@ struct HostPort {
 // The reverse; brackets come back where the host holds a colon.
 [[nodiscard]] std::string FormatHostPort(std::string_view host, uint16_t port);
 
+// 127.0.0.0/8, ::1 and localhost: what is sent there leaves no machine. Names are not looked up.
+[[nodiscard]] bool IsLoopbackHost(const std::string& host);
+
 }  // namespace nibble

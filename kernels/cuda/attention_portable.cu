@@ -49,18 +49,6 @@ template <int32_t kPending>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-__device__ __forceinline__ void LoadMatrices(uint32_t shared, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared)
-               : "memory");
-}
-__device__ __forceinline__ void LoadMatricesTransposed(uint32_t shared, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared)
-               : "memory");
-}
 __device__ __forceinline__ uint32_t Halves(float low, float high) {
   const half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -188,7 +176,7 @@ __device__ __forceinline__ void AddValues(uint32_t values, int32_t lane, const u
   for (int32_t n = 0; n < kD / 16; ++n) {
     const int32_t position = lane / 8 % 2 * 8 + lane % 8;
     uint32_t b[4];
-    LoadMatricesTransposed(values + 2 * KvOffset(position, n * 16 + lane / 16 * 8, kD), b);
+    LoadTransposed(values + 2 * KvOffset(position, n * 16 + lane / 16 * 8, kD), b);
     MmaF16(state->out[2 * n], a, b[0], b[1]);
     MmaF16(state->out[2 * n + 1], a, b[2], b[3]);
   }

@@ -4,23 +4,10 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
+
 namespace nibble::cuda {
 
-// Four 8x8 matrices of fp16 from shared memory; lane l names row l % 8 of matrix l / 8, and gets
-// elements 2 (l % 4) and the next of row l / 4 of each.
-__device__ __forceinline__ void LoadMatrices(uint32_t shared_address, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address)
-               : "memory");
-}
-// The same of the transposed matrices.
-__device__ __forceinline__ void LoadTransposed(uint32_t shared_address, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address)
-               : "memory");
-}
 // A warp's 8x8 matrix, transposed in registers: a product's results become the next one's input.
 __device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
   uint32_t result;

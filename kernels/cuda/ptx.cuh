@@ -96,6 +96,22 @@ __device__ __forceinline__ void LetNextKernelStart() {
 #endif
 }
 
+// Four 8x8 matrices of fp16 from shared memory; lane l names row l % 8 of matrix l / 8, and gets
+// elements 2 (l % 4) and the next of row l / 4 of each.
+__device__ __forceinline__ void LoadMatrices(uint32_t shared_address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address)
+               : "memory");
+}
+// The same of the transposed matrices.
+__device__ __forceinline__ void LoadTransposed(uint32_t shared_address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address)
+               : "memory");
+}
+
 // d += a * b on the tensor cores: a 16x16, b 16x8, d 16x8 in fp32.
 __device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                        uint32_t b1) {

@@ -23,8 +23,7 @@ bool IsLocal(const std::string& server) {
     if (absl::ConsumePrefix(&address, scheme)) break;
   }
   const auto where = ParseHostPort(std::string(address));
-  return where.ok() && (where->host == "localhost" || where->host == "::1" ||
-                        absl::StartsWith(where->host, "127."));
+  return where.ok() && IsLoopbackHost(where->host);
 }
 
 }  // namespace

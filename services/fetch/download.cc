@@ -99,6 +99,7 @@ class PartialFile {
   const RemoteFile& file_;
   OwnedFd fd_;
   int64_t size_ = 0;
+  int64_t whole_ = -1;                 // bytes of the file as far as anybody said
   std::unique_ptr<Digest> announced_;  // of the kind that was announced
   std::unique_ptr<Digest> sha256_;
 };
@@ -128,15 +129,18 @@ absl::Status PartialFile::Open() {
   }
   fd_ = OwnedFd(openat(directory_, part.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (!fd_.valid()) return Error("open");
+  whole_ = file_.size;
   NewSums(file_.size);
   RETURN_IF_ERROR(ReadThrough());
   return file_.size >= 0 && size_ > file_.size ? Restart() : absl::OkStatus();
 }
 
 absl::Status PartialFile::Begin(const BodyHead& head) {
-  if (head.total >= 0 && file_.size >= 0 && head.total != file_.size) {
+  const bool another = file_.size < 0 && head.from == 0;  // it may have changed since the last try
+  if (whole_ < 0 || another) whole_ = head.total;
+  if (head.total >= 0 && head.total != whole_) {
     return absl::DataLossError(
-        absl::StrCat(file_.name, " has ", head.total, " bytes there; the list says ", file_.size));
+        absl::StrCat(file_.name, " has ", head.total, " bytes there; it was to have ", whole_));
   }
   if (head.from == size_) return absl::OkStatus();
   if (head.from != 0) {
@@ -153,9 +157,8 @@ absl::Status PartialFile::Add(absl::string_view bytes) {
   announced_->Add(bytes);
   sha256_->Add(bytes);
   size_ += static_cast<int64_t>(bytes.size());
-  if (file_.size >= 0 && size_ > file_.size) {
-    return absl::DataLossError(
-        absl::StrCat(file_.name, " is longer than the list's ", file_.size, " bytes"));
+  if (whole_ >= 0 && size_ > whole_) {
+    return absl::DataLossError(absl::StrCat(file_.name, " is longer than its ", whole_, " bytes"));
   }
   while (!bytes.empty()) {
     const ssize_t count = write(fd_.get(), bytes.data(), bytes.size());

@@ -39,7 +39,7 @@ absl::StatusOr<BodyHead> HeadOf(const httplib::Response& response) {
   BodyHead head;
   if (response.status == 206) {
     if (ReadContentRange(response.get_header_value("Content-Range"), &head)) return head;
-    return absl::UnavailableError("answered 206 without saying which part");
+    return absl::FailedPreconditionError("answered 206 without saying which part");
   }
   int64_t length = 0;
   if (absl::SimpleAtoi(response.get_header_value("Content-Length"), &length) && length >= 0) {

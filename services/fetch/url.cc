@@ -88,11 +88,7 @@ std::string Url::Origin() const {
 
 std::string Url::Shown() const { return Origin() + target.substr(0, target.find('?')); }
 
-bool Url::IsLoopback() const {
-  in_addr address{};
-  const bool v4 = inet_pton(AF_INET, host.c_str(), &address) == 1;
-  return host == "localhost" || host == "::1" || (v4 && absl::StartsWith(host, "127."));
-}
+bool Url::IsLoopback() const { return IsLoopbackHost(host); }
 
 absl::StatusOr<Url> ParseUrl(absl::string_view text) {
   Url url;

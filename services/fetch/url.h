@@ -22,7 +22,7 @@ struct Url {
   [[nodiscard]] std::string Origin() const;
   // For people and logs: without the query, in which signed addresses carry their secret.
   [[nodiscard]] std::string Shown() const;
-  // 127.0.0.0/8, ::1 and localhost: what is sent there leaves no machine.
+  // What is sent there leaves no machine (base/host_port.h).
   [[nodiscard]] bool IsLoopback() const;
 };
 

@@ -113,6 +113,9 @@ class HubTest(FetchTestCase):
     def test_the_token_is_not_sent_in_clear_text_over_a_network(self):
         answer = self.fetch("hf://org/model", HF_TOKEN=TOKEN, HF_ENDPOINT="http://hub.example")
         self.assert_refused(answer, 2, "clear text")
+        answer = self.fetch("hf://org/model", HF_TOKEN=TOKEN, HF_ENDPOINT="http://127.0.0.1:1",
+                            http_proxy="http://127.0.0.1:1")
+        self.assert_refused(answer, 2, "clear text")
         self.assertNotIn(TOKEN, answer.stderr)
 
     def test_a_revision_is_asked_for_by_name(self):
@@ -324,7 +327,7 @@ class WrongBytesTest(FetchTestCase):
             hub.answers[RESOLVED + "model.safetensors"] = content
             with self.subTest(length=len(content)), servers.running(hub):
                 self.assert_refused(self.fetch_hub(hub), 3, "model.safetensors has",
-                                    f"the list says {len(WEIGHTS)}")
+                                    f"it was to have {len(WEIGHTS)}")
 
     def test_damaged_remains_of_an_earlier_fetch_are_fetched_again(self):
         partial = self.out.parent / "m.partial"

@@ -27,5 +27,14 @@ TEST(HostPort, RefusesWhatIsNoAddressAndSaysSo) {
   }
 }
 
+TEST(HostPort, LoopbackIsAnAddressAndNoNameThatBeginsLikeOne) {
+  for (const char* here : {"127.0.0.1", "127.1.2.3", "::1", "localhost"}) {
+    EXPECT_TRUE(IsLoopbackHost(here)) << here;
+  }
+  for (const char* there : {"127.evil.example", "128.0.0.1", "::2", "localhost.example", ""}) {
+    EXPECT_FALSE(IsLoopbackHost(there)) << there;
+  }
+}
+
 }  // namespace
 }  // namespace nibble
