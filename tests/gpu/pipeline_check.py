@@ -7,9 +7,9 @@ For every degree a worker group and a gateway are started from the bundle, each 
 streamed through `nibble generate`, greedy, and its text compared with the goldens and with the
 first degree's; metrics are scraped: memory of every rank by owner, actual and planned, and
 throughput. --serve does the same through `nibble serve`. --faults kills a rank and starts groups
-that must be refused. --record keeps what the first degree's worker and gateway export, before and
-after the prompts, for the boards' test (tests/deploy/data). Prints a table; exits 0 when all of it
-holds. Needs Python alone.
+that must be refused. --record keeps what the first degree's worker and gateway export after the
+prompts and a refused request, for the boards' test (tests/deploy/data). Prints a table; exits 0
+when all of it holds. Needs Python alone.
 """
 
 import argparse
@@ -112,12 +112,13 @@ def ask_all(arguments, server, goldens):
     return [stream(arguments.bundle, server, golden["prompt"]) for golden in goldens]
 
 
-def keep(folder, exporters, moment):
-    if folder is None:
-        return
+def keep(folder, exporters, bundle, server):
+    """With a refused request behind it, what is counted by its kind is there, too."""
+    words = ["generate", "--server", server, "--model", "unknown", "Once"]
+    subprocess.run([bundle / "nibble", *words], capture_output=True, timeout=60, check=False)
     folder.mkdir(parents=True, exist_ok=True)
     for name, address in exporters.items():
-        (folder / f"gpu_metrics_{name}{moment}.txt").write_text(scrape(address))
+        (folder / f"gpu_metrics_{name}.txt").write_text(scrape(address))
 
 
 def report_memory(metrics, ranks):
@@ -165,9 +166,9 @@ def run_degree(arguments, degree, goldens, reference, folder):
             await_ready(announced["metrics"])
             exporters = {"worker": addresses["metrics"], "gateway": announced["metrics"]}
             record = arguments.record if reference is None else None
-            keep(record, exporters, "_begin")
             texts = ask_all(arguments, announced["grpc"], goldens)
-            keep(record, exporters, "")
+            if record is not None:
+                keep(record, exporters, arguments.bundle, announced["grpc"])
             compare(texts, goldens, reference, degree)
             metrics = scrape(addresses["metrics"])
             report_memory(metrics, degree)
