@@ -135,8 +135,7 @@ __device__ __forceinline__ void Softmax(const AttentionParams& p, int32_t first_
     }
 #pragma unroll
     for (int32_t upper = 0; upper < 2; ++upper) {
-      const half2 pair = __floats2half2_rn(s[t][2 * upper], s[t][2 * upper + 1]);
-      weights[t][upper] = Transpose(*reinterpret_cast<const uint32_t*>(&pair));
+      weights[t][upper] = Transpose(Halves(s[t][2 * upper], s[t][2 * upper + 1]));
     }
 #pragma unroll
     for (int32_t step = 0; step < S::kD / 16; ++step) {

@@ -49,10 +49,6 @@ template <int32_t kPending>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-__device__ __forceinline__ uint32_t Halves(float low, float high) {
-  const half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // One warp's part: rows lane / 4 and the eighth behind it.
 template <int32_t kD>

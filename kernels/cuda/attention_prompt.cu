@@ -244,8 +244,7 @@ template <int32_t kD>
 __device__ __forceinline__ void PackWeights(Rows<kD>* rows) {
 #pragma unroll
   for (int32_t i = 0; i < kKeys / 4; ++i) {
-    const half2 pair = __floats2half2_rn(rows->scores[2 * i], rows->scores[2 * i + 1]);
-    rows->weights[i / 4][i % 4] = *reinterpret_cast<const uint32_t*>(&pair);
+    rows->weights[i / 4][i % 4] = Halves(rows->scores[2 * i], rows->scores[2 * i + 1]);
   }
 }
 

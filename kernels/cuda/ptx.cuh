@@ -126,6 +126,12 @@ __device__ __forceinline__ void FenceSharedForCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Two numbers as a register of a fragment.
+__device__ __forceinline__ uint32_t Halves(float low, float high) {
+  const half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 // (w & mask) | bits in one instruction: nibbles become fp16 numbers 1024 + v or 1024 + 16 v.
 template <uint32_t kMask>
 __device__ __forceinline__ uint32_t AndOr(uint32_t w, uint32_t bits) {

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/w4_decode_stream.cuh"
 
 namespace nibble::cuda {
@@ -198,7 +199,7 @@ __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& i
     const int32_t column = item.row_tile * 8 + item.r;
     if (item.exists && column < p.rows / 2) {
       p.y_half[static_cast<int64_t>(item.token) * (p.rows / 2) + column] =
-          __float2half(__fdividef(low, 1.0f + __expf(-low)) * high);
+          __float2half(SiluTimes(low, high));
     }
     return;
   }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/layout/gpu_x.h"
 
@@ -31,11 +33,10 @@ __device__ __forceinline__ float Bias(const W4BatchParams& p, int32_t row) {
 
 // Rows of lanes, tokens in a lane -> tokens of lanes, rows in a lane: 8 x 8.
 __device__ __forceinline__ uint32_t Transposed(float first, float second) {
-  const half2 pair = __floats2half2_rn(first, second);
   uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
                : "=r"(result)
-               : "r"(*reinterpret_cast<const uint32_t*>(&pair)));
+               : "r"(Halves(first, second)));
   return result;
 }
 
@@ -80,8 +81,7 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
     const float low[2] = {v[0] + bias_low, v[1] + bias_low};
     const float high[2] = {v[2] + bias_high, v[3] + bias_high};
     if (silu) {
-      const uint32_t pair = Transposed(__fdividef(low[0], 1.0f + __expf(-low[0])) * high[0],
-                                       __fdividef(low[1], 1.0f + __expf(-low[1])) * high[1]);
+      const uint32_t pair = Transposed(SiluTimes(low[0], high[0]), SiluTimes(low[1], high[1]));
       if (exists && ordered) *reinterpret_cast<uint32_t*>(to) = pair;
       if (exists && !ordered) StorePair(to, column, columns, pair);
     } else {

@@ -294,8 +294,7 @@ struct Consumer {
         const float* v = acc + (pass * 8 + eight) * 4;
         const float gate[2] = {v[0] + bias[0], v[1] + bias[0]};
         const float up[2] = {v[2] + bias[1], v[3] + bias[1]};
-        const uint32_t pair = Transposed(__fdividef(gate[0], 1.0f + __expf(-gate[0])) * up[0],
-                                         __fdividef(gate[1], 1.0f + __expf(-gate[1])) * up[1]);
+        const uint32_t pair = Transposed(SiluTimes(gate[0], up[0]), SiluTimes(gate[1], up[1]));
         *reinterpret_cast<uint32_t*>(staged + warp * 1024 + eight * 128 + lane * 4) = pair;
       }
       Meet();
