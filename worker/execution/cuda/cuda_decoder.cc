@@ -330,7 +330,7 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 absl::Status CudaDecoder::Multiply(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
   if (hopper_ && product.tokens <= kFewTokens) {
-    RETURN_IF_ERROR(MultiplyFew(product, 0));
+    RETURN_IF_ERROR(MultiplyFew(product));
   } else {
     RETURN_IF_ERROR(MultiplyMany(product));
   }
@@ -375,17 +375,15 @@ absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
       "matrix product");
 }
 
-absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
+absl::Status CudaDecoder::MultiplyFew(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
-  const bool silu = product.output == cuda::DecodeOutput::kSiluMul;
-  const int64_t out = int64_t{first} * (silu ? matrix.rows / 2 : matrix.rows);
   cuda::W4DecodeParams params;
   params.slabs = matrix.slabs;
   params.rows = matrix.rows;
   params.columns = matrix.columns;
   params.group = matrix.group;
-  params.tokens = std::min(kFewTokens, product.tokens - first);
-  params.x = product.x + int64_t{first} * matrix.columns;
+  params.tokens = product.tokens;
+  params.x = product.x;
   if (product.normed_input) {
     params.normed = {.scale = scales_[scale_],
                      .square_sums = square_sums_,
@@ -395,10 +393,10 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product, int32_t first) {
     scale_ = 1 - scale_;
   }
   params.output = product.output;
-  if (product.y_half != nullptr) params.y_half = product.y_half + out;
-  if (product.y_float != nullptr) params.y_float = product.y_float + out;
-  if (product.output == cuda::DecodeOutput::kAddResidual) params.residual_out = residual_ + out;
-  if (product.output == cuda::DecodeOutput::kAddResidual && product.tokens <= kFewTokens) {
+  params.y_half = product.y_half;
+  params.y_float = product.y_float;
+  if (product.output == cuda::DecodeOutput::kAddResidual) {
+    params.residual_out = residual_;
     params.next = {.x = normed_,
                    .norm_weight = product.next_norm,
                    .scale = scales_[scale_],

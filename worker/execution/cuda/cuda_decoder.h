@@ -113,8 +113,8 @@ class CudaDecoder {
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
   [[nodiscard]] absl::Status AllocateOrdered();
   [[nodiscard]] absl::Status Multiply(const Product& product);
-  // Tokens [first, first + 16) at most.
-  [[nodiscard]] absl::Status MultiplyFew(const Product& product, int32_t first);
+  // REQUIRES: at most 16 tokens.
+  [[nodiscard]] absl::Status MultiplyFew(const Product& product);
   [[nodiscard]] absl::Status MultiplyMany(const Product& product);
   // On Hopper, where activations come in order or are put into it.
   [[nodiscard]] absl::Status MultiplyOrdered(const Product& product,

@@ -64,6 +64,11 @@ class BenchRank {
     if (rank_ == 0 && options_.progress) options_.progress(what);
   }
 
+  // Of the decode steps whose operations are timed.
+  [[nodiscard]] int32_t TimedDepth() const {
+    return options_.decode_depths.empty() ? 1 : options_.decode_depths.front();
+  }
+
   // Room for the largest run.
   [[nodiscard]] weights::MemoryOptions Memory() const {
     weights::MemoryOptions memory;
@@ -77,7 +82,7 @@ class BenchRank {
     for (const int32_t length : options_.prefill_lengths) take(1, length);
     for (const int32_t length : options_.timed_prompts) take(1, length);
     for (const int32_t batch : options_.timed_batches) {
-      take(batch, options_.decode_depths.front() + options_.decode_tokens + 2);
+      take(batch, TimedDepth() + options_.decode_tokens + 2);
     }
     for (const int32_t depth : options_.decode_depths) {
       for (const int32_t batch : options_.decode_batches) {
@@ -110,7 +115,7 @@ class BenchRank {
     if (options_.timed_batches.empty() && options_.timed_prompts.empty()) return absl::OkStatus();
     ASSIGN_OR_RETURN(result_.read_bandwidth, GpuReadBandwidth(result_.gpu));
     Measurement measurement(made->executor.get(), 1);
-    const int32_t depth = options_.decode_depths.empty() ? 1 : options_.decode_depths.front();
+    const int32_t depth = TimedDepth();
     for (const int32_t batch : options_.timed_batches) {
       Say(absl::StrCat("operations of a decode step, batch ", batch));
       ASSIGN_OR_RETURN(auto times, made->time_operations(batch, true, [&] {

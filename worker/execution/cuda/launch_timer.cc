@@ -27,7 +27,7 @@ LaunchTimer::~LaunchTimer() {
   }
 }
 
-absl::Status LaunchTimer::Record(std::string_view name, int64_t bytes, int64_t flops) {
+absl::Status LaunchTimer::Mark(std::string_view name, int64_t bytes, int64_t flops) {
   cudaEvent_t event = nullptr;
   RETURN_IF_ERROR(CudaStatus(cudaEventCreate(&event), "creating an event"));
   steps_.back().push_back({.name = name, .bytes = bytes, .flops = flops, .event = event});
@@ -37,11 +37,7 @@ absl::Status LaunchTimer::Record(std::string_view name, int64_t bytes, int64_t f
 absl::Status LaunchTimer::BeginStep() {
   RETURN_IF_ERROR(CudaStatus(cudaLaunchHostFunc(stream_, HoldBack, nullptr), "calling the host"));
   steps_.emplace_back();
-  return Record("", 0, 0);
-}
-
-absl::Status LaunchTimer::Mark(std::string_view name, int64_t bytes, int64_t flops) {
-  return Record(name, bytes, flops);
+  return Mark("", 0, 0);
 }
 
 absl::StatusOr<std::vector<OperationTime>> LaunchTimer::Times() {

@@ -39,7 +39,6 @@ class LaunchTimer {
     int64_t bytes, flops;
     cudaEvent_t event;
   };
-  [[nodiscard]] absl::Status Record(std::string_view name, int64_t bytes, int64_t flops);
 
   const cudaStream_t stream_;
   std::vector<std::vector<Point>> steps_;  // the first mark of a step is its beginning
