@@ -1,4 +1,5 @@
 #include "worker/quantize/output_folder.h"
+#include "base/owned_fd.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -20,7 +21,6 @@ namespace nibble::quantize {
 namespace {
 
 using model::Message;
-using weights::Descriptor;
 using weights::Printable;
 
 absl::Status PathError(const std::string& path, std::string_view what, int error) {
@@ -30,7 +30,7 @@ absl::Status PathError(const std::string& path, std::string_view what, int error
 }
 
 absl::Status FlushFolder(const std::string& path) {
-  const Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const OwnedFd folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0 || fsync(folder.get()) != 0) {
     return PathError(path, "cannot be flushed", errno);
   }
@@ -75,7 +75,7 @@ std::string OutputFolder::PathOf(std::string_view name) const {
 
 absl::Status OutputFolder::WriteFile(std::string_view name, std::string_view text) const {
   const std::string path = PathOf(name);
-  const Descriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  const OwnedFd file(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (file.get() < 0) return PathError(path, "cannot be created", errno);
   while (!text.empty()) {
     const ssize_t count = write(file.get(), text.data(), text.size());

@@ -66,15 +66,6 @@ absl::Status OpenError(std::string_view name, int error) {
 
 }  // namespace
 
-Descriptor::~Descriptor() {
-  if (fd_ >= 0) close(fd_);
-}
-
-Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
 absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
   ModelFolder folder;
   std::string bound = path;
@@ -89,17 +80,17 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
         Message("model folder ", Printable(path), ": ", std::strerror(error));
     return error == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
   }
-  folder.bound_ = Descriptor(fd);
+  folder.bound_ = OwnedFd(fd);
   return folder;
 }
 
-absl::StatusOr<Descriptor> ModelFolder::OpenFile(std::string_view name) const {
+absl::StatusOr<OwnedFd> ModelFolder::OpenFile(std::string_view name) const {
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string_view::npos ||
       name.find('\0') != std::string_view::npos) {
     return absl::InvalidArgumentError(
         Message(Printable(name), " is not the name of a file in the model folder"));
   }
-  Descriptor file(OpenBeneath(bound_.get(), beneath_ + std::string(name)));
+  OwnedFd file(OpenBeneath(bound_.get(), beneath_ + std::string(name)));
   if (file.get() < 0) return OpenError(name, errno);
   struct stat status {};
   if (fstat(file.get(), &status) != 0) return OpenError(name, errno);
@@ -110,7 +101,7 @@ absl::StatusOr<Descriptor> ModelFolder::OpenFile(std::string_view name) const {
 }
 
 absl::StatusOr<std::string> ModelFolder::ReadFile(std::string_view name, int64_t size_max) const {
-  ASSIGN_OR_RETURN(const Descriptor file, OpenFile(name));
+  ASSIGN_OR_RETURN(const OwnedFd file, OpenFile(name));
   std::string text;
   char buffer[1 << 16];
   for (;;) {

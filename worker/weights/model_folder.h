@@ -6,25 +6,9 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "base/owned_fd.h"
 
 namespace nibble::weights {
-
-// Owns a descriptor.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor();
-  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  Descriptor& operator=(Descriptor&& other) noexcept;
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
 
 // A folder of the Hugging Face cache, …/models--ORG--NAME/snapshots/REVISION, holds symbolic links
 // into the blobs/ two folders up: there, and only there, files may also lie anywhere in that
@@ -39,13 +23,13 @@ class ModelFolder {
 
   // A regular file, open for reading. The name holds no '/'; a symbolic link that leads out of the
   // bound is refused (INVALID_ARGUMENT). NOT_FOUND when absent.
-  [[nodiscard]] absl::StatusOr<Descriptor> OpenFile(std::string_view name) const;
+  [[nodiscard]] absl::StatusOr<OwnedFd> OpenFile(std::string_view name) const;
 
   // The whole file. RESOURCE_EXHAUSTED when longer than size_max.
   [[nodiscard]] absl::StatusOr<std::string> ReadFile(std::string_view name, int64_t size_max) const;
 
  private:
-  Descriptor bound_;     // nothing above it is ever opened
+  OwnedFd bound_;        // nothing above it is ever opened
   std::string beneath_;  // the folder in it, with a '/' at the end; empty where they are the same
 };
 

@@ -17,7 +17,7 @@ using model::Message;
 
 constexpr int32_t kLargestGroup = 128;
 
-// Columns of a row-parallel matrix, or rows of a column-parallel one.
+// What heads take of a matrix's rows or columns.
 Range HeadRows(const model::ModelSpec& spec, const Range& heads) {
   return {heads.begin * spec.head_dim, heads.end * spec.head_dim};
 }
@@ -91,7 +91,7 @@ absl::StatusOr<LogicalLinear> Fuse(std::vector<LogicalLinear> parts) {
 }
 
 absl::StatusOr<PackedFormat> DescribeRows(const Checkpoint& checkpoint, int32_t layer,
-                                          const std::vector<std::pair<LinearRole, Range>>& rows) {
+                                          const std::vector<RoleRange>& rows) {
   std::vector<Part> parts;
   for (const auto& [role, range] : rows) {
     ASSIGN_OR_RETURN(const LinearInfo info, checkpoint.DescribeLinear(LinearName(layer, role)));
@@ -101,7 +101,7 @@ absl::StatusOr<PackedFormat> DescribeRows(const Checkpoint& checkpoint, int32_t 
 }
 
 absl::StatusOr<LogicalLinear> LoadRows(const Checkpoint& checkpoint, int32_t layer,
-                                       const std::vector<std::pair<LinearRole, Range>>& rows) {
+                                       const std::vector<RoleRange>& rows) {
   std::vector<LogicalLinear> parts;
   for (const auto& [role, range] : rows) {
     ASSIGN_OR_RETURN(LogicalLinear part, checkpoint.LoadLinearRows(LinearName(layer, role), range));
@@ -117,7 +117,8 @@ absl::Status CutsGroup(const std::string& name, int32_t group, const Range& colu
 }
 
 absl::StatusOr<PackedFormat> DescribeColumns(const Checkpoint& checkpoint, int32_t layer,
-                                             LinearRole role, const Range& columns) {
+                                             const RoleRange& held) {
+  const auto& [role, columns] = held;
   const std::string name = LinearName(layer, role);
   ASSIGN_OR_RETURN(LinearInfo info, checkpoint.DescribeLinear(name));
   info.columns = columns.count();
@@ -130,7 +131,8 @@ absl::StatusOr<PackedFormat> DescribeColumns(const Checkpoint& checkpoint, int32
 }
 
 absl::StatusOr<LogicalLinear> LoadColumns(const Checkpoint& checkpoint, int32_t layer,
-                                          LinearRole role, const Range& columns) {
+                                          const RoleRange& held) {
+  const auto& [role, columns] = held;
   const std::string name = LinearName(layer, role);
   ASSIGN_OR_RETURN(const LinearInfo info, checkpoint.DescribeLinear(name));
   const int32_t group =
@@ -139,18 +141,6 @@ absl::StatusOr<LogicalLinear> LoadColumns(const Checkpoint& checkpoint, int32_t 
   ASSIGN_OR_RETURN(LogicalLinear part, checkpoint.LoadLinearColumns(name, columns));
   if (group > 0) part = Regroup(std::move(part), group);
   return Fuse({std::move(part)});
-}
-
-std::vector<std::pair<LinearRole, Range>> QkvRows(const Checkpoint& checkpoint,
-                                                  const RankShare& share) {
-  const model::ModelSpec& spec = checkpoint.spec();
-  const Range kv = HeadRows(spec, share.kv_heads);
-  return {
-      {LinearRole::kQ, HeadRows(spec, share.heads)}, {LinearRole::kK, kv}, {LinearRole::kV, kv}};
-}
-
-std::vector<std::pair<LinearRole, Range>> GateUpRows(const RankShare& share) {
-  return {{LinearRole::kGate, share.ffn}, {LinearRole::kUp, share.ffn}};
 }
 
 // The largest unit at which FFN columns can be cut for that many ranks: of the candidates that
@@ -191,6 +181,22 @@ absl::StatusOr<int32_t> FfnUnit(const Checkpoint& checkpoint, int32_t rank_count
 
 }  // namespace
 
+std::vector<RoleRange> QkvRows(const model::ModelSpec& spec, const RankShare& share) {
+  const Range kv = HeadRows(spec, share.kv_heads);
+  return {
+      {LinearRole::kQ, HeadRows(spec, share.heads)}, {LinearRole::kK, kv}, {LinearRole::kV, kv}};
+}
+
+RoleRange OColumns(const model::ModelSpec& spec, const RankShare& share) {
+  return {LinearRole::kO, HeadRows(spec, share.heads)};
+}
+
+std::vector<RoleRange> GateUpRows(const RankShare& share) {
+  return {{LinearRole::kGate, share.ffn}, {LinearRole::kUp, share.ffn}};
+}
+
+RoleRange DownColumns(const RankShare& share) { return {LinearRole::kDown, share.ffn}; }
+
 int64_t AlignedBytes(int64_t bytes) {
   return (bytes + layout::kAlignment - 1) / layout::kAlignment * layout::kAlignment;
 }
@@ -225,12 +231,12 @@ int64_t PackedBytes(const PackedFormat& format) {
 
 absl::StatusOr<LayerFormats> DescribeLayer(const Checkpoint& checkpoint, const RankShare& share,
                                            int32_t layer) {
-  const Range o_columns = HeadRows(checkpoint.spec(), share.heads);
+  const model::ModelSpec& spec = checkpoint.spec();
   LayerFormats formats;
-  ASSIGN_OR_RETURN(formats.qkv, DescribeRows(checkpoint, layer, QkvRows(checkpoint, share)));
-  ASSIGN_OR_RETURN(formats.o, DescribeColumns(checkpoint, layer, LinearRole::kO, o_columns));
+  ASSIGN_OR_RETURN(formats.qkv, DescribeRows(checkpoint, layer, QkvRows(spec, share)));
+  ASSIGN_OR_RETURN(formats.o, DescribeColumns(checkpoint, layer, OColumns(spec, share)));
   ASSIGN_OR_RETURN(formats.gate_up, DescribeRows(checkpoint, layer, GateUpRows(share)));
-  ASSIGN_OR_RETURN(formats.down, DescribeColumns(checkpoint, layer, LinearRole::kDown, share.ffn));
+  ASSIGN_OR_RETURN(formats.down, DescribeColumns(checkpoint, layer, DownColumns(share)));
   return formats;
 }
 
@@ -242,12 +248,12 @@ absl::StatusOr<PackedFormat> DescribeRankHead(const Checkpoint& checkpoint,
 
 absl::StatusOr<LogicalLinear> LoadQkv(const Checkpoint& checkpoint, const RankShare& share,
                                       int32_t layer) {
-  return LoadRows(checkpoint, layer, QkvRows(checkpoint, share));
+  return LoadRows(checkpoint, layer, QkvRows(checkpoint.spec(), share));
 }
 
 absl::StatusOr<LogicalLinear> LoadO(const Checkpoint& checkpoint, const RankShare& share,
                                     int32_t layer) {
-  return LoadColumns(checkpoint, layer, LinearRole::kO, HeadRows(checkpoint.spec(), share.heads));
+  return LoadColumns(checkpoint, layer, OColumns(checkpoint.spec(), share));
 }
 
 absl::StatusOr<LogicalLinear> LoadGateUp(const Checkpoint& checkpoint, const RankShare& share,
@@ -257,7 +263,7 @@ absl::StatusOr<LogicalLinear> LoadGateUp(const Checkpoint& checkpoint, const Ran
 
 absl::StatusOr<LogicalLinear> LoadDown(const Checkpoint& checkpoint, const RankShare& share,
                                        int32_t layer) {
-  return LoadColumns(checkpoint, layer, LinearRole::kDown, share.ffn);
+  return LoadColumns(checkpoint, layer, DownColumns(share));
 }
 
 absl::StatusOr<LogicalLinear> LoadRankHead(const Checkpoint& checkpoint, const RankShare& share) {

@@ -9,14 +9,23 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/weights/checkpoint.h"
+#include "worker/weights/linear_shapes.h"
 #include "worker/weights/logical_linear.h"
 #include "worker/weights/shard.h"
 
 namespace nibble::weights {
+
+// A rank's rows or columns of one linear layer.
+using RoleRange = std::pair<LinearRole, Range>;
+[[nodiscard]] std::vector<RoleRange> QkvRows(const model::ModelSpec& spec, const RankShare& share);
+[[nodiscard]] RoleRange OColumns(const model::ModelSpec& spec, const RankShare& share);
+[[nodiscard]] std::vector<RoleRange> GateUpRows(const RankShare& share);
+[[nodiscard]] RoleRange DownColumns(const RankShare& share);
 
 enum class PackedKind : uint8_t { kW4, kInt8, kDense };
 

@@ -1,4 +1,5 @@
 #include "worker/weights/safetensors.h"
+#include "base/owned_fd.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -98,7 +99,7 @@ absl::StatusOr<std::map<std::string, TensorView, std::less<>>> ParseSafetensors(
 }
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const OwnedFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) {
     const std::string message = Message(Printable(path), ": ", std::strerror(errno));
     return errno == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);

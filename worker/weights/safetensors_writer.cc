@@ -55,8 +55,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
       ' ');
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter());
   writer->path_ = path;
-  writer->file_ =
-      Descriptor(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+  writer->file_ = OwnedFd(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
   if (writer->file_.get() < 0) return FileError(path, "cannot be created", errno);
   const uint64_t header_bytes = text.size();
   position = static_cast<int64_t>(sizeof(header_bytes) + text.size());

@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "worker/weights/model_folder.h"
+#include "base/owned_fd.h"
 #include "worker/weights/safetensors.h"
 
 namespace nibble::weights {
@@ -49,7 +49,7 @@ class SafetensorsWriter {
   [[nodiscard]] absl::Status WriteAt(std::span<const std::byte> data, int64_t offset) const;
 
   std::string path_;
-  Descriptor file_;
+  OwnedFd file_;
   std::map<std::string, Place, std::less<>> places_;
 };
 

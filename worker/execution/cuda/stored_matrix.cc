@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "worker/weights/linear_shapes.h"
+#include "worker/weights/rank_weights.h"
 
 namespace nibble::execution {
 namespace {
@@ -42,27 +43,30 @@ struct PartRange {
   Range rows, columns;
 };
 
+std::vector<PartRange> WholeColumns(const model::ModelSpec& spec,
+                                    const std::vector<weights::RoleRange>& rows) {
+  std::vector<PartRange> parts;
+  for (const auto& [role, range] : rows) {
+    parts.push_back({role, range, {0, weights::ShapeOf(spec, role).columns}});
+  }
+  return parts;
+}
+
+std::vector<PartRange> WholeRows(const model::ModelSpec& spec, const weights::RoleRange& columns) {
+  return {{columns.first, {0, weights::ShapeOf(spec, columns.first).rows}, columns.second}};
+}
+
 std::vector<PartRange> PartsOf(const model::ModelSpec& spec, const weights::RankShare& share,
                                FusedMatrix which) {
-  const auto heads = [&spec](const Range& range) {
-    return Range{range.begin * spec.head_dim, range.end * spec.head_dim};
-  };
-  const auto rows = [&spec](LinearRole role, const Range& range) {
-    return PartRange{role, range, {0, weights::ShapeOf(spec, role).columns}};
-  };
-  const auto columns = [&spec](LinearRole role, const Range& range) {
-    return PartRange{role, {0, weights::ShapeOf(spec, role).rows}, range};
-  };
   switch (which) {
     case FusedMatrix::kQkv:
-      return {rows(LinearRole::kQ, heads(share.heads)), rows(LinearRole::kK, heads(share.kv_heads)),
-              rows(LinearRole::kV, heads(share.kv_heads))};
+      return WholeColumns(spec, weights::QkvRows(spec, share));
     case FusedMatrix::kO:
-      return {columns(LinearRole::kO, heads(share.heads))};
+      return WholeRows(spec, weights::OColumns(spec, share));
     case FusedMatrix::kGateUp:
-      return {rows(LinearRole::kGate, share.ffn), rows(LinearRole::kUp, share.ffn)};
+      return WholeColumns(spec, weights::GateUpRows(share));
     case FusedMatrix::kDown:
-      return {columns(LinearRole::kDown, share.ffn)};
+      return WholeRows(spec, weights::DownColumns(share));
   }
   return {};
 }
