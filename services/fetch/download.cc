@@ -86,6 +86,7 @@ class PartialFile {
 
  private:
   void NewSums(int64_t size);
+  void AddToSums(absl::string_view bytes);
   absl::Status ReadThrough();
   absl::Status Error(absl::string_view what) const {
     const std::string text = absl::StrCat("cannot ", what, " ", file_.name);
@@ -99,14 +100,21 @@ class PartialFile {
   const RemoteFile& file_;
   OwnedFd fd_;
   int64_t size_ = 0;
-  int64_t whole_ = -1;                 // bytes of the file as far as anybody said
-  std::unique_ptr<Digest> announced_;  // of the kind that was announced
+  int64_t whole_ = -1;  // bytes of the file as far as anybody said
   std::unique_ptr<Digest> sha256_;
+  std::unique_ptr<Digest> announced_;  // nullptr: that is what was announced
 };
 
 void PartialFile::NewSums(int64_t size) {
-  announced_ = std::make_unique<Digest>(file_.digest, size);
   sha256_ = std::make_unique<Digest>(DigestKind::kSha256, size);
+  if (file_.digest != DigestKind::kSha256) {
+    announced_ = std::make_unique<Digest>(file_.digest, size);
+  }
+}
+
+void PartialFile::AddToSums(absl::string_view bytes) {
+  sha256_->Add(bytes);
+  if (announced_ != nullptr) announced_->Add(bytes);
 }
 
 absl::Status PartialFile::ReadThrough() {
@@ -115,8 +123,7 @@ absl::Status PartialFile::ReadThrough() {
     const ssize_t count = read(fd_.get(), buffer.data(), buffer.size());
     if (count < 0) return Error("read");
     if (count == 0) return absl::OkStatus();
-    announced_->Add({buffer.data(), static_cast<size_t>(count)});
-    sha256_->Add({buffer.data(), static_cast<size_t>(count)});
+    AddToSums({buffer.data(), static_cast<size_t>(count)});
     size_ += count;
   }
 }
@@ -154,8 +161,7 @@ absl::Status PartialFile::Begin(const BodyHead& head) {
 }
 
 absl::Status PartialFile::Add(absl::string_view bytes) {
-  announced_->Add(bytes);
-  sha256_->Add(bytes);
+  AddToSums(bytes);
   size_ += static_cast<int64_t>(bytes.size());
   if (whole_ >= 0 && size_ > whole_) {
     return absl::DataLossError(absl::StrCat(file_.name, " is longer than its ", whole_, " bytes"));
@@ -169,8 +175,8 @@ absl::Status PartialFile::Add(absl::string_view bytes) {
 }
 
 absl::StatusOr<bool> PartialFile::Finish(std::string* sha256) {
-  const std::string hex = announced_->Hex();
   *sha256 = sha256_->Hex();
+  const std::string hex = announced_ == nullptr ? *sha256 : announced_->Hex();
   if (hex != file_.hex) return false;
   if (fsync(fd_.get()) != 0) return Error("write");
   const std::string part = file_.name + ".part";
