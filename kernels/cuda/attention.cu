@@ -3,6 +3,7 @@
 #include "kernels/cuda/attention_prompt.cuh"
 #include "kernels/cuda/attention_stream.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda {
 namespace {
@@ -183,8 +184,12 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Item& i
   const int64_t token = item.first_row + (item.tokens == 1 ? 0 : row / group);
   const int32_t head = item.kv_head * group + (item.tokens == 1 ? row : row % group);
   const float inverse = __fdividef(1.0f, merged.sum);
-  *reinterpret_cast<half2*>(p.out + (token * p.heads + head) * S::kD + column) =
-      __floats2half2_rn(merged.out.x * inverse, merged.out.y * inverse);
+  half* to = p.out + (token * p.heads + head) * S::kD + column;
+  if (p.ordered != nullptr) {
+    to = p.ordered + layout::GpuOrderedIndex(static_cast<int32_t>(token), head * S::kD + column,
+                                             p.ordered_group, p.ordered_tokens);
+  }
+  *reinterpret_cast<half2*>(to) = __floats2half2_rn(merged.out.x * inverse, merged.out.y * inverse);
 }
 
 // Where one part of an item leaves its rows: two elements of a row with the row's maximum and sum

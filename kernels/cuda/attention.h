@@ -74,6 +74,11 @@ struct AttentionParams {
   int64_t q_stride = 0;
   AttentionRotation rotation = {};
   half* out = nullptr;  // [tokens, heads * head_dim]
+  // Where results are left instead, as kernels/layout/gpu_x.h has them for weights of
+  // `ordered_group`; nullptr: in `out`. With tiles, the group must divide head_dim.
+  half* ordered = nullptr;
+  int32_t ordered_group = 128;
+  int32_t ordered_tokens = 0;
   KvLayer cache;
   const int32_t* block_tables = nullptr;  // [slots, table_size]
   int32_t table_size = 0;

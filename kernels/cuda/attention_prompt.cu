@@ -8,6 +8,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
+#include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda {
 namespace {
@@ -327,6 +328,23 @@ struct Walk {
   }
 };
 
+// Chunk `chunk` of a head's as the next product takes them: pairs from four places.
+template <int32_t kD>
+__device__ __forceinline__ void WriteOrdered(const AttentionParams& p, int32_t token, int32_t head,
+                                             int32_t chunk, const uint8_t* results, int32_t row) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int32_t c = 0; c < 4; ++c) {
+    const int32_t k = layout::GpuKIndex(chunk / 2, c, chunk % 2 * 2, p.ordered_group);
+    pairs[c] =
+        *reinterpret_cast<const uint32_t*>(results + Layout<kD>::ChunkAt(row, k / 8) + k % 8 * 2);
+  }
+  const int32_t first = layout::GpuKIndex(chunk / 2, 0, chunk % 2 * 2, p.ordered_group);
+  const int64_t at =
+      layout::GpuOrderedIndex(token, head * kD + first, p.ordered_group, p.ordered_tokens);
+  *reinterpret_cast<uint4*>(p.ordered + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
 // Results by way of the warpgroup's queries, which nobody needs any more: 16 bytes a thread.
 template <int32_t kD>
 __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Work& work,
@@ -356,6 +374,10 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Work& w
     if (in_tile >= work.rows) continue;
     const int32_t token = in_tile / work.group;
     const int32_t head = work.kv_head * work.group + in_tile - token * work.group;
+    if (p.ordered != nullptr) {
+      WriteOrdered<kD>(p, work.tile.first_row + token, head, chunk, queries, row);
+      continue;
+    }
     const int64_t at = static_cast<int64_t>(work.tile.first_row + token) * p.heads + head;
     *reinterpret_cast<uint4*>(p.out + at * kD + chunk * 8) =
         *reinterpret_cast<const uint4*>(queries + Layout<kD>::ChunkAt(row, chunk));

@@ -106,11 +106,6 @@ __global__ void __launch_bounds__(kThreads) SiluMulKernel(const __grid_constant_
   *reinterpret_cast<uint4*>(p.out + index / eights * stride + index % eights * 8) = result;
 }
 
-// A warp's head: lane l holds elements l, l + 32, … of both halves.
-struct HeadPair {
-  float low, high;
-};
-
 // A KV block and head of keys or values, and the token's place in it.
 struct CachePlace {
   half* tile;
@@ -123,63 +118,95 @@ __device__ __forceinline__ CachePlace PlaceOf(const RopeParams& p, half* cache, 
   return {cache + tile * kKvBlockTokens * p.head_dim, p.positions[token] % kKvBlockTokens};
 }
 
-__device__ __forceinline__ void StoreValue(const RopeParams& p, int32_t token, int32_t kv_head,
-                                           const half* values, int32_t lane) {
-  const CachePlace to = PlaceOf(p, p.cache.values, token, kv_head);
-  for (int32_t i = lane; i < p.head_dim; i += 32) {
-    to.tile[KvOffset(to.position, i, p.head_dim)] = values[i];
-  }
-}
+// What a thread has of a head: elements i … i + 7 of both halves.
+struct HeadEights {
+  float low[8], high[8];
 
-// One warp: a query or key head, normed and rotated.
-__device__ __forceinline__ void RotateHead(const RopeParams& p, int32_t token, int32_t head,
-                                           half* values, int32_t lane) {
-  const int32_t half_dim = p.head_dim / 2;
-  const bool is_key = head >= p.heads;
-  const half* norm = is_key ? p.k_norm : p.q_norm;
-  float inverse = 1;
-  if (norm != nullptr) {
+  __device__ __forceinline__ void Load(const half* values, int32_t half_dim) {
+    const uint4 eights[2] = {*reinterpret_cast<const uint4*>(values),
+                             *reinterpret_cast<const uint4*>(values + half_dim)};
+    const auto* halves = reinterpret_cast<const half*>(eights);
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) {
+      low[i] = __half2float(halves[i]);
+      high[i] = __half2float(halves[8 + i]);
+    }
+  }
+  // `threads` side by side have the whole head.
+  __device__ __forceinline__ void Norm(const half* weight, float epsilon, int32_t half_dim,
+                                       int32_t threads) {
     float squares = 0;
-    for (int32_t i = lane; i < p.head_dim; i += 32) {
-      const float value = __half2float(values[i]);
-      squares += value * value;
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) squares += low[i] * low[i] + high[i] * high[i];
+    for (int32_t offset = threads / 2; offset > 0; offset /= 2) {
+      squares += __shfl_xor_sync(0xffffffffu, squares, offset);
     }
-    inverse = rsqrtf(WarpSum(squares) / static_cast<float>(p.head_dim) + p.epsilon);
-  }
-  const int64_t angle = static_cast<int64_t>(p.positions[token]) * half_dim;
-  for (int32_t i = lane; i < half_dim; i += 32) {
-    HeadPair x{__half2float(values[i]), __half2float(values[i + half_dim])};
-    if (norm != nullptr) {
-      x.low *= inverse * __half2float(norm[i]);
-      x.high *= inverse * __half2float(norm[i + half_dim]);
-    }
-    const float c = p.cos[angle + i], s = p.sin[angle + i];
-    const HeadPair y{x.low * c - x.high * s, x.high * c + x.low * s};
-    if (is_key) {
-      const CachePlace to = PlaceOf(p, p.cache.keys, token, head - p.heads);
-      to.tile[KvOffset(to.position, i, p.head_dim)] = __float2half(y.low);
-      to.tile[KvOffset(to.position, i + half_dim, p.head_dim)] = __float2half(y.high);
-    } else {
-      values[i] = __float2half(y.low);
-      values[i + half_dim] = __float2half(y.high);
+    const float inverse = rsqrtf(squares / static_cast<float>(2 * half_dim) + epsilon);
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) {
+      low[i] *= inverse * __half2float(weight[i]);
+      high[i] *= inverse * __half2float(weight[half_dim + i]);
     }
   }
-}
+  __device__ __forceinline__ void Rotate(const float* cos, const float* sin) {
+#pragma unroll
+    for (int32_t i = 0; i < 8; i += 4) {
+      const float4 c = __ldg(reinterpret_cast<const float4*>(cos + i));
+      const float4 s = __ldg(reinterpret_cast<const float4*>(sin + i));
+      const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) {
+        const float l = low[i + j], h = high[i + j];
+        low[i + j] = l * cs[j] - h * sn[j];
+        high[i + j] = h * cs[j] + l * sn[j];
+      }
+    }
+  }
+  static __device__ __forceinline__ void Store(half* to, const float (&values)[8]) {
+    half2 pairs[4];
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+      pairs[i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+    }
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(pairs);
+  }
+};
 
+// As many threads side by side as a head has sixteens: 16-byte chunks of qkv and of the cache.
 __global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ RopeParams p) {
   WaitForPreviousKernel();
   LetNextKernelStart();
-  const int32_t warp = static_cast<int32_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int32_t lane = threadIdx.x % 32;
+  const int32_t threads = p.head_dim / 16, half_dim = p.head_dim / 2;
+  const int32_t index = static_cast<int32_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int32_t all_heads = p.heads + 2 * p.kv_heads;
-  const int32_t token = warp / all_heads, head = warp % all_heads;
-  if (token >= p.tokens) return;
-  half* values = p.qkv + (static_cast<int64_t>(token) * all_heads + head) * p.head_dim;
-  if (head < p.heads + p.kv_heads) {
-    RotateHead(p, token, head, values, lane);
-  } else {
-    StoreValue(p, token, head - p.heads - p.kv_heads, values, lane);
+  const int32_t all = p.tokens * all_heads;
+  // Threads behind the last head take part in sums.
+  const int32_t token = min(index / threads, all - 1) / all_heads;
+  const int32_t head = min(index / threads, all - 1) % all_heads;
+  const int32_t first = index % threads * 8;
+  half* values = p.qkv + (static_cast<int64_t>(token) * all_heads + head) * p.head_dim + first;
+  HeadEights x;
+  x.Load(values, half_dim);
+  const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
+  if (p.q_norm != nullptr) {
+    HeadEights normed = x;
+    normed.Norm((is_query ? p.q_norm : p.k_norm) + first, p.epsilon, half_dim, threads);
+    if (!is_value) x = normed;
   }
+  if (index / threads >= all) return;
+  if (!is_value) {
+    const int64_t angle = static_cast<int64_t>(p.positions[token]) * half_dim + first;
+    x.Rotate(p.cos + angle, p.sin + angle);
+  }
+  half* to[2] = {values, values + half_dim};
+  if (!is_query) {
+    const int32_t kv_head = (head - p.heads) % p.kv_heads;
+    const CachePlace place = PlaceOf(p, is_value ? p.cache.values : p.cache.keys, token, kv_head);
+    to[0] = place.tile + KvOffset(place.position, first, p.head_dim);
+    to[1] = place.tile + KvOffset(place.position, first + half_dim, p.head_dim);
+  }
+  HeadEights::Store(to[0], x.low);
+  HeadEights::Store(to[1], x.high);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -260,8 +287,10 @@ cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options) {
 }
 
 cudaError_t RopeAndStore(const RopeParams& params, const LaunchOptions& options) {
-  const int64_t warps = static_cast<int64_t>(params.tokens) * (params.heads + 2 * params.kv_heads);
-  return LaunchKernel(RopeKernel, Shape((warps + kWarps - 1) / kWarps, options), params);
+  if (params.head_dim % 16 != 0 || 32 % (params.head_dim / 16) != 0) return cudaErrorInvalidValue;
+  const int64_t heads = static_cast<int64_t>(params.tokens) * (params.heads + 2 * params.kv_heads);
+  const int64_t threads = heads * (params.head_dim / 16);
+  return LaunchKernel(RopeKernel, Shape(BlocksFor(threads), options), params);
 }
 
 cudaError_t CopyBlocks(const CopyBlocksParams& params, const LaunchOptions& options) {

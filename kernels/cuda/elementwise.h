@@ -81,7 +81,7 @@ struct RopeParams {
   const int32_t* blocks = nullptr;     // [tokens]: KV block of the position
   const float* cos = nullptr;          // [max_context, head_dim / 2]
   const float* sin = nullptr;
-  const half* q_norm = nullptr;  // [head_dim] or nullptr
+  const half* q_norm = nullptr;  // [head_dim], both or neither
   const half* k_norm = nullptr;
   float epsilon = 0;
   KvLayer cache;

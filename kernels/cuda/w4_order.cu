@@ -55,43 +55,95 @@ __device__ __forceinline__ float BlockSum(float value) {
   return sum;
 }
 
-// A block: one token. A thread: 8 k side by side, which are pairs in four chunks.
+constexpr int32_t kChunks = 16;                           // of a slab's token
+constexpr int32_t kSlabsAtOnce = kNormThreads / kChunks;  // of a block
+constexpr int32_t kHeld = 4;                              // chunks of a thread that are read once
+
+struct NormRow {
+  const OrderedNormParams& p;
+  const float* residual;
+  int32_t group;
+
+  // The eight numbers of a chunk: pairs in four places.
+  __device__ __forceinline__ void Load(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const int32_t k = Column(slab, chunk, c);
+      x[c] = k < p.hidden ? *reinterpret_cast<const float2*>(residual + k) : make_float2(0, 0);
+    }
+  }
+  __device__ __forceinline__ uint4 Normed(int32_t slab, int32_t chunk, const float2 (&x)[4],
+                                          float inverse) const {
+    half2 values[4];
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const int32_t k = Column(slab, chunk, c);
+      const half2 weight = k < p.hidden ? __ldg(reinterpret_cast<const half2*>(p.weight + k))
+                                        : __floats2half2_rn(0, 0);
+      const float2 w = __half22float2(weight);
+      values[c] = __floats2half2_rn(x[c].x * inverse * w.x, x[c].y * inverse * w.y);
+    }
+    return *reinterpret_cast<const uint4*>(values);
+  }
+  __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, int32_t token,
+                                        int32_t ordered_tokens, const uint4& values) const {
+    const int64_t row = (static_cast<int64_t>(slab) * 2 + chunk / 8) * ordered_tokens + token;
+    reinterpret_cast<uint4*>(p.ordered)[row * 8 + (chunk % 8 ^ token % 8)] = values;
+  }
+
+ private:
+  [[nodiscard]] __device__ __forceinline__ int32_t Column(int32_t slab, int32_t chunk,
+                                                          int32_t c) const {
+    return slab * layout::kGpuSlabColumns + layout::GpuKIndex(chunk / 2, c, chunk % 2 * 2, group);
+  }
+};
+
+__device__ __forceinline__ float SquareSum(const float2 (&x)[4]) {
+  float sum = 0;
+#pragma unroll
+  for (const float2& pair : x) sum += pair.x * pair.x + pair.y * pair.y;
+  return sum;
+}
+
+// A block: one token. A thread: a chunk of every 16th slab; a row that is not too long is read
+// once.
 __global__ void __launch_bounds__(kNormThreads)
     OrderedNormKernel(const __grid_constant__ OrderedNormParams p) {
   WaitForPreviousKernel();
   LetNextKernelStart();
   const auto token = static_cast<int32_t>(blockIdx.x);
-  const float* row =
-      p.residual + static_cast<int64_t>(p.rows == nullptr ? token : p.rows[token]) * p.hidden;
+  const int64_t from = p.rows == nullptr ? token : p.rows[token];
+  const NormRow row{p, p.residual + from * p.hidden, p.group == 0 ? 128 : p.group};
+  const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
+  const int32_t first = static_cast<int32_t>(threadIdx.x) / kChunks;
+  const int32_t slabs = layout::GpuSlabs(p.hidden);
+  float2 held[kHeld][4];
   float squares = 0;
-#pragma unroll 4
-  for (int32_t k = static_cast<int32_t>(threadIdx.x) * 4; k < p.hidden; k += kNormThreads * 4) {
-    const float4 x = *reinterpret_cast<const float4*>(row + k);
-    squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+#pragma unroll
+  for (int32_t i = 0; i < kHeld; ++i) {
+    if (first + i * kSlabsAtOnce < slabs) row.Load(first + i * kSlabsAtOnce, chunk, held[i]);
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kHeld; ++i) {
+    if (first + i * kSlabsAtOnce < slabs) squares += SquareSum(held[i]);
+  }
+  for (int32_t slab = first + kHeld * kSlabsAtOnce; slab < slabs; slab += kSlabsAtOnce) {
+    float2 x[4];
+    row.Load(slab, chunk, x);
+    squares += SquareSum(x);
   }
   const float inverse = rsqrtf(BlockSum(squares) / static_cast<float>(p.hidden) + p.epsilon);
-  const int32_t group = p.group == 0 ? 128 : p.group;
   const int32_t ordered_tokens = layout::GpuOrderedTokens(p.tokens);
-  const int32_t padded = layout::GpuSlabs(p.hidden) * layout::kGpuSlabColumns;
-  for (int32_t k = static_cast<int32_t>(threadIdx.x) * 8; k < padded; k += kNormThreads * 8) {
-    half2 values[4] = {};
-    if (k < p.hidden) {
-      const float4 low = *reinterpret_cast<const float4*>(row + k);
-      const float4 high = *reinterpret_cast<const float4*>(row + k + 4);
-      const uint4 weights = __ldg(reinterpret_cast<const uint4*>(p.weight + k));
-      const auto* weight = reinterpret_cast<const half2*>(&weights);
-      const float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        const float2 w = __half22float2(weight[i]);
-        values[i] = __floats2half2_rn(x[2 * i] * inverse * w.x, x[2 * i + 1] * inverse * w.y);
-      }
-    }
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      const int64_t at = layout::GpuOrderedIndex(token, k + 2 * i, group, ordered_tokens);
-      *reinterpret_cast<half2*>(p.ordered + at) = values[i];
-    }
+  for (int32_t i = 0; i < kHeld; ++i) {
+    const int32_t slab = first + i * kSlabsAtOnce;
+    if (slab >= slabs) break;
+    row.Store(slab, chunk, token, ordered_tokens, row.Normed(slab, chunk, held[i], inverse));
+  }
+  for (int32_t slab = first + kHeld * kSlabsAtOnce; slab < slabs; slab += kSlabsAtOnce) {
+    float2 x[4];
+    row.Load(slab, chunk, x);
+    row.Store(slab, chunk, token, ordered_tokens, row.Normed(slab, chunk, x, inverse));
   }
 }
 

@@ -32,12 +32,13 @@ __device__ __forceinline__ float Bias(const W4BatchParams& p, int32_t row) {
 }
 
 // Rows of lanes, tokens in a lane -> tokens of lanes, rows in a lane: 8 x 8.
-__device__ __forceinline__ uint32_t Transposed(float first, float second) {
+__device__ __forceinline__ uint32_t Transposed(uint32_t pair) {
   uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-               : "=r"(result)
-               : "r"(Halves(first, second)));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
   return result;
+}
+__device__ __forceinline__ uint32_t Transposed(float first, float second) {
+  return Transposed(Halves(first, second));
 }
 
 // Onto four floats side by side, without waiting for what they are.

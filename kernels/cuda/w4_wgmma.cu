@@ -497,7 +497,7 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
-  if (params.group != 0 && layout::GpuTokenTile(params.tokens) == kPromptTokens) {
+  if (PromptTilesFit(params, multiprocessors)) {
     return W4WgmmaPrompt(params, input, multiprocessors, options);
   }
   switch (params.group) {

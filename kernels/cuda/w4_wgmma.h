@@ -1,12 +1,12 @@
 // W4A16 matrix products of more than a few tokens on Hopper, on the same packed weights as
 // w4_decode.h.
 //
-// A block computes tiles of 256 rows (128 where weights are dense) and 32 to 128 tokens. One warp
-// brings weights and activations by bulk copies into a ring in shared memory; two warpgroups widen
+// A block computes tiles of 256 rows (128 where weights are dense) and 32 to 128 tokens. Four warps
+// bring weights and activations by bulk copies into a ring in shared memory; two warpgroups widen
 // weights in registers, exactly ((q - zero) * scale rounded once to fp16), and multiply them on the
 // tensor cores while the next ones are widened. Where there are few tiles, the blocks of a cluster
 // share one along k and add their parts up over each other's shared memory, in order: results do
-// not vary from run to run.
+// not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>

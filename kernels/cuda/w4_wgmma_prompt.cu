@@ -288,14 +288,18 @@ struct Consumer {
                                                               apart * 32, k.ordered_tokens);
 #pragma unroll
     for (int32_t pass = 0; pass < kTokens / 64; ++pass) {
-      Meet();
+      uint32_t pairs[8];
 #pragma unroll
       for (int32_t eight = 0; eight < 8; ++eight) {
         const float* v = acc + (pass * 8 + eight) * 4;
-        const float gate[2] = {v[0] + bias[0], v[1] + bias[0]};
-        const float up[2] = {v[2] + bias[1], v[3] + bias[1]};
-        const uint32_t pair = Transposed(SiluTimes(gate[0], up[0]), SiluTimes(gate[1], up[1]));
-        *reinterpret_cast<uint32_t*>(staged + warp * 1024 + eight * 128 + lane * 4) = pair;
+        pairs[eight] = Halves(SiluTimes(v[0] + bias[0], v[2] + bias[1]),
+                              SiluTimes(v[1] + bias[0], v[3] + bias[1]));
+      }
+      Meet();
+#pragma unroll
+      for (int32_t eight = 0; eight < 8; ++eight) {
+        *reinterpret_cast<uint32_t*>(staged + warp * 1024 + eight * 128 + lane * 4) =
+            Transposed(pairs[eight]);
       }
       Meet();
 #pragma unroll

@@ -27,6 +27,9 @@ bool OnHopper() {
   return !probed || cuda::KernelsForHopper();
 }
 
+// Of activations' order (kernels/layout/gpu_x.h).
+int32_t OrderedGroup(const DeviceMatrix& matrix) { return matrix.group == 0 ? 128 : matrix.group; }
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel* model,
@@ -134,6 +137,14 @@ half* CudaDecoder::OrderedInput(int32_t tokens) const {
   return hopper_ && tokens > kFewTokens ? ordered_[0] : nullptr;
 }
 
+half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
+  // Whole slabs: what pads one is multiplied by zeros and must not be NaN.
+  const bool slabs = layer.o.columns % layout::kGpuSlabColumns == 0;
+  const bool heads =
+      step.prompt_tile_count == 0 || model_.spec().head_dim % OrderedGroup(layer.o) == 0;
+  return options_.fusion && slabs && heads ? OrderedInput(step.tokens) : nullptr;
+}
+
 absl::Status CudaDecoder::Forward(const StepView& step) {
   cuda::EmbedParams embed{.table = model_.embedding(),
                           .token_ids = step.token_ids,
@@ -175,6 +186,7 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                                  .matrix = &layer.o,
                                  .tokens = step.tokens,
                                  .x = attention_,
+                                 .ordered = OrderedAttention(step, layer),
                                  .next_norm = layer.mlp_norm}));
   return Mlp(step, index);
 }
@@ -222,6 +234,9 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                             .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
                             .rotation = rotation,
                             .out = attention_,
+                            .ordered = OrderedAttention(step, layer),
+                            .ordered_group = OrderedGroup(layer.o),
+                            .ordered_tokens = layout::GpuOrderedTokens(step.tokens),
                             .cache = Cache(index),
                             .block_tables = block_tables_,
                             .table_size = table_size_,

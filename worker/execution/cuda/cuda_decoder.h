@@ -139,6 +139,8 @@ class CudaDecoder {
   [[nodiscard]] half* OrderedInput(int32_t tokens) const;
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
+  // Where attention leaves its results in order, or nullptr.
+  [[nodiscard]] half* OrderedAttention(const StepView& step, const DeviceLayer& layer) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
     return {.stream = stream_, .dependent = hopper_ && options_.fusion && timer_ == nullptr};
   }
