@@ -2,11 +2,11 @@
 """Tables and plots of docs/benchmarks/gpu.md out of the records of `nibble bench --device cuda`.
 
 usage: tools/bench/gpu_page.py [--check]
-       tools/bench/gpu_page.py --join RECORDS.json... > docs/benchmarks/h200-mistral-7b.json
+       tools/bench/gpu_page.py --join RECORDS.json... > docs/benchmarks/h200-SHAPE.json
 
-Between `<!-- table: NAME -->` and `<!-- end -->` the page holds what is made here; a NAME that no
-records stand for is left out. Of records of the same conditions the last counts. --check writes
-nothing and fails where page or plots are not what the records give.
+Between `<!-- table: NAME of SHAPE -->` and `<!-- end -->` the page holds what is made here; a NAME
+that no records stand for is left out. Of records of the same conditions the last counts. --check
+writes nothing and fails where page or plots are not what the records give.
 """
 
 import json
@@ -17,15 +17,15 @@ import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks"
 PAGE = FOLDER / "gpu.md"
-RECORDS = FOLDER / "h200-mistral-7b.json"
 TARGETS = FOLDER / "h200-targets.json"
-PLOTS = "h200-mistral-7b"
+PLOTTED = "mistral-7b"
 COLORS = ("#1b6ca8", "#c8553d", "#588157", "#7a5195")
 
 
 class Records:
-    def __init__(self, path):
-        self.all = json.loads(path.read_text())
+    def __init__(self, shape):
+        self.targets = json.loads(TARGETS.read_text())[shape]
+        self.all = json.loads((FOLDER / f"h200-{shape}.json").read_text())
         self.headers = [record for record in self.all if record.get("record") == "header"]
         lines = False  # of the table of fused modules, which has models of its own for every line
         for record in self.all:
@@ -73,7 +73,7 @@ def conditions(records):
 
 
 def figures(records):
-    targets = json.loads(TARGETS.read_text())
+    targets = records.targets
     columns = []
     for name in targets["columns"]:
         kind, count = name.split()
@@ -93,7 +93,7 @@ def figures(records):
     for line in targets["rows"]:
         rows.append([line["name"], *(number(value) for value in line["values"])])
     must = next(line["values"] for line in targets["rows"] if line["name"] == "aimed at")
-    rows.append(["of what is aimed at", *(f"{100 * value / aim:.0f} %" if value else ""
+    rows.append(["of what is aimed at", *(f"{100 * value / aim:.0f} %" if value and aim else ""
                                           for value, aim in zip(columns, must))])
     return table(rows)
 
@@ -242,7 +242,7 @@ def plot_throughput(records):
         plot.line(f"fusion {mode}", sorted(
             (r["batch"], r["value"])
             for r in records.find("decode_tokens_per_s", fusion=mode, tp=1, depth=128)))
-    targets = json.loads(TARGETS.read_text())
+    targets = records.targets
     for line in targets["rows"]:
         if line["name"] in ("peer", "limit"):
             plot.line(line["name"], [
@@ -290,11 +290,16 @@ PICTURES = {"throughput": plot_throughput, "latency": plot_latency, "memory": pl
             "roofline": plot_roofline}
 
 
-def filled(text, records):
+def filled(text, shapes):
     def fill(match):
-        made = TABLES[match[1]](records)
-        return match[0] if made is None else f"<!-- table: {match[1]} -->\n{made}\n<!-- end -->"
-    return re.sub(r"<!-- table: ([a-z ]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+        name, shape = match[1], match[2]
+        if shape not in shapes:
+            shapes[shape] = Records(shape)
+        made = TABLES[name](shapes[shape])
+        start = f"<!-- table: {name} of {shape} -->"
+        return match[0] if made is None else f"{start}\n{made}\n<!-- end -->"
+    return re.sub(r"<!-- table: ([a-z ]+) of ([a-z0-9.-]+) -->\n.*?<!-- end -->", fill, text,
+                  flags=re.S)
 
 
 def main():
@@ -303,17 +308,17 @@ def main():
                   for record in json.loads(pathlib.Path(path).read_text())]
         print("[\n" + ",\n".join(json.dumps(record) for record in joined) + "\n]")
         return 0
-    records = Records(RECORDS)
-    made = {PAGE: filled(PAGE.read_text(), records)}
+    shapes = {PLOTTED: Records(PLOTTED)}
+    made = {PAGE: filled(PAGE.read_text(), shapes)}
     for name, plot in PICTURES.items():
-        drawn = plot(records)
+        drawn = plot(shapes[PLOTTED])
         if drawn.lines:
-            made[FOLDER / f"{PLOTS}-{name}.svg"] = drawn.svg()
+            made[FOLDER / f"h200-{PLOTTED}-{name}.svg"] = drawn.svg()
     stale = [path for path, text in made.items()
              if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"{path.name} is not what {RECORDS.name} gives; run tools/bench/gpu_page.py")
+            print(f"{path.name} is not what the records give; run tools/bench/gpu_page.py")
         return 1 if stale else 0
     for path in stale:
         path.write_text(made[path])
