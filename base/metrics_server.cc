@@ -1,6 +1,5 @@
 #include "base/metrics_server.h"
 
-#include <httplib.h>
 #include <prometheus/collectable.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
@@ -11,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/bounded_http_server.h"
 #include "base/host_port.h"
 #include "base/status.h"
 #include "base/status_page.h"
@@ -20,7 +20,7 @@ namespace nibble {
 namespace {
 
 constexpr size_t kAnsweringThreads = 4;
-constexpr time_t kStallSeconds = 2;
+constexpr Duration kStall = std::chrono::seconds(2);
 constexpr size_t kRequestBytesMax = 16 * 1024;
 
 std::string Exposition(const MetricsServer::Options& options) {
@@ -47,7 +47,7 @@ httplib::Server::Handler Answer(MetricsServer::Probe probe) {
 
 struct MetricsServer::State {
   Options options;
-  httplib::Server server;
+  BoundedHttpServer server{kRequestBytesMax, kStall};
   std::thread listener;
 };
 
@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(Options opti
   ASSIGN_OR_RETURN(const HostPort where, ParseHostPort(options.address));
   auto state = std::make_unique<State>();
   state->options = std::move(options);
-  httplib::Server& server = state->server;
+  BoundedHttpServer& server = state->server;
 
   server.new_task_queue = [] { return new httplib::ThreadPool(kAnsweringThreads); };
   // The library's own default is SO_REUSEPORT, with which two servers share a port unnoticed.
@@ -63,9 +63,6 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(Options opti
     const int yes = 1;
     ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
   });
-  server.set_keep_alive_max_count(1);
-  server.set_read_timeout(kStallSeconds);
-  server.set_write_timeout(kStallSeconds);
   server.set_payload_max_length(kRequestBytesMax);
   server.Get("/", [](const httplib::Request&, httplib::Response& response) {
     const std::string_view page = StatusPage();

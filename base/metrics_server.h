@@ -16,8 +16,8 @@ class Collectable;
 
 namespace nibble {
 
-// Owns its threads: one that accepts and a few that answer. A client that stalls is cut off after
-// two seconds, and a connection carries one request, so a probe does not queue behind idle ones.
+// Owns its threads: one that accepts and a few that answer. A connection carries one request, of at
+// most 16 KiB, that must be there in two seconds, so a probe does not queue behind idle ones.
 class MetricsServer {
  public:
   // Called on the server's threads, several at once: must not block, throw or take long.

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/exit_codes.h"
+#include "base/grpc_header_bound.h"
 #include "base/grpc_status.h"
 #include "base/host_port.h"
 #include "base/logging.h"
@@ -27,6 +28,7 @@ namespace v1 = worker::v1;
 
 constexpr int kMessageBytesMax = 8 << 20;  // a plan is at most 4 MiB
 constexpr int kMetadataBytesMax = 8 << 10;
+constexpr size_t kHeaderBlockBytesMax = 2 * kMetadataBytesMax;  // as they are encoded
 constexpr int kSpareThreads = 16;  // for callers that have not said who they are
 constexpr Duration kHelloTime = std::chrono::seconds(5);
 constexpr Duration kRelayTick = std::chrono::milliseconds(50);
@@ -63,6 +65,7 @@ class Host final : public GroupHost, private v1::GroupService::Service {
   }
 
   absl::Status Listen() {
+    BoundGrpcHeaderBlocks(kHeaderBlockBytesMax);
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(kMessageBytesMax);
     builder.SetMaxSendMessageSize(kMessageBytesMax);

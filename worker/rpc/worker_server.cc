@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "base/grpc_header_bound.h"
 #include "base/status.h"
 #include "base/tls_options.h"
 
@@ -17,6 +18,7 @@ namespace {
 constexpr int kReceiveBytesMax = 4 << 20;
 constexpr int kSendBytesMax = 64 << 20;
 constexpr int kMetadataBytesMax = 8 << 10;
+constexpr size_t kHeaderBlockBytesMax = 2 * kMetadataBytesMax;  // as they are encoded
 constexpr int kKeepaliveMs = 10'000;
 constexpr int kKeepaliveTimeoutMs = 5'000;
 // Below the gateway's ping interval of 10 s: a server that counts pings as too many closes the
@@ -47,6 +49,7 @@ std::chrono::system_clock::time_point WallTime(Deadline deadline, const Clock& c
 absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   // gRPC replaces a unix socket that is in use without a word.
   RETURN_IF_ERROR(CheckAvailable(options.listen));
+  BoundGrpcHeaderBlocks(kHeaderBlockBytesMax);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 

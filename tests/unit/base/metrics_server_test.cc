@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "base/host_port.h"
+#include "tests/support/raw_client.h"
 
 namespace nibble {
 namespace {
@@ -36,10 +37,10 @@ TEST(MetricsServer, ExportsEveryRegistryInTextForm) {
   ASSERT_TRUE(answer);
   EXPECT_EQ(answer->status, 200);
   EXPECT_THAT(answer->get_header_value("Content-Type"),
-              testing::HasSubstr("text/plain; version=0.0.4"));
-  EXPECT_THAT(answer->body, testing::HasSubstr("# TYPE nibble_eggs_total counter\n"
-                                               "nibble_eggs_total{kind=\"brown\"} 3"));
-  EXPECT_THAT(answer->body, testing::HasSubstr("nibble_hens_total 0"));
+              ::testing::HasSubstr("text/plain; version=0.0.4"));
+  EXPECT_THAT(answer->body, ::testing::HasSubstr("# TYPE nibble_eggs_total counter\n"
+                                                 "nibble_eggs_total{kind=\"brown\"} 3"));
+  EXPECT_THAT(answer->body, ::testing::HasSubstr("nibble_hens_total 0"));
 }
 
 TEST(MetricsServer, ProbesSayWhyNot) {
@@ -65,9 +66,37 @@ TEST(MetricsServer, ShowsPeopleAPageThatNeedsNothingElse) {
   ASSERT_TRUE(page);
   EXPECT_EQ(page->status, 200);
   EXPECT_EQ(page->get_header_value("Content-Type"), "text/html; charset=utf-8");
-  EXPECT_THAT(page->body, testing::StartsWith("<!doctype html>"));
-  EXPECT_THAT(page->body, testing::EndsWith("</html>\n"));
-  EXPECT_THAT(page->body, testing::HasSubstr("default-src 'none'"));
+  EXPECT_THAT(page->body, ::testing::StartsWith("<!doctype html>"));
+  EXPECT_THAT(page->body, ::testing::EndsWith("</html>\n"));
+  EXPECT_THAT(page->body, ::testing::HasSubstr("default-src 'none'"));
+}
+
+// Whatever has no end is cut where it passes the bound, and nothing of it is kept.
+TEST(MetricsServer, RequestsWithoutAnEndAreCut) {
+  const auto server = MetricsServer::Start({.address = "127.0.0.1:0"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  constexpr size_t kBytes = 256 << 20;  // far more than two sockets hold
+  const std::string line(16 << 10, 'x');
+  const std::string field = "X-Junk: y\r\n";
+  const std::string request = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
+  std::string fields;
+  for (int i = 0; i < 2000; ++i) fields += field;
+  for (const auto& [begin, again] :
+       {std::pair(std::string("GET /"), line), std::pair(request + "X-Junk: ", line),
+        std::pair(request, fields), std::pair("POST" + request.substr(3) + "\r\n", line),
+        std::pair(request + "Content-Length: 999999999\r\n\r\n", line)}) {
+    SCOPED_TRACE(begin);
+    const auto [sent, got, closed, took] =
+        testing::SendRaw((*server)->address(), begin, again, kBytes);
+    EXPECT_TRUE(closed);
+    EXPECT_LT(sent, kBytes);
+  }
+  // Where nothing is in the way of the answer it is read.
+  const auto [sent, got, closed, took] = testing::SendRaw(
+      (*server)->address(), request + fields.substr(0, (16 << 10) + 1 - request.size()), "", 0);
+  EXPECT_TRUE(closed);
+  EXPECT_THAT(got, ::testing::StartsWith("HTTP/1.1 431 "));
+  EXPECT_EQ(Get(**server, "/healthz")->status, 200);
 }
 
 TEST(MetricsServer, RefusesAPortThatIsTaken) {
@@ -75,7 +104,7 @@ TEST(MetricsServer, RefusesAPortThatIsTaken) {
   ASSERT_TRUE(first.ok());
   const auto second = MetricsServer::Start({.address = (*first)->address()});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(second.status().message()), testing::HasSubstr((*first)->address()));
+  EXPECT_THAT(std::string(second.status().message()), ::testing::HasSubstr((*first)->address()));
 }
 
 TEST(MetricsServer, RefusesAnAddressThatDoesNotParse) {

@@ -1,0 +1,13 @@
+// A bound of header blocks for gRPC libraries that have none.
+#pragma once
+
+#include <cstddef>
+
+namespace nibble {
+
+// From now on a connection to a gRPC server of this process is closed as soon as the encoded
+// headers of one call pass `bytes`. Once, before the first server; docs/decisions/0010 says why and
+// how. Does nothing with a gRPC that bounds them itself.
+void BoundGrpcHeaderBlocks(size_t bytes);
+
+}  // namespace nibble
