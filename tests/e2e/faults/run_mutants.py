@@ -53,7 +53,7 @@ def build():
 
 
 def turns_red(check):
-    """Whether the check fails; what it said, where it does not."""
+    """Whether the check fails, and what it said: where it does, what it failed with."""
     script = ["namespaces.py"] if check.startswith("test_groups") else ["-m", "unittest"]
     data = os.environ.get("NIBBLE_TEST_DATA", str(SOURCE.parent / "shared" / "data"))
     environment = {**os.environ, "NIBBLE_SOURCE_DIR": str(COPY), "NIBBLE_BINARY_DIR": str(BUILD),
@@ -66,7 +66,11 @@ def turns_red(check):
     text = result.stdout + result.stderr
     # The check itself, on a server that had come up.
     red = re.search(r"^(FAIL|ERROR): test_", text, re.MULTILINE) is not None
-    return red and "the server ended with" not in text, text[-2000:]
+    if not red or "the server ended with" in text:
+        return False, text[-2000:]
+    # Red for the reason that was planted, or for want of a free core: the line tells.
+    errors = re.findall(r"^[\w.]*(?:Error|Exception|Timeout)\w*(?:: .*)?$", text, re.MULTILINE)
+    return True, "; ".join(errors)[:200]
 
 
 def end_what_is_left():
@@ -99,9 +103,8 @@ def main():
             copy_tree()
         caught += red
         print(f"{'caught    ' if red else 'NOT CAUGHT'} {patch.stem}: {check} "
-              f"({time.monotonic() - begin:.0f} s)", flush=True)
-        if not red:
-            print(said, flush=True)
+              f"({time.monotonic() - begin:.0f} s, load {os.getloadavg()[0]:.1f})\n    {said}",
+              flush=True)
     print(f"mutants: {caught} of {len(patches)} caught")
     return 0 if caught == len(patches) else 1
 
