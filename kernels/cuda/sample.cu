@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample_math.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -14,40 +15,6 @@ constexpr int32_t kWarps = kThreads / 32;
 constexpr int32_t kLoads = 8;            // of a thread, in flight
 constexpr int32_t kTokensOfPart = 4096;  // that a block is worth
 constexpr int32_t kRowsCut = 16;         // of more, a block has one for itself
-constexpr double kGumbelMax = 36.75;     // above -log(-log(1 - 2^-53))
-
-// ln x with additions and multiplications in the order of worker/execution/cpu/portable_math.h.
-__device__ __forceinline__ double PortableLog(double x) {
-  constexpr uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd;
-  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
-  const int64_t exponent = static_cast<int64_t>(bits - kSqrtHalf) >> 52;
-  const double m =
-      __longlong_as_double(static_cast<int64_t>(bits - (static_cast<uint64_t>(exponent) << 52)));
-  const double s = (m - 1.0) / (m + 1.0);
-  const double s2 = s * s;
-  double p = 1.0 / 19.0;
-  p = p * s2 + 1.0 / 17.0;
-  p = p * s2 + 1.0 / 15.0;
-  p = p * s2 + 1.0 / 13.0;
-  p = p * s2 + 1.0 / 11.0;
-  p = p * s2 + 1.0 / 9.0;
-  p = p * s2 + 1.0 / 7.0;
-  p = p * s2 + 1.0 / 5.0;
-  p = p * s2 + 1.0 / 3.0;
-  p = p * s2 + 1.0;
-  return static_cast<double>(exponent) * 0.69314718055994530942 + 2.0 * s * p;
-}
-
-// Element token_id of the SplitMix64 sequence from `stream`: 52 bits stand for (k + 1/2) / 2^52.
-__device__ __forceinline__ double Gumbel(uint64_t stream, int32_t token_id) {
-  uint64_t z =
-      stream + (static_cast<uint64_t>(static_cast<uint32_t>(token_id)) + 1) * 0x9e3779b97f4a7c15ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  z ^= z >> 31;
-  const double uniform = (static_cast<double>(z >> 12) + 0.5) * 0x1p-52;
-  return -PortableLog(-PortableLog(uniform));
-}
 
 using Best = SamplePart;
 
@@ -168,6 +135,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
   const auto index = static_cast<int32_t>(blockIdx.x), parts = static_cast<int32_t>(gridDim.y);
   const float* logits = p.logits + static_cast<int64_t>(index) * p.vocab_size;
   const SampleRow row = p.rows[index];
+  if (row.elsewhere != 0) return;
   const int32_t fours = (p.vocab_size + 3) / 4;
   const auto part = static_cast<int32_t>(blockIdx.y);
   const auto begin = static_cast<int32_t>(static_cast<int64_t>(fours) * part / parts * 4);

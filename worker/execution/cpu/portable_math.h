@@ -1,6 +1,7 @@
 // exp and log of doubles from plain additions and multiplications in a fixed order: the C
 // library's pick their instructions by CPU, and ranks on different machines must sample the same
-// token from the same logits. Relative error below 1e-13.
+// token from the same logits. Relative error below 1e-13. kernels/cuda/sample_math.cuh has the
+// same.
 #pragma once
 
 #include <bit>
@@ -57,6 +58,28 @@ inline constexpr double kLn2 = 0.69314718055994530942;
   p = p * s2 + 1.0 / 3.0;
   p = p * s2 + 1.0;
   return static_cast<double>(exponent) * kLn2 + 2.0 * s * p;
+}
+
+// e^-x in units of 2^-31, for the sampler's filters: sums of whole numbers do not depend on their
+// order, so that a GPU's blocks and a CPU's loop come to the same ones. Relative error below 1e-6
+// and a unit. REQUIRES: 0 <= x <= 21, which leaves 1 at least.
+inline constexpr float kWeightReach = 21.0f;
+inline constexpr uint32_t kWeightOne = 1u << 31;
+[[nodiscard]] inline uint32_t WeightUnits(float x) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kRound = 0x1.8p23f;  // adding and subtracting it rounds to an integer
+  const float y = x * kLog2E;
+  const float n = (y + kRound) - kRound;
+  const float z = (y - n) * -0.69314718f;
+  float p = 1.0f / 720.0f;
+  p = p * z + 1.0f / 120.0f;
+  p = p * z + 1.0f / 24.0f;
+  p = p * z + 1.0f / 6.0f;
+  p = p * z + 0.5f;
+  p = p * z + 1.0f;
+  p = p * z + 1.0f;
+  const auto exponent = static_cast<uint32_t>(127 + 31 - static_cast<int32_t>(n)) << 23;
+  return static_cast<uint32_t>(p * std::bit_cast<float>(exponent));
 }
 
 }  // namespace nibble::execution

@@ -11,6 +11,8 @@ namespace nibble::execution {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
+constexpr float kOverflown = std::numeric_limits<float>::infinity();  // by an absurd penalty
+constexpr Candidate kNotFinite{.non_finite = 1};
 constexpr size_t kLanes = 16;  // independent maxima, so that the compiler can use vectors
 constexpr size_t kBlock = 512;
 
@@ -121,14 +123,21 @@ void ApplyPenalties(const RowRequest& request, int32_t first_token, std::span<fl
   AdjustDrafts(request, first_token, raw, logits);
 }
 
+// `share` of a sum of weights; one unit at least, so that a token is kept.
+uint64_t ShareOfWeight(float share, uint64_t total) {
+  const double part = static_cast<double>(share) * static_cast<double>(total);
+  return std::max<uint64_t>(1, static_cast<uint64_t>(part));
+}
+
 }  // namespace
 
+bool HasFilters(const step::SamplingParams& params, int32_t vocab_size) {
+  return (params.top_k > 0 && params.top_k < vocab_size) || params.top_p < 1 ||
+         params.typical_p < 1 || params.min_p > 0;
+}
+
 bool WorksOnPartOfRow(const RowRequest& request, int32_t vocab_size) {
-  if (request.logprobs >= 0) return false;
-  if (request.greedy()) return true;
-  const step::SamplingParams& params = *request.params;
-  return (params.top_k <= 0 || params.top_k >= vocab_size) && params.top_p >= 1 &&
-         params.typical_p >= 1 && params.min_p <= 0;
+  return request.logprobs < 0 && (request.greedy() || !HasFilters(*request.params, vocab_size));
 }
 
 void Merge(const Candidate& other, Candidate* best) {
@@ -180,7 +189,10 @@ bool HasNonFinite(std::span<const float> logits) {
 Candidate BestOf(const RowRequest& request, int32_t first_token, std::span<const float> logits) {
   const size_t arg_max = ArgMax(logits);
   if (arg_max == logits.size()) return {};
-  if (!request.greedy()) return SampleAll(request, first_token, logits, arg_max);
+  if (!request.greedy()) {
+    if (logits[arg_max] == kOverflown) return kNotFinite;
+    return SampleAll(request, first_token, logits, arg_max);
+  }
   return {.score = static_cast<double>(logits[arg_max]),
           .token_id = first_token + static_cast<int32_t>(arg_max)};
 }
@@ -196,24 +208,24 @@ Candidate RowSampler::Sample(const RowRequest& request, std::span<float> logits)
   best.non_finite = HasNonFinite(logits) ? 1 : 0;
   AdjustLogits(request, 0, logits);
   if (best.non_finite != 0) return best;
-  if (request.greedy()) return BestOf(request, 0, logits);
+  const step::SamplingParams& params = *request.params;
+  if (request.greedy() || !HasFilters(params, static_cast<int32_t>(logits.size()))) {
+    return BestOf(request, 0, logits);
+  }
   const size_t arg_max = ArgMax(logits);
   if (arg_max == logits.size()) return best;
   max_logit_ = logits[arg_max];
-  if (max_logit_ == std::numeric_limits<float>::infinity()) {  // an absurd penalty's overflow
-    best.non_finite = 1;
-    return best;
-  }
-  inverse_temperature_ = 1.0 / static_cast<double>(request.params->temperature);
+  if (max_logit_ == kOverflown) return kNotFinite;
+  const double inverse_temperature = 1.0 / static_cast<double>(params.temperature);
+  gap_scale_ = static_cast<float>(inverse_temperature);
   Collect(logits);
-  const step::SamplingParams& params = *request.params;
   if (params.top_k > 0) KeepTopK(params.top_k);
   if (params.typical_p < 1) KeepTypical(params.typical_p);
   if (params.top_p < 1) KeepTopP(params.top_p);
   if (params.min_p > 0) KeepMinP(params.min_p);
   const uint64_t stream = OutputStream(request.seed, request.output_index);
   for (const Entry& entry : entries_) {
-    Merge({.score = Score(entry.logit, inverse_temperature_, stream, entry.token_id),
+    Merge({.score = Score(entry.logit, inverse_temperature, stream, entry.token_id),
            .token_id = entry.token_id},
           &best);
   }
@@ -224,7 +236,7 @@ void RowSampler::Collect(std::span<const float> logits) {
   entries_.clear();
   sorted_ = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] != kMasked) entries_.push_back({logits[i], static_cast<int32_t>(i)});
+    if (Gap(logits[i]) < kWeightReach) entries_.push_back({logits[i], static_cast<int32_t>(i)});
   }
 }
 
@@ -240,10 +252,10 @@ void RowSampler::SortFirst(size_t count) {
   sorted_ = count;
 }
 
-// Probability up to a constant factor; 1 for the best of the row.
-double RowSampler::Weight(const Entry& entry) const {
-  return PortableExp((static_cast<double>(entry.logit) - static_cast<double>(max_logit_)) *
-                     inverse_temperature_);
+uint64_t RowSampler::TotalWeight() const {
+  uint64_t total = 0;
+  for (const Entry& entry : entries_) total += Weight(entry);
+  return total;
 }
 
 void RowSampler::KeepTopK(int32_t top_k) {
@@ -254,59 +266,57 @@ void RowSampler::KeepTopK(int32_t top_k) {
 }
 
 // Keeps the tokens whose information is nearest to the entropy, until they hold typical_p of the
-// probability (Meister et al. 2022).
+// probability (Meister et al. 2022): information less entropy is the gap less its mean.
 void RowSampler::KeepTypical(float typical_p) {
-  double total = 0;
-  for (const Entry& entry : entries_) total += Weight(entry);
-  const double log_total = PortableLog(total);
-  const auto information = [&](const Entry& entry) {
-    return log_total - (static_cast<double>(entry.logit) - static_cast<double>(max_logit_)) *
-                           inverse_temperature_;
-  };
-  double entropy = 0;
-  for (const Entry& entry : entries_) entropy += Weight(entry) / total * information(entry);
+  const uint64_t total = TotalWeight();
+  uint64_t gaps = 0;  // weighted
+  for (const Entry& entry : entries_) {
+    gaps += static_cast<uint64_t>(static_cast<double>(Weight(entry)) *
+                                  static_cast<double>(Gap(entry.logit)));
+  }
+  const auto mean = static_cast<float>(static_cast<double>(gaps) / static_cast<double>(total));
   std::sort(entries_.begin(), entries_.end(), [&](const Entry& a, const Entry& b) {
-    const double distance_a = std::abs(information(a) - entropy);
-    const double distance_b = std::abs(information(b) - entropy);
+    const float distance_a = std::abs(Gap(a.logit) - mean);
+    const float distance_b = std::abs(Gap(b.logit) - mean);
     return distance_a < distance_b || (distance_a == distance_b && a.token_id < b.token_id);
   });
-  double sum = 0;
+  const uint64_t target = ShareOfWeight(typical_p, total);
+  uint64_t sum = 0;
   size_t kept = 0;
-  while (kept < entries_.size() && sum < static_cast<double>(typical_p) * total) {
-    sum += Weight(entries_[kept++]);
-  }
-  entries_.resize(std::max<size_t>(kept, 1));
+  while (sum < target) sum += Weight(entries_[kept++]);
+  entries_.resize(kept);
   sorted_ = 0;
 }
 
 // Keeps the best tokens until they hold top_p of the probability.
 void RowSampler::KeepTopP(float top_p) {
-  double total = 0;
-  for (const Entry& entry : entries_) total += Weight(entry);
-  double sum = 0;
+  const uint64_t target = ShareOfWeight(top_p, TotalWeight());
+  uint64_t sum = 0;
   size_t kept = 0;
-  while (kept < entries_.size() && sum < static_cast<double>(top_p) * total) {
+  while (sum < target) {
     if (kept >= sorted_) SortFirst(std::max<size_t>(64, sorted_ * 4));
     sum += Weight(entries_[kept++]);
   }
-  entries_.resize(std::max<size_t>(kept, 1));
+  entries_.resize(kept);
   sorted_ = std::min(sorted_, entries_.size());
 }
 
 void RowSampler::KeepMinP(float min_p) {
-  double best = 0;
+  uint64_t best = 0;
   for (const Entry& entry : entries_) best = std::max(best, Weight(entry));
-  std::erase_if(entries_, [&](const Entry& entry) {
-    return Weight(entry) < static_cast<double>(min_p) * best;
-  });
+  const auto least =
+      static_cast<uint64_t>(std::ceil(static_cast<double>(min_p) * static_cast<double>(best)));
+  std::erase_if(entries_, [&](const Entry& entry) { return Weight(entry) < least; });
 }
 
 double RowSampler::LogSumExp(std::span<const float> logits) const {
   const size_t arg_max = ArgMax(logits);
   const double max = arg_max < logits.size() ? static_cast<double>(logits[arg_max]) : 0.0;
-  double sum = 0;
-  for (const float logit : logits) sum += PortableExp(static_cast<double>(logit) - max);
-  return max + PortableLog(sum);
+  uint64_t sum = 0;
+  for (const float logit : logits) {
+    sum += static_cast<uint64_t>(PortableExp(static_cast<double>(logit) - max) * 0x1p44 + 0.5);
+  }
+  return max + PortableLog(static_cast<double>(sum) * 0x1p-44);
 }
 
 void RowSampler::TopLogprobs(std::span<const float> logits, double log_sum_exp, int32_t count,

@@ -4,6 +4,14 @@
 // min_p, sample; each filter works on the distribution that the one before it left, renormalised.
 // Ties go to the lower token id everywhere. Sampling takes the token with the largest
 // logit / temperature + gumbel(seed, output index, token id).
+//
+// Filters measure a token by its gap, (best logit - logit) / temperature in fp32, and its weight,
+// e^-gap in whole units of 2^-31 (WeightUnits): sums of weights are the same in any order, on a CPU
+// and on a GPU (kernels/cuda/sample_whole.h). Where a filter is asked for, tokens with a gap of 21
+// or more (8e-10 of the best one's probability) are out. top_k and top_p keep tokens by falling
+// logit, typical_p by rising |gap - mean gap|; the last one kept is the first with which their
+// weights reach the share. The logarithm of the softmax denominator is a sum of e^x in whole units
+// of 2^-44.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +20,7 @@
 #include <vector>
 
 #include "worker/execution/cpu/penalties.h"
+#include "worker/execution/cpu/portable_math.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::execution {
@@ -33,6 +42,9 @@ struct RowRequest {
   [[nodiscard]] bool greedy() const { return params->temperature < kGreedyBelow; }
 };
 
+// Whether top_k, typical_p, top_p or min_p leave tokens out.
+[[nodiscard]] bool HasFilters(const step::SamplingParams& params, int32_t vocab_size);
+
 // Whether a rank can find its best token among its own columns alone, without the whole row.
 [[nodiscard]] bool WorksOnPartOfRow(const RowRequest& request, int32_t vocab_size);
 
@@ -40,7 +52,7 @@ struct RowRequest {
 struct Candidate {
   double score = -std::numeric_limits<double>::infinity();
   int32_t token_id = -1;   // -1: none, every column is masked
-  int32_t non_finite = 0;  // 1: a logit was NaN or +infinity
+  int32_t non_finite = 0;  // 1: a logit was NaN or +infinity, or has become it
 };
 // Takes `other` into `best`; the order of merging does not matter.
 void Merge(const Candidate& other, Candidate* best);
@@ -78,15 +90,17 @@ class RowSampler {
 
   void Collect(std::span<const float> logits);
   void SortFirst(size_t count);
-  [[nodiscard]] double Weight(const Entry& entry) const;
+  [[nodiscard]] float Gap(float logit) const { return (max_logit_ - logit) * gap_scale_; }
+  [[nodiscard]] uint64_t Weight(const Entry& entry) const { return WeightUnits(Gap(entry.logit)); }
+  [[nodiscard]] uint64_t TotalWeight() const;
   void KeepTopK(int32_t top_k);
   void KeepTypical(float typical_p);
   void KeepTopP(float top_p);
   void KeepMinP(float min_p);
 
-  std::vector<Entry> entries_;  // what is left
+  std::vector<Entry> entries_;  // what filters have left
   size_t sorted_ = 0;           // so many of them, the best, stand first in falling order
-  double inverse_temperature_ = 1;
+  float gap_scale_ = 1;         // 1 / temperature
   float max_logit_ = 0;
 };
 

@@ -32,6 +32,15 @@ TEST(PortableMathTest, LogAgreesWithTheLibrary) {
 }
 
 // The first outputs for seed 1234567, as published with the reference implementation's ports.
+TEST(PortableMathTest, WeightsAgreeWithTheLibrary) {
+  EXPECT_EQ(WeightUnits(0), kWeightOne);
+  EXPECT_GE(WeightUnits(std::nextafter(kWeightReach, 0.0f)), 1u);
+  for (float x = 0; x < kWeightReach; x += 0.000517f) {
+    const double exact = std::exp(-static_cast<double>(x)) * 0x1p31;
+    EXPECT_NEAR(WeightUnits(x), exact, 3e-6 * exact + 1) << x;
+  }
+}
+
 TEST(RandomTest, ProducesSplitMix64) {
   const std::vector<uint64_t> published = {6457827717110365317u, 3203168211198807973u,
                                            9817491932198370423u, 4593380528125082431u,

@@ -170,6 +170,20 @@ TEST(RowSamplerTest, DrawsFollowTheDistribution) {
   }
 }
 
+TEST(RowSamplerTest, APenaltysOverflowEndsADraw) {
+  PenaltyCounts counts(1, 4);
+  counts.Reset(0, std::vector<int32_t>{2}, 1);
+  const std::vector<float> logits = {1, 2, 3e38f, 0};
+  for (const float top_p : {1.0f, 0.9f}) {
+    const step::SamplingParams params{
+        .temperature = 1, .top_p = top_p, .repetition_penalty = 0.01f};
+    RowSampler sampler(4);
+    std::vector<float> row = logits;
+    const RowRequest request{.params = &params, .counts = counts.Row(0)};
+    EXPECT_EQ(sampler.Sample(request, row).non_finite, 1) << top_p;
+  }
+}
+
 TEST(RowSamplerTest, DifferentSeedsDrawIndependently) {
   constexpr int kDraws = 20'000;
   RowSampler sampler(4);
