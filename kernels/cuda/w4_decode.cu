@@ -67,7 +67,9 @@ __device__ __forceinline__ Rounds<S> MakeRounds(const W4DecodeParams& p, uint8_t
   Rounds<S> rounds;
   rounds.data = reinterpret_cast<float4*>(shared + Layout::kRing);
   rounds.pairs = (p.tokens + 1) / 2;
-  rounds.tiles = Layout::kPartialBytes / Rounds<S>::kBuffers / (kWarps * 128) / rounds.pairs;
+  // Whole units: a round that ends inside one would wait for copies that were never asked for.
+  const int32_t room = Layout::kPartialBytes / Rounds<S>::kBuffers / (kWarps * 128) / rounds.pairs;
+  rounds.tiles = room / S::kRowTiles * S::kRowTiles;
   return rounds;
 }
 

@@ -308,7 +308,7 @@ int main(int argc, char** argv) {
   const int sm = properties.multiProcessorCount;
   std::printf("%s, %d multiprocessors\n", properties.name, sm);
   bool ok = true;
-  for (const int tokens : {1, 3, 8, 9, 16}) {
+  for (const int tokens : {1, 3, 5, 8, 9, 13, 16}) {
     for (const Case& c : {Case{2560, 4096, 128, tokens, true, DecodeOutput::kHalf},
                           Case{1024, 14336, 128, tokens, false, DecodeOutput::kAddResidual},
                           Case{3168, 4096, 128, tokens, true, DecodeOutput::kSiluMul},
@@ -317,6 +317,12 @@ int main(int argc, char** argv) {
                           Case{300, 4096, 0, tokens, true, DecodeOutput::kFloat},
                           Case{37, 128, 128, tokens, false, DecodeOutput::kHalf}}) {
       ok = Check(c, sm) && ok;
+    }
+    // Few blocks, so that each has several units of row tiles.
+    for (const Case& c : {Case{984, 4736, 128, tokens, false, DecodeOutput::kAddResidual},
+                          Case{1008, 4352, 64, tokens, true, DecodeOutput::kSiluMul},
+                          Case{504, 4224, 32, tokens, true, DecodeOutput::kHalf}}) {
+      ok = Check(c, 8) && ok;
     }
   }
   FILE* json = argc > 1 ? std::fopen(argv[1], "w") : nullptr;
