@@ -23,7 +23,8 @@ __device__ __forceinline__ int32_t TileCount(int32_t rows) {
 template <typename S>
 struct SharedLayout {
   static constexpr int32_t kRing = kWarps * S::kSlots * S::kSlotBytes;
-  static constexpr int32_t kPartialBytes = 2 * kWarps * S::kTokenTiles * 512;
+  static constexpr int32_t kPartialBytes =
+      (S::kRowTiles > 2 ? S::kRowTiles : 2) * kWarps * S::kTokenTiles * 512;
   static constexpr int32_t kFull = kRing + kPartialBytes;  // barriers of the rings' slots
   static constexpr int32_t kFactors = kFull + kWarps * S::kSlots * 8;
   static constexpr int32_t kScales = kFactors + 16 * 4;
@@ -39,6 +40,9 @@ struct SharedLayout {
 template <typename S>
 struct Rounds {
   static constexpr int32_t kBuffers = S::kResident ? 2 : 1;
+  // A warp finishes eight rows r, r + 8 of four tokens at a time, so many times a round at most.
+  static constexpr int32_t kTurns =
+      (SharedLayout<S>::kPartialBytes / kBuffers / 2048 + kWarps - 1) / kWarps;
 
   float4* data;
   int32_t pairs;  // of tokens
@@ -312,11 +316,16 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
     }
     if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
     __syncthreads();
-    if (turn >= finishers) continue;
-    if (p.output != DecodeOutput::kAddResidual) {
-      item = MakeItem<S>(p, rounds, turn * 32 + lane, first, tiles);
+#pragma unroll
+    for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
+      const int32_t part = turn + i * kWarps;
+      if (part >= finishers) break;
+      if (i > 0 || p.output != DecodeOutput::kAddResidual) {
+        item = MakeItem<S>(p, rounds, part * 32 + lane, first, tiles);
+      }
+      if (i > 0) item.Prefetch(p);
+      Finish<S>(p, rounds, round, item, factors, scales);
     }
-    Finish<S>(p, rounds, round, item, factors, scales);
   }
 }
 
@@ -339,13 +348,22 @@ cudaError_t LaunchShapeOf(const W4DecodeParams& params, int32_t multiprocessors,
 template <int32_t kGroup, int32_t kTokenTiles>
 cudaError_t LaunchTokens(const W4DecodeParams& params, int32_t multiprocessors,
                          cudaStream_t stream) {
-  using Resident = Shape<kGroup, kTokenTiles, true>;
+  using Resident = Shape<kGroup, kTokenTiles, 1>;
   // From three tokens on a warp's registers are better spent on products in flight.
   const bool fits = layout::GpuSlabs(params.columns) <= kWarps * Resident::kUnitSlabs;
   if (fits && (params.tokens <= 2 || kTokenTiles == 2)) {
     return LaunchShapeOf<Resident>(params, multiprocessors, stream);
   }
-  return LaunchShapeOf<Shape<kGroup, kTokenTiles, false>>(params, multiprocessors, stream);
+  if constexpr (kTokenTiles == 2 && kGroup != 0) {
+    // Where blocks have enough row tiles that few of the last unit's are empty.
+    const int32_t tiles =
+        (layout::GpuRowTiles(params.rows) + multiprocessors - 1) / multiprocessors;
+    const int32_t units = (tiles + 3) / 4;
+    if (8 * (4 * units - tiles) <= tiles) {
+      return LaunchShapeOf<Shape<kGroup, 2, 4>>(params, multiprocessors, stream);
+    }
+  }
+  return LaunchShapeOf<Shape<kGroup, kTokenTiles, 2>>(params, multiprocessors, stream);
 }
 
 template <int32_t kGroup>

@@ -22,14 +22,15 @@ constexpr int32_t kUnitProducts = 4;
 // What a kernel instance is compiled for. Two ways to walk a row tile's k:
 //   resident: a warp's range of k is at most one unit, whose activations stay in registers for the
 //             whole launch;
-//   streamed: units take two slabs of each of two row tiles; the activations of a unit are loaded
-//             while the unit before is multiplied. Any length of row.
-template <int32_t kGroupT, int32_t kTokenTilesT, bool kResidentT>
+//   streamed: units take two slabs of each of two row tiles, or one of each of four, which reads
+//             activations half as often; those of a unit are loaded while the unit before is
+//             multiplied. Any length of row.
+template <int32_t kGroupT, int32_t kTokenTilesT, int32_t kRowTilesT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
   static constexpr int32_t kTokenTiles = kTokenTilesT;  // 8 tokens each
-  static constexpr bool kResident = kResidentT;
-  static constexpr int32_t kRowTiles = kResident ? 1 : 2;  // of a unit
+  static constexpr int32_t kRowTiles = kRowTilesT;      // of a unit
+  static constexpr bool kResident = kRowTiles == 1;
   static constexpr int32_t kUnitSlabs = kUnitProducts / kRowTiles;
   // Registers for the kernel before or behind beside this one; two token tiles take them all.
   static constexpr int32_t kBlocksTogether = kTokenTiles == 1 ? 2 : 1;
@@ -316,10 +317,15 @@ struct WeightStream {
       return;
     } else {
       const int32_t bytes = min(S::kUnitSlabs, slabs - slab) * S::kSlabBytes;
-      const bool both = tiles_left > 1;
-      BarrierExpect(barrier, both ? 2 * bytes : bytes);
-      BulkCopy(to, next, bytes, barrier, policy);
-      if (both) BulkCopy(to + S::kCopyBytes, next + tile_stride, bytes, barrier, policy);
+      const int32_t tiles = min(S::kRowTiles, tiles_left);
+      BarrierExpect(barrier, tiles * bytes);
+#pragma unroll
+      for (int32_t t = 0; t < S::kRowTiles; ++t) {
+        if (t < tiles) {
+          BulkCopy(to + t * S::kCopyBytes, next + static_cast<int64_t>(t) * tile_stride, bytes,
+                   barrier, policy);
+        }
+      }
       next += bytes;
       slab += S::kUnitSlabs;
     }

@@ -298,6 +298,28 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
   cudaStreamDestroy(stream);
 }
 
+// Shapes, blocks and outputs by chance, the same in every run.
+bool CheckRandom(int cases) {
+  std::mt19937 random(7);
+  const auto up_to = [&](int most) { return 1 + static_cast<int>(random() % most); };
+  bool ok = true;
+  for (int i = 0; i < cases; ++i) {
+    const int group = std::vector{0, 32, 64, 128}[random() % 4];
+    const bool silu = random() % 4 == 0;
+    const int unit = group == 0 ? 8 : group;
+    const Case c{silu ? 16 * up_to(40) : up_to(640),
+                 unit * up_to(random() % 2 == 0 ? 1024 / unit : 9000 / unit),
+                 group,
+                 up_to(16),
+                 random() % 2 == 0,
+                 silu ? DecodeOutput::kSiluMul
+                      : std::vector{DecodeOutput::kHalf, DecodeOutput::kFloat,
+                                    DecodeOutput::kAddResidual}[random() % 3]};
+    ok = Check(c, up_to(12)) && ok;
+  }
+  return ok;
+}
+
 }  // namespace
 }  // namespace nibble::cuda
 
@@ -325,11 +347,14 @@ int main(int argc, char** argv) {
       ok = Check(c, 8) && ok;
     }
   }
+  ok = CheckRandom(80) && ok;
   FILE* json = argc > 1 ? std::fopen(argv[1], "w") : nullptr;
   const Chain mistral{"mistral-7b", 4096, 14336, 6144, 32, 32000};
   for (const int tokens : {1, 8, 16}) {
     for (const bool between : {false, true}) Time(mistral, tokens, between, sm, json);
   }
+  const Chain llama{"llama-3-70b, 8 layers", 8192, 28672, 10240, 8, 128256};
+  for (const int tokens : {1, 8, 16}) Time(llama, tokens, false, sm, json);
   if (json != nullptr) std::fclose(json);
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;
