@@ -93,8 +93,21 @@ absl::Status CheckDates(const NamedFile& file, const std::vector<Certificate>& c
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReadIdentity(const TlsFiles& files, const TlsOptionNames& names,
-                                         std::time_t now) {
+// 0 for a date that is none.
+std::time_t ExpiryOf(const Certificate& certificate) {
+  std::tm parts{};
+  if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate.get()), &parts) != 1) return 0;
+  return timegm(&parts);
+}
+
+std::vector<std::time_t> ExpiriesOf(const std::vector<Certificate>& certificates) {
+  std::vector<std::time_t> expiries(certificates.size());
+  std::transform(certificates.begin(), certificates.end(), expiries.begin(), ExpiryOf);
+  return expiries;
+}
+
+absl::Status ReadIdentity(const TlsFiles& files, const TlsOptionNames& names, std::time_t now,
+                          TlsContents* contents) {
   const NamedFile certificate_file = {names.certificate, files.certificate};
   const NamedFile key_file = {names.key, files.key};
   ASSIGN_OR_RETURN(const std::string chain, ReadPem(certificate_file));
@@ -111,7 +124,10 @@ absl::StatusOr<std::string> ReadIdentity(const TlsFiles& files, const TlsOptionN
     return key_file.Bad(
         absl::StrCat("is not the key of ", names.certificate, " \"", files.certificate, "\""));
   }
-  return absl::StrCat(key_text, "\n", chain);
+  contents->identity = absl::StrCat(key_text, "\n", chain);
+  const auto expiries = ExpiriesOf(certificates);
+  contents->certificate_expires = *std::min_element(expiries.begin(), expiries.end());
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -126,7 +142,7 @@ absl::StatusOr<TlsContents> ReadTlsFiles(const TlsFiles& files, const TlsOptionN
   }
   TlsContents contents;
   if (!files.certificate.empty()) {
-    ASSIGN_OR_RETURN(contents.identity, ReadIdentity(files, names, now));
+    RETURN_IF_ERROR(ReadIdentity(files, names, now, &contents));
   }
   if (!files.ca.empty()) {
     const NamedFile file = {names.ca, files.ca};
@@ -138,6 +154,8 @@ absl::StatusOr<TlsContents> ReadTlsFiles(const TlsFiles& files, const TlsOptionN
           return X509_cmp_time(X509_get0_notAfter(one.get()), &now) >= 0;
         });
     if (!any_valid) return file.Bad("has expired");
+    const auto expiries = ExpiriesOf(certificates);
+    contents.ca_expires = *std::max_element(expiries.begin(), expiries.end());
   }
   return contents;
 }

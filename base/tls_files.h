@@ -27,6 +27,9 @@ struct TlsOptionNames {
 struct TlsContents {
   std::string identity;  // key and chain; empty where there is none
   std::string ca;        // empty where there is none
+  // When the first certificate of the chain expires, and the last one of the authorities.
+  std::time_t certificate_expires = 0;
+  std::time_t ca_expires = 0;
 
   friend bool operator==(const TlsContents&, const TlsContents&) = default;
 };

@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<TlsSource>> TlsSource::Open(Options options) {
                    ReadTlsFiles(files, source->options_.names, std::time(nullptr)));
   if (!files.any()) return source;
   RETURN_IF_ERROR(source->Publish(source->contents_));
+  source->TellExpiry();
   const std::string identity = files.certificate.empty() ? "" : source->identity_.path();
   const std::string ca = files.ca.empty() ? "" : source->ca_.path();
   source->provider_ = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
@@ -69,21 +70,31 @@ absl::Status TlsSource::Publish(const TlsContents& contents) {
   return absl::OkStatus();
 }
 
+void TlsSource::TellExpiry() const {
+  if (options_.stats == nullptr) return;
+  options_.stats->certificate_expires.Set(contents_.certificate_expires);
+  options_.stats->ca_expires.Set(contents_.ca_expires);
+}
+
 void TlsSource::Look() {
   auto contents = ReadTlsFiles(options_.files, options_.names, std::time(nullptr));
   absl::Status status = contents.status();
   const bool news = contents.ok() && *contents != contents_;
   if (news) status = Publish(*contents);
+  if (options_.stats != nullptr) options_.stats->stale.Set(status.ok() ? 0 : 1);
   if (!status.ok()) {
     std::string report(status.message());
     if (report == last_report_) return;  // once a second would be noise
     spdlog::error("{}; what was read before stays in use", report);
+    if (options_.stats != nullptr) options_.stats->reloads_failed.Add();
     last_report_ = std::move(report);
     return;
   }
   last_report_.clear();
   if (!news) return;
   contents_ = *std::move(contents);
+  TellExpiry();
+  if (options_.stats != nullptr) options_.stats->reloads_ok.Add();
   const std::string& which =
       options_.files.certificate.empty() ? options_.names.ca : options_.names.certificate;
   spdlog::info("{} and what goes with it have been read again", which);

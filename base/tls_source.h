@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/periodic.h"
 #include "base/tls_files.h"
+#include "base/tls_stats.h"
 
 namespace grpc::experimental {
 class CertificateProviderInterface;
@@ -34,6 +35,7 @@ class TlsSource {
     TlsFiles files;
     TlsOptionNames names = {};
     Duration look_every = std::chrono::seconds(1);
+    TlsStats* stats = nullptr;  // borrowed; null: nobody counts
   };
   // As ReadTlsFiles; nothing runs then.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<TlsSource>> Open(Options options);
@@ -64,6 +66,7 @@ class TlsSource {
 
   explicit TlsSource(Options options) : options_(std::move(options)) {}
   [[nodiscard]] absl::Status Publish(const TlsContents& contents);
+  void TellExpiry() const;
   void SetUp(grpc::experimental::TlsCredentialsOptions* options) const;
   void Look();
 

@@ -121,6 +121,15 @@ SERVICE = [
         ("texts to tokenize", f"sum(nibble_gateway_tokenize_queue_depth{{{PLACE}}})")]),
     panel("Bytes that clients have not read",
           [("{{instance}}", f"nibble_gateway_stream_buffered_bytes{{{PLACE}}}")], "bytes"),
+    "TLS",
+    panel("Time left of certificates", [
+        ("{{use}} {{file}} {{instance}}",
+         f"nibble_tls_expiry_timestamp_seconds{{{PLACE}}} - time()")], "s",
+          description="Of gateways and groups, where they have TLS; an alert below seven days."),
+    panel("Files read again", [
+        rate("nibble_tls_reloads_total", ["use", "result"], PLACE)], "reqps"),
+    panel("Files that do not hold",
+          [("{{use}} {{instance}}", f"nibble_tls_files_stale{{{PLACE}}}")]),
 ]
 
 ENGINE = [

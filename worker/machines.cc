@@ -84,14 +84,15 @@ absl::StatusOr<std::string> AwaitOwnName(const HostPort& leader, const Clock* cl
 
 // Machines show each other the certificate of the leader's port, and ask for one that its CA
 // signed.
-absl::Status OpenTls(const WorkerOptions& options, Machines* machines) {
+absl::Status OpenTls(const WorkerOptions& options, step::GroupStats* stats, Machines* machines) {
   if (!options.tls.any()) return absl::OkStatus();
   if (options.tls.ca.empty()) {
     return absl::InvalidArgumentError(
         "tls.client_ca is empty; the machines of a group know each other by it where there is TLS");
   }
-  ASSIGN_OR_RETURN(machines->tls,
-                   TlsSource::Open({.files = options.tls, .names = ServerTlsNames()}));
+  ASSIGN_OR_RETURN(machines->tls, TlsSource::Open({.files = options.tls,
+                                                   .names = ServerTlsNames(),
+                                                   .stats = &stats->machines_tls}));
   return absl::OkStatus();
 }
 
@@ -170,7 +171,7 @@ Failure ConnectMachines(const WorkerOptions& options, const group::RankFacts& fa
   if (options.group_size == 1) return {};
   const absl::StatusOr<HostPort> leader = ParseHostPort(options.group_leader);
   absl::Status status = leader.status();
-  if (status.ok()) status = OpenTls(options, machines);
+  if (status.ok()) status = OpenTls(options, context.stats, machines);
   if (status.ok()) {
     status = options.group_index == 0 ? Host(options, *leader, facts, context, machines)
                                       : JoinFirst(options, *leader, facts, context, machines);

@@ -330,6 +330,7 @@ absl::Status Rank::RunLeader() {
   options.stats = &group_stats_->engine;
   ASSIGN_OR_RETURN(options.server.listen, rpc::ParseListenAddress(options_.listen));
   options.server.tls = options_.tls;
+  options.server.tls_stats = &group_stats_->listen_tls;
   options.server.service.tokenizer_files = &files;
   options.server.service.model_info = ModelInfo(context);
   options.server.service.limits = {.vocab_size = limits.vocab_size, .max_context = context};

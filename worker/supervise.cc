@@ -18,6 +18,7 @@
 #include "base/metrics_server.h"
 #include "base/progress.h"
 #include "base/status.h"
+#include "base/tls_metrics.h"
 #include "base/tls_options.h"
 #include "base/units.h"
 #include "worker/collectives/shm_communicator.h"
@@ -143,6 +144,9 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const WorkerOptions&
   server.vllm_names = options.metrics_vllm_names;
   server.collectables.push_back(
       std::make_shared<group::GroupMetrics>(stats, clock, MetricFactsOf(options, model)));
+  server.collectables.push_back(std::make_shared<TlsMetrics>(
+      std::vector<TlsMetrics::Use>{{.label = "listen", .stats = &stats->listen_tls},
+                                   {.label = "machines", .stats = &stats->machines_tls}}));
   server.live = [supervisor] { return supervisor->Live(); };
   server.ready = [supervisor] { return supervisor->Ready(); };
   return MetricsServer::Start(std::move(server));

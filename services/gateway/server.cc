@@ -15,6 +15,7 @@
 #include "base/host_port.h"
 #include "base/logging.h"
 #include "base/status.h"
+#include "base/tls_metrics.h"
 #include "base/tls_options.h"
 #include "services/gateway/status_contract.h"
 
@@ -127,7 +128,9 @@ GatewayServer::GatewayServer(GatewayOptions options, const Clock* clock)
 absl::Status GatewayServer::OpenTls() {
   if (!options_.tls.any()) return absl::OkStatus();
   RETURN_IF_ERROR(CheckServerTls(options_.tls));
-  ASSIGN_OR_RETURN(tls_, TlsSource::Open({.files = options_.tls, .names = ServerTlsNames()}));
+  ASSIGN_OR_RETURN(
+      tls_,
+      TlsSource::Open({.files = options_.tls, .names = ServerTlsNames(), .stats = &tls_stats_}));
   return absl::OkStatus();
 }
 
@@ -141,7 +144,8 @@ absl::Status GatewayServer::ConnectGroups() {
     ASSIGN_OR_RETURN(groups_tls_, TlsSource::Open({.files = options_.groups_tls,
                                                    .names = {.certificate = "groups_tls.cert",
                                                              .key = "groups_tls.key",
-                                                             .ca = "groups_tls.ca"}}));
+                                                             .ca = "groups_tls.ca"},
+                                                   .stats = &groups_tls_stats_}));
     channel.tls = groups_tls_->ChannelCredentials();
   }
   for (const std::string& address : options_.groups) {
@@ -183,7 +187,10 @@ absl::Status GatewayServer::StartMetrics() {
   MetricsServer::Options options;
   options.address = options_.metrics_listen;
   options.vllm_names = options_.metrics_vllm_names;
-  options.collectables = {core_.metrics.registry()};
+  options.collectables = {core_.metrics.registry(),
+                          std::make_shared<TlsMetrics>(std::vector<TlsMetrics::Use>{
+                              {.label = "listen", .stats = &tls_stats_},
+                              {.label = "groups", .stats = &groups_tls_stats_}})};
   options.live = [this] {
     const auto silent = core_.clock->Now() - Deadline(Duration(ticked_.load()));
     return silent <= kLive ? absl::OkStatus() : absl::UnavailableError("the ticker hangs");

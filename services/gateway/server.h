@@ -81,6 +81,8 @@ class GatewayServer {
   void UpdateGauges();
 
   const GatewayOptions options_;
+  TlsStats tls_stats_;
+  TlsStats groups_tls_stats_;
   std::unique_ptr<TlsSource> tls_;         // null: clear text
   std::unique_ptr<TlsSource> groups_tls_;  // likewise
   Core core_;

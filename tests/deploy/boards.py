@@ -28,14 +28,14 @@ def filled_in(query):
     return re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], query)
 
 
-def on_gpus(query):
-    """Whether only ranks on GPUs have what it asks for."""
-    return 'device="cuda"' in query
+# What only some have, by how a query asks for it: ranks on GPUs, calls that show keys, TLS.
+PARTS = {"gpus": 'device="cuda"', "tenants": "nibble_gateway_tenant_tokens_total",
+         "tls": "nibble_tls_"}
 
 
-def of_tenants(query):
-    """Whether there is data only where calls show keys."""
-    return "nibble_gateway_tenant_tokens_total" in query
+def parts(query):
+    """Those of PARTS without which a query has no data."""
+    return {part for part, text in PARTS.items() if text in query}
 
 
 def queries(board):

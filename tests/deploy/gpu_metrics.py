@@ -15,6 +15,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "deploy")]
 
+import boards  # noqa: E402  pylint: disable=wrong-import-position
 import harness  # noqa: E402  pylint: disable=wrong-import-position
 import live_metrics  # noqa: E402  pylint: disable=wrong-import-position
 
@@ -101,10 +102,11 @@ def find_faults(pages):
     try:
         harness.wait_until(prometheus.ready, live_metrics.READY_SECONDS, "Prometheus gets ready")
         time.sleep(REPLAY_SECONDS)
-        tenants = "nibble_gateway_tenant_tokens_total{" in pages["nibble-gateway"]
-        return [*recording_faults(pages),
-                *live_metrics.board_faults(prometheus, on_gpus=True, tenants=tenants),
-                *live_metrics.rule_faults(prometheus, on_gpus=True)]
+        there = {part for part, text in boards.PARTS.items()
+                 if any(re.search(rf"^[^#\n]*{re.escape(text)}", page, re.MULTILINE)
+                        for page in pages.values())}
+        return [*recording_faults(pages), *live_metrics.board_faults(prometheus, there),
+                *live_metrics.rule_faults(prometheus, there)]
     finally:
         prometheus.close()
         for replay in replays.values():

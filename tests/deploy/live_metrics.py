@@ -34,6 +34,7 @@ CLIENTS = 6
 PROMPT = "One, two, three, "
 READY_SECONDS = 30
 # What a machine that is busy otherwise may begin to say.
+THERE = {"tenants", "tls"}  # of boards.PARTS
 SLOW = {"NibbleFirstTokenSlow", "NibbleTokensSlow"}
 
 
@@ -94,14 +95,14 @@ class Prometheus:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def client(address, number, enough, key=None):
+def client(server, number, enough):
     """One client's calls, of all kinds, until it is enough; how many were answered."""
     import grpc  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2 as pb  # pylint: disable=import-outside-toplevel
     from nibble.inference.v1 import inference_pb2_grpc as rpc  # pylint: disable=C0415
     answered = 0
-    metadata = [("authorization", f"Bearer {key}")] if key else None
-    with grpc.insecure_channel(address) as channel:
+    metadata = server.bearer()
+    with server.channel() as channel:
         stub = rpc.InferenceServiceStub(channel)
         while not enough():
             request = pb.GenerateRequest(
@@ -120,14 +121,12 @@ def client(address, number, enough, key=None):
     return answered
 
 
-def board_faults(prometheus, on_gpus=False, tenants=True):
-    """Panels of GPUs and of tenants are asked where there are some."""
+def board_faults(prometheus, there):
+    """Panels of a part are asked where it is `there`."""
     count = 0
     for name, board in boards.boards().items():
         for title, query in boards.queries(board):
-            if boards.on_gpus(query) and not on_gpus:
-                continue
-            if boards.of_tenants(query) and not tenants:
+            if not boards.parts(query) <= there:
                 continue
             count += 1
             if not prometheus.values(query):
@@ -135,12 +134,12 @@ def board_faults(prometheus, on_gpus=False, tenants=True):
     print(f"{count} queries of boards asked")
 
 
-def rule_faults(prometheus, on_gpus=False):
+def rule_faults(prometheus, there):
     seen = set()
     for rule in rules.rules():
         name = rule.get("alert", rule.get("record"))
         for selector in rules.selectors(rule["expr"]):
-            if boards.on_gpus(selector) and not on_gpus:
+            if not boards.parts(selector) <= there:
                 continue
             seen.add(selector)
             if not prometheus.values(f"count({selector})"):
@@ -154,7 +153,7 @@ def rule_faults(prometheus, on_gpus=False):
                 yield f"{rule['name']} is {rule['state']}: {rule['alerts']}"
 
 
-def find_faults(server, key):
+def find_faults(server):
     """Under load, as a board is when people look at it."""
     prometheus = Prometheus({"nibble-gateway": server.addresses["metrics"],
                              "nibble-worker": server.addresses["worker_metrics"]})
@@ -162,14 +161,14 @@ def find_faults(server, key):
         harness.wait_until(prometheus.ready, READY_SECONDS, "Prometheus gets ready")
         enough = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            clients = [pool.submit(client, server.address, number, enough.is_set, key)
+            clients = [pool.submit(client, server, number, enough.is_set)
                        for number in range(CLIENTS)]
             try:
                 time.sleep(LOAD_SECONDS)
                 harness.wait_until(
                     lambda: server.metric("nibble_gateway_requests_total", code="OK") >= CLIENTS,
                     harness.CALL_SECONDS, "requests are answered")
-                faults = [*board_faults(prometheus), *rule_faults(prometheus)]
+                faults = [*board_faults(prometheus, THERE), *rule_faults(prometheus, THERE)]
             finally:
                 enough.set()
             print(f"{sum(each.result() for each in clients)} requests answered")
@@ -178,11 +177,10 @@ def find_faults(server, key):
         prometheus.close()
 
 
-def faults_under_load(model, key, keys_file):
-    server = harness.Server(model, "--tp", "2", "--context", "2048", "--log-level", "trace",
-                            "--keys-file", keys_file)
+def faults_under_load(model):
+    server = secured.SecuredServer(model, "--tp", "2", "--context", "2048", "--log-level", "trace")
     try:
-        faults = find_faults(server, key)
+        faults = find_faults(server)
         if PROMPT.strip() in server.log():
             faults.append("the log has a prompt")
     finally:
@@ -196,11 +194,7 @@ def main():
         print("NOT RUN: live_metrics (no model under NIBBLE_TEST_DATA or .cache/models)")
         return 0
     harness.make_stubs()
-    key, line = secured.new_key("--tenant", "live")
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as keys:
-        keys.write(f"[keys]\n{line}\n")
-        keys.flush()
-        faults = faults_under_load(model, key, keys.name)
+    faults = faults_under_load(model)
     print("\n".join(faults))
     print(f"live_metrics: {'FAILED' if faults else 'ok'}")
     return 1 if faults else 0

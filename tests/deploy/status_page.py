@@ -119,7 +119,7 @@ def watch(server, browser, folder):
     enough = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         for client in range(CLIENTS):
-            pool.submit(live_metrics.client, server.address, client, enough.is_set)
+            pool.submit(live_metrics.client, server, client, enough.is_set)
         try:
             harness.wait_until(
                 lambda: server.metric("nibble_gateway_requests_total", code="OK") >= CLIENTS,

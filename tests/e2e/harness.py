@@ -108,7 +108,7 @@ def parse_metrics(text):
 
 
 class Server:
-    """A running `nibble serve` on free ports."""
+    """A running `nibble serve` on free ports. channel() and bearer() are what its clients need."""
 
     def __init__(self, model, *flags):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="nibble-e2e-"))
@@ -175,6 +175,14 @@ class Server:
         """The sum of the samples whose labels agree."""
         return sum(value for found, value in self.metrics(which).get(name, [])
                    if all(found.get(key) == wanted for key, wanted in labels.items()))
+
+    def channel(self):
+        import grpc  # pylint: disable=import-outside-toplevel
+        return grpc.insecure_channel(self.address)
+
+    def bearer(self):
+        """The metadata of a call."""
+        return []
 
     def end(self, how=signal.SIGTERM, seconds=END_SECONDS_MAX):
         """Asks it to end; its exit code."""

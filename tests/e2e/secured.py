@@ -8,6 +8,7 @@ import tempfile
 
 import harness
 
+DAYS = "30"  # longer than what an alert warns of
 SUBJECT_NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 
 
@@ -23,8 +24,8 @@ class Authority:
         self.folder = pathlib.Path(folder)
         self.key, self.certificate = self.folder / f"{name}.key", self.folder / f"{name}.pem"
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                "-days", "2", "-subj", f"/CN={name}", "-keyout", self.key, "-out",
-                self.certificate)
+                "-days", DAYS, "-subj", f"/CN={name}", "-keyout", self.key,
+                "-out", self.certificate)
 
     def issue(self, name):
         """(certificate, key) for localhost."""
@@ -34,7 +35,7 @@ class Authority:
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
                 f"/CN={name}", "-keyout", key, "-out", request)
         openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key,
-                "-CAcreateserial", "-days", "1", "-extfile", extensions, "-out", certificate)
+                "-CAcreateserial", "-days", DAYS, "-extfile", extensions, "-out", certificate)
         return certificate, key
 
 

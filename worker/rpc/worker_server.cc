@@ -57,8 +57,9 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOp
   std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
   if (options.tls.any()) {
     RETURN_IF_ERROR(CheckServerTls(options.tls));
-    ASSIGN_OR_RETURN(server->tls_,
-                     TlsSource::Open({.files = options.tls, .names = ServerTlsNames()}));
+    ASSIGN_OR_RETURN(server->tls_, TlsSource::Open({.files = options.tls,
+                                                    .names = ServerTlsNames(),
+                                                    .stats = options.tls_stats}));
     credentials = server->tls_->ServerCredentials();
   }
   server->engine_ = options.service.engine;

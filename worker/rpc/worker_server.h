@@ -19,7 +19,8 @@ namespace nibble::rpc {
 
 struct WorkerServerOptions {
   ListenAddress listen;
-  TlsFiles tls = {};  // its CA signs the gateways' certificates; none: clear text
+  TlsFiles tls = {};              // its CA signs the gateways' certificates; none: clear text
+  TlsStats* tls_stats = nullptr;  // borrowed; null: nobody counts
   WorkerServiceOptions service;
   Duration tick = std::chrono::milliseconds(250);
 };

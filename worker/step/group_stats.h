@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/stats.h"
+#include "base/tls_stats.h"
 
 namespace nibble::step {
 
@@ -67,6 +68,8 @@ struct RankStats {
 struct GroupStats {
   EngineStats engine;
   std::array<RankStats, kMaxRanks> ranks;
+  TlsStats listen_tls;    // of the leader's port
+  TlsStats machines_tls;  // of the link between machines
 };
 
 }  // namespace nibble::step

@@ -16,6 +16,7 @@
 #include "base/api_keys.h"
 #include "nibble/inference/v1/inference.grpc.pb.h"
 #include "tests/support/program.h"
+#include "tests/support/test_ca.h"
 #include "tests/support/test_data.h"
 
 namespace nibble::gateway {
@@ -93,18 +94,31 @@ TEST(DocumentedMetrics, AreWhatTheProgramsExport) {
   std::filesystem::copy_file(testing::SourceDir() + "/tests/data/text/byte-level-tokenizer.json",
                              folder + "/tokenizer.json",
                              std::filesystem::copy_options::overwrite_existing);
-  Program worker("fake_worker",
-                 {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--tokenizer=" + folder});
+  // Series of TLS files come with them.
+  testing::TestCa ca;
+  const testing::TestIdentity identity = ca.Issue("both");
+  for (const auto& [name, text] :
+       {std::pair("ca.pem", ca.pem()), std::pair("cert.pem", identity.certificate),
+        std::pair("key.pem", identity.key)}) {
+    testing::ReplaceFile(folder + "/" + name, text);
+  }
+  const std::string certificate = "--tls-cert=" + folder + "/cert.pem";
+  const std::string key = "--tls-key=" + folder + "/key.pem";
+  Program worker("fake_worker", {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
+                                 "--tokenizer=" + folder, certificate, key});
   ASSERT_TRUE(worker.AwaitAddresses()) << worker.Errors();
   // Series of tenants come with the keys file.
   std::ofstream(folder + "/keys.toml")
       << "[keys]\na = { tenant = \"t\", sha256 = \"" << HexOf(HashOf("nbl_key")) << "\" }\n";
   Program gateway("nibble-gateway",
                   {"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                   "--groups=" + worker.Address("grpc"), "--keys-file=" + folder + "/keys.toml"});
+                   "--groups=" + worker.Address("grpc"), "--groups-tls-ca=" + folder + "/ca.pem",
+                   certificate, key, "--keys-file=" + folder + "/keys.toml"});
   ASSERT_TRUE(gateway.AwaitAddresses()) << gateway.Errors();
-  const auto stub = inference::v1::InferenceService::NewStub(
-      grpc::CreateChannel(gateway.Address("grpc"), grpc::InsecureChannelCredentials()));
+  const auto stub = inference::v1::InferenceService::NewStub(grpc::CreateChannel(
+      gateway.Address("grpc"),
+      grpc::SslCredentials(
+          {.pem_root_certs = ca.pem(), .pem_private_key = "", .pem_cert_chain = ""})));
   // Series of models and statuses appear with the first request that has them.
   EXPECT_TRUE(WaitFor(std::chrono::seconds(20), [&] {
     grpc::ClientContext context;

@@ -1,9 +1,12 @@
 // TLS on the gateway's port and towards its groups, with authorities made for the test.
+#include <httplib.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
+#include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 
 #include "base/tls_source.h"
@@ -48,6 +51,7 @@ class TlsTest : public GatewayFixture {
     GatewayOptions options;
     options.groups = {workers_.back()->address()};
     options.tls = files;
+    options.metrics_listen = "127.0.0.1:0";
     StartGateway(std::move(options));
     ASSERT_TRUE(WaitUntil([&] { return ReadyGroups() == 1; }));
   }
@@ -147,6 +151,44 @@ TEST_F(TlsTest, BadFilesAreNamedAndWhatWasThereStaysInUse) {
   const size_t line = text.find("is not the key of tls.cert");
   ASSERT_NE(line, std::string::npos) << text;
   EXPECT_EQ(text.find("is not the key of tls.cert", line + 1), std::string::npos) << text;
+}
+
+// As an operator's alerts see it.
+TEST_F(TlsTest, ReloadsAndExpiriesAreExported) {
+  constexpr long kHour = 3600;
+  const TlsFiles files = Files("server", ca_.Issue("server", -kHour, kHour), "");
+  StartTls(files);
+  const auto exported = [&](const std::string& series) -> std::optional<double> {
+    const auto page = httplib::Client("http://" + server_->metrics_address()).Get("/metrics");
+    if (!page) return std::nullopt;
+    const size_t at = page->body.find("\n" + series + " ");
+    if (at == std::string::npos) return std::nullopt;
+    return std::stod(page->body.substr(at + series.size() + 2));
+  };
+  const std::string ok = R"(nibble_tls_reloads_total{use="listen",result="ok"})";
+  const std::string failed = R"(nibble_tls_reloads_total{use="listen",result="failed"})";
+  const std::string stale = R"(nibble_tls_files_stale{use="listen"})";
+  const std::string expiry =
+      R"(nibble_tls_expiry_timestamp_seconds{use="listen",file="certificate"})";
+  const auto hours_left = [&] {
+    return (exported(expiry).value_or(0) - static_cast<double>(std::time(nullptr))) / kHour;
+  };
+  EXPECT_EQ(exported(ok), 0);
+  EXPECT_EQ(exported(failed), 0);
+  EXPECT_EQ(exported(stale), 0);
+  EXPECT_NEAR(hours_left(), 1, 0.1);
+  EXPECT_EQ(exported(R"(nibble_tls_files_stale{use="groups"})"), std::nullopt);
+
+  const TestIdentity next = ca_.Issue("server", -kHour, 5 * kHour);
+  ReplaceFile(files.key, next.key);  // which is no pair for now
+  EXPECT_TRUE(WaitUntil([&] { return exported(stale) == 1; }));
+  EXPECT_EQ(exported(failed), 1);
+  EXPECT_NEAR(hours_left(), 1, 0.1);
+  ReplaceFile(files.certificate, next.certificate);
+  EXPECT_TRUE(WaitUntil([&] { return exported(stale) == 0; }));
+  EXPECT_EQ(exported(ok), 1);
+  EXPECT_EQ(exported(failed), 1);
+  EXPECT_NEAR(hours_left(), 5, 0.1);
 }
 
 TEST_F(TlsTest, GatewayAndGroupShowEachOtherWhoTheyAre) {

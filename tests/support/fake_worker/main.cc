@@ -24,6 +24,8 @@
 #include "base/logging.h"
 #include "base/metrics_server.h"
 #include "base/status.h"
+#include "base/tls_metrics.h"
+#include "base/tls_options.h"
 #include "tests/support/fake_executor.h"
 #include "worker/group/group_metrics.h"
 #include "worker/leader_loop.h"
@@ -53,6 +55,7 @@ struct Options {
   int64_t wait_error_at = 0;
   int64_t hang_at = 0;
   bool check_history = false;
+  TlsFiles tls;
 };
 
 void Declare(ConfigParser* parser, Options* options) {
@@ -80,6 +83,7 @@ void Declare(ConfigParser* parser, Options* options) {
   parser->Int("wait_error_at", &options->wait_error_at, {0}, "Step that fails");
   parser->Int("hang_at", &options->hang_at, {0}, "Step that never ends");
   parser->Bool("check_history", &options->check_history, "Check all earlier positions of a row");
+  DeclareServerTlsOptions(parser, &options->tls);
 }
 
 rpc::TokenizerFiles ReadTokenizerFiles(const std::string& folder) {
@@ -157,6 +161,8 @@ absl::Status Serve(const Options& options, int signal_fd) {
   leader_options.clock = &clock;
   leader_options.stats = &stats->engine;
   ASSIGN_OR_RETURN(leader_options.server.listen, rpc::ParseListenAddress(options.listen));
+  leader_options.server.tls = options.tls;
+  leader_options.server.tls_stats = &stats->listen_tls;
   leader_options.server.service.tokenizer_files = &files;
   leader_options.server.service.model_info = ModelInfo(options);
   leader_options.server.service.limits = {.vocab_size = options.vocab_size,
@@ -166,12 +172,15 @@ absl::Status Serve(const Options& options, int signal_fd) {
   std::unique_ptr<MetricsServer> metrics;
   if (!options.metrics_listen.empty()) {
     stats->ranks[0].up.Set(1);
-    ASSIGN_OR_RETURN(metrics,
-                     MetricsServer::Start(
-                         {.address = options.metrics_listen,
-                          .collectables = {std::make_shared<group::GroupMetrics>(
-                              &*stats, &clock,
-                              group::GroupFacts{.model = options.model_name, .device = "fake"})}}));
+    ASSIGN_OR_RETURN(
+        metrics,
+        MetricsServer::Start(
+            {.address = options.metrics_listen,
+             .collectables = {std::make_shared<group::GroupMetrics>(
+                                  &*stats, &clock,
+                                  group::GroupFacts{.model = options.model_name, .device = "fake"}),
+                              std::make_shared<TlsMetrics>(std::vector<TlsMetrics::Use>{
+                                  {.label = "listen", .stats = &stats->listen_tls}})}}));
   }
   if (!options.announce.empty()) {
     RETURN_IF_ERROR(WriteAnnouncement(
