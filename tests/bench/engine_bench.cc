@@ -39,6 +39,14 @@ class Resubmitter final : public Sink, public std::enable_shared_from_this<Resub
   uint64_t tokens_ = 0;
 };
 
+// Takes what comes.
+class Listener final : public Sink {
+ public:
+  void OnAdmitted(int32_t) override {}
+  void OnTokens(std::span<const OutputToken>) override {}
+  void OnFinished(const Finish&) override {}
+};
+
 void RunSteps(benchmark::State& state, step::PlanPublisher* publisher) {
   const SteadyClock clock;
   step::EngineStats stats;
@@ -71,7 +79,56 @@ BENCHMARK(EngineSteps)
     ->ArgsProduct({{1, 16, 64}, {0, 1}})
     ->UseRealTime();
 
-// The same with a follower that reads and checks every plan on another thread.
+// Decodes beside a request that waits for room and begins like one before it: its `blocks` cached
+// blocks are looked for at every step.
+void EngineStepsBesideAWaitingPrefix(benchmark::State& state) {
+  constexpr int32_t kBlocks = 4096;
+  const auto prefix_tokens = static_cast<size_t>(state.range(0)) * step::kBlockTokens;
+  const SteadyClock clock;
+  step::EngineStats stats;
+  testing::FakeExecutorOptions options;
+  options.limits.kv_blocks = kBlocks;
+  options.limits.max_context = (kBlocks - 1) * step::kBlockTokens;
+  options.check_whole_history = false;
+  testing::FakeExecutor executor(options);
+  const auto engine = Engine::Create({.queue_size = 16}, &executor, nullptr, &clock, &stats);
+  const auto submit = [&](size_t prompt, int32_t first_token, int32_t max_tokens) {
+    Request request;
+    request.prompt.assign(prompt, 1);
+    request.prompt[0] = first_token;
+    request.max_tokens = max_tokens;
+    CHECK(engine->Submit(std::move(request), std::make_shared<Listener>()).ok());
+  };
+  const auto run_until = [&](const Gauge& gauge, int64_t value) {
+    do {
+      CHECK(engine->RunStep().ok());
+    } while (gauge.Get() != value);
+  };
+  submit(prefix_tokens + 1, 1, 1);  // leaves its prefix
+  run_until(stats.requests_running, 1);
+  run_until(stats.requests_running, 0);
+  constexpr int32_t kRunning = 4;
+  const int32_t each = (kBlocks - 64 - static_cast<int32_t>(state.range(0))) / kRunning;
+  for (int32_t i = 0; i < kRunning; ++i) {
+    submit(static_cast<size_t>(each - 200) * step::kBlockTokens, 2 + i, 200 * step::kBlockTokens);
+  }
+  run_until(stats.requests_running, kRunning);
+  submit(prefix_tokens + size_t{kBlocks / 2} * step::kBlockTokens, 1, 1);  // longer than the room
+  run_until(stats.requests_waiting, 1);
+  for (auto _ : state) {
+    CHECK(engine->RunStep().ok());
+  }
+  CHECK(stats.requests_waiting.Get() == 1);
+}
+BENCHMARK(EngineStepsBesideAWaitingPrefix)
+    ->ArgName("blocks")
+    ->Arg(1)
+    ->Arg(64)
+    ->Arg(512)
+    ->Iterations(2000)
+    ->UseRealTime();
+
+// EngineSteps with a follower that reads and checks every plan on another thread.
 void EngineStepsThroughTheRing(benchmark::State& state) {
   const absl::StatusOr<int> fd = step::CreatePlanRing({});
   CHECK(fd.ok());

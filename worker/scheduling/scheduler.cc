@@ -44,6 +44,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   CHECK(options_.prefill_chunk_tokens > 0);
   CHECK(options_.preemptions_max >= 0);
   prefix_.reserve(static_cast<size_t>(options_.limits.kv_blocks));
+  prefix_serials_.reserve(static_cast<size_t>(options_.limits.kv_blocks));
   for (int32_t slot = options_.limits.max_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
 }
 

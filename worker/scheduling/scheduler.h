@@ -131,6 +131,8 @@ class Scheduler {
   }
   // Positions computed whose blocks a preemption gave back, since the start.
   [[nodiscard]] uint64_t tokens_given_up() const { return tokens_given_up_; }
+  // Blocks of prefixes looked for by name, since the start.
+  [[nodiscard]] uint64_t prefix_lookups() const { return prefix_lookups_; }
 
   // INTERNAL names what does not hold. For tests.
   [[nodiscard]] absl::Status CheckInvariants() const;
@@ -188,7 +190,10 @@ class Scheduler {
   SchedulerOptions options_;
   int32_t watermark_blocks_;
   BlockPool pool_;
-  std::vector<int32_t> prefix_;  // blocks that FindPrefix found last
+  std::vector<int32_t> prefix_;           // blocks that FindPrefix found last
+  std::vector<uint64_t> prefix_serials_;  // of their entries
+  uint64_t prefix_arrival_ = 0;           // of the sequence that they were found for
+  uint64_t prefix_lookups_ = 0;
 
   std::vector<std::unique_ptr<Sequence>> store_;  // every sequence object there is
   std::vector<Sequence*> unused_;

@@ -29,16 +29,29 @@ PrefixBlock Scheduler::PrefixOf(Sequence* sequence, int32_t index, uint64_t befo
   return {.name = names[at], .before = before, .owner = sequence->prefix_owner, .tokens = tokens};
 }
 
-// Leaves in prefix_ the longest run of blocks that hold what its tokens begin with.
+// Leaves in prefix_ the longest run of blocks that hold what its tokens begin with. A sequence that
+// waits for room is asked about at every step: what was found for it the last time is taken again
+// as far as those entries are still there, which their serials say, and only what follows is looked
+// for.
 void Scheduler::FindPrefix(Sequence* sequence, int32_t blocks_max) {
-  prefix_.clear();
+  const PrefixIndex& prefixes = pool_.prefixes();
+  size_t known = 0;
+  if (sequence->arrival == prefix_arrival_) {
+    const size_t known_max = std::min(prefix_.size(), static_cast<size_t>(blocks_max));
+    while (known < known_max && prefixes.Serial(prefix_[known]) == prefix_serials_[known]) ++known;
+  }
+  prefix_arrival_ = sequence->arrival;
+  prefix_.resize(known);
+  prefix_serials_.resize(known);
   if (sequence->prefix_owner == nullptr) return;
-  uint64_t before = 0;
-  for (int32_t index = 0; index < blocks_max; ++index) {
-    const int32_t block = pool_.prefixes().Find(PrefixOf(sequence, index, before));
+  uint64_t before = known == 0 ? 0 : prefix_serials_.back();
+  for (auto index = static_cast<int32_t>(known); index < blocks_max; ++index) {
+    ++prefix_lookups_;
+    const int32_t block = prefixes.Find(PrefixOf(sequence, index, before));
     if (block < 0) return;
+    before = prefixes.Serial(block);
     prefix_.push_back(block);
-    before = pool_.prefixes().Serial(block);
+    prefix_serials_.push_back(before);
   }
 }
 

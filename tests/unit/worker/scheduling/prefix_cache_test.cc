@@ -1,6 +1,7 @@
 // Prefixes that one sequence leaves and another takes, on the scheduler over the fake executor,
 // which checks that a block taken holds the very tokens that it is taken for.
 #include <algorithm>
+#include <string>
 
 #include "gtest/gtest.h"
 #include "scheduler_bench.h"
@@ -72,6 +73,54 @@ TEST(PrefixCacheTest, WithAnotherSaltNothingIsTaken) {
   EXPECT_EQ(CachedFor(&bench, Salted(Spec(3, 100, 1), "")), 0);
   EXPECT_EQ(CachedFor(&bench, Salted(Spec(4, 100, 1), "a")), 96);
   EXPECT_EQ(CachedFor(&bench, Salted(Spec(5, 100, 1), "b")), 96);
+}
+
+// Two others leave no room for it; what it begins with is cached.
+void WaitForRoom(SchedulerBench* bench, int32_t others_outputs) {
+  EXPECT_EQ(CachedFor(bench, Spec(1, 100, 1)), 0);
+  for (const uint64_t id : {2, 3}) {
+    bench->scheduler().Add(Salted(Spec(id, 400, others_outputs), std::to_string(id)));
+    while (!(*bench)[id].admitted) ASSERT_TRUE(bench->Turn());
+  }
+  bench->scheduler().Add(Spec(4, 300, 5));
+  ASSERT_TRUE(bench->Turn());
+  ASSERT_FALSE((*bench)[4].admitted);
+}
+
+TEST(PrefixCacheTest, WhoWaitsForRoomHasItsPrefixLookedForOnce) {
+  SchedulerBench bench(Options());
+  WaitForRoom(&bench, 50);
+  const uint64_t before = bench.scheduler().prefix_lookups();
+  constexpr int kTurns = 20;
+  for (int i = 0; i < kTurns; ++i) ASSERT_TRUE(bench.Turn());
+  ASSERT_FALSE(bench[4].admitted);
+  EXPECT_LE(bench.scheduler().prefix_lookups() - before, kTurns + 6);  // and the block behind it
+  bench.RunToEnd();
+  EXPECT_EQ(bench[4].cached_tokens, 96);
+  EXPECT_EQ(bench[4].tokens, ExpectedTokens(Spec(4, 300, 5), 5, kVocab));
+}
+
+TEST(PrefixCacheTest, WhoWaitsForRoomTakesNothingThatHasGoneMeanwhile) {
+  SchedulerBench bench(Options());
+  WaitForRoom(&bench, 90);  // more than there is free: some of what is cached is given away
+  bench.RunToEnd();
+  EXPECT_GT(bench[4].cached_tokens, 0);
+  EXPECT_LT(bench[4].cached_tokens, 96);
+  EXPECT_EQ(bench[4].tokens, ExpectedTokens(Spec(4, 300, 5), 5, kVocab));
+}
+
+TEST(PrefixCacheTest, WhoWaitsForRoomTakesWhatHasComeMeanwhile) {
+  SchedulerBench bench(Options(72));
+  EXPECT_EQ(CachedFor(&bench, Spec(1, 100, 1)), 0);
+  bench.scheduler().Add(Salted(Spec(2, 480, 20), "a"));
+  bench.scheduler().Add(Salted(Spec(3, 300, 90), "b"));
+  bench.scheduler().Add(Spec(5, 250, 60));
+  bench.scheduler().Add(Spec(4, 300, 5));
+  while (!bench[4].admitted) ASSERT_TRUE(bench.Turn());
+  EXPECT_EQ(bench[4].cached_tokens, 208);  // as soon as that leaves room
+  EXPECT_FALSE(bench[5].ended);
+  bench.RunToEnd();
+  EXPECT_EQ(bench[4].tokens, ExpectedTokens(Spec(4, 300, 5), 5, kVocab));
 }
 
 TEST(PrefixCacheTest, WhoBypassesItTakesNothingAndLeavesNothing) {
