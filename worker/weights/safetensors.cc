@@ -26,19 +26,19 @@ static_assert(std::endian::native == std::endian::little, "tensor data is little
 absl::Status CheckCoverage(const std::vector<HeaderEntry>& entries, uint64_t data_bytes) {
   uint64_t position = 0;
   for (const HeaderEntry& entry : entries) {
-    const std::string tensor = Message("tensor ", Printable(entry.name));
+    const auto tensor = [&entry] { return Message("tensor ", Printable(entry.name)); };
     if (entry.begin < position) {
-      return absl::DataLossError(Message(tensor, ": begins at byte ", entry.begin,
+      return absl::DataLossError(Message(tensor(), ": begins at byte ", entry.begin,
                                          ", inside the tensor before it, which ends at ",
                                          position));
     }
     if (entry.begin > position) {
-      return absl::DataLossError(
-          Message(tensor, ": begins at byte ", entry.begin, ", after a hole from byte ", position));
+      return absl::DataLossError(Message(tensor(), ": begins at byte ", entry.begin,
+                                         ", after a hole from byte ", position));
     }
     if (entry.end > data_bytes) {
-      return absl::DataLossError(Message(tensor, ": ends at byte ", entry.end, "; the file holds ",
-                                         data_bytes, " bytes of data"));
+      return absl::DataLossError(Message(tensor(), ": ends at byte ", entry.end,
+                                         "; the file holds ", data_bytes, " bytes of data"));
     }
     position = entry.end;
   }

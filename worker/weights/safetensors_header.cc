@@ -1,12 +1,16 @@
 #include "worker/weights/safetensors_header.h"
 
 #include <algorithm>
+#include <array>
+#include <compare>
 #include <optional>
-#include <unordered_set>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
+#include "absl/hash/hash.h"
 #include "nlohmann/json.hpp"
 #include "worker/model/message.h"
+#include "worker/weights/json_events.h"
 #include "worker/weights/printable.h"
 
 namespace nibble::weights {
@@ -15,19 +19,59 @@ namespace {
 using model::Message;
 using nlohmann::json;
 
-std::optional<TensorType> TypeByName(std::string_view name) {
-  for (int i = 0; i <= static_cast<int>(TensorType::kBool); ++i) {
-    const auto type = static_cast<TensorType>(i);
-    if (TensorTypeName(type) == name) return type;
-  }
-  return std::nullopt;
+// Names of types have at most four letters.
+uint32_t Letters(std::string_view name) {
+  uint32_t letters = 0;
+  for (const char letter : name) letters = letters << 8 | static_cast<unsigned char>(letter);
+  return letters;
 }
+
+std::optional<TensorType> TypeByName(std::string_view name) {
+  constexpr auto kTypes = static_cast<size_t>(TensorType::kBool) + 1;
+  static const auto kNames = [] {
+    std::array<uint32_t, kTypes> names{};
+    for (size_t i = 0; i < kTypes; ++i)
+      names[i] = Letters(TensorTypeName(static_cast<TensorType>(i)));
+    return names;
+  }();
+  if (name.size() > sizeof(uint32_t)) return std::nullopt;
+  const auto found = std::find(kNames.begin(), kNames.end(), Letters(name));
+  const auto type = static_cast<TensorType>(found - kNames.begin());
+  if (found == kNames.end() || TensorTypeName(type) != name) return std::nullopt;
+  return type;
+}
+
+// Of entries by number or by name, so that a set of them needs no second copy of each name.
+struct NameHash {
+  using is_transparent = void;
+  const std::vector<HeaderEntry>* entries;
+  size_t operator()(std::string_view name) const {
+    return absl::HashOf(absl::string_view(name.data(), name.size()));
+  }
+  size_t operator()(uint32_t entry) const { return (*this)((*entries)[entry].name); }
+};
+struct NameEqual {
+  using is_transparent = void;
+  const std::vector<HeaderEntry>* entries;
+  bool operator()(uint32_t one, uint32_t other) const { return one == other; }
+  bool operator()(uint32_t entry, std::string_view name) const {
+    return (*entries)[entry].name == name;
+  }
+  bool operator()(std::string_view name, uint32_t entry) const { return (*this)(entry, name); }
+};
 
 // Only objects of tensors, their three fields and __metadata__'s strings are let through; every
 // other shape of document stops the parse at the token that is wrong.
 class HeaderReader final : public json::json_sax_t {
  public:
-  explicit HeaderReader(SafetensorsHeader* header) : header_(*header) {}
+  // Of a text of so many bytes.
+  HeaderReader(size_t bytes, SafetensorsHeader* header)
+      : header_(*header), names_(0, NameHash{&header->entries}, NameEqual{&header->entries}) {
+    constexpr size_t kTensorBytes = 64;  // of the shortest ones that there are
+    const size_t tensors = std::min(bytes / kTensorBytes, kTensorsMax);
+    names_.reserve(tensors);
+    header_.entries.reserve(tensors);
+  }
 
   [[nodiscard]] const absl::Status& status() const { return status_; }
 
@@ -137,13 +181,14 @@ class HeaderReader final : public json::json_sax_t {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& /*token*/,
+  // ReadJsonEvents() says in another way where it ended.
+  bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
                    const nlohmann::detail::exception& /*error*/) override {
-    if (status_.ok()) {
-      entry_.name.clear();
-      Fail(Message("is not valid JSON at byte ", position));
-    }
     return false;
+  }
+  void NotJson(size_t position) {
+    entry_.name.clear();
+    Fail(Message("is not valid JSON at byte ", position));
   }
 
  private:
@@ -184,10 +229,13 @@ class HeaderReader final : public json::json_sax_t {
   }
 
   bool BeginEntry(const std::string& name) {
-    is_metadata_ = name == "__metadata__";
+    is_metadata_ = std::string_view(name) == "__metadata__";
     entry_ = HeaderEntry();
     entry_.name = name;
-    if (!names_.insert(name).second) return Fail("appears twice");
+    if (is_metadata_ ? has_metadata_ : names_.contains(std::string_view(name))) {
+      return Fail("appears twice");
+    }
+    has_metadata_ |= is_metadata_;
     if (!is_metadata_ && header_.entries.size() == kTensorsMax) {
       entry_.name.clear();
       return Fail(Message("more than ", kTensorsMax, " tensors"));
@@ -197,7 +245,7 @@ class HeaderReader final : public json::json_sax_t {
     return true;
   }
 
-  bool BeginField(const std::string& name) {
+  bool BeginField(std::string_view name) {
     field_ = name == "dtype"          ? Field::kType
              : name == "shape"        ? Field::kShape
              : name == "data_offsets" ? Field::kOffsets
@@ -242,6 +290,7 @@ class HeaderReader final : public json::json_sax_t {
                           " bytes; type and shape need ", bytes));
     }
     header_.entries.push_back(std::move(entry_));
+    names_.insert(static_cast<uint32_t>(header_.entries.size() - 1));
     entry_.name.clear();
     return true;
   }
@@ -251,26 +300,47 @@ class HeaderReader final : public json::json_sax_t {
   Place place_ = Place::kOutside;
   Field field_ = Field::kNone;
   HeaderEntry entry_;
-  std::unordered_set<std::string> names_;
+  absl::flat_hash_set<uint32_t, NameHash, NameEqual> names_;
   uint32_t fields_seen_ = 0;
   std::string metadata_key_;
   bool is_metadata_ = false;
+  bool has_metadata_ = false;
   int offset_count_ = 0;
   int depth_ = 0;
   int skipped_from_ = 0;
 };
+
+// Writers put tensors in order; where they did not, places are sorted and not the entries, which
+// are five times as big.
+void SortByPlace(std::vector<HeaderEntry>* entries) {
+  struct Place {
+    uint64_t begin, end;
+    size_t index;
+    auto operator<=>(const Place&) const = default;
+  };
+  std::vector<Place> places;
+  places.reserve(entries->size());
+  for (const HeaderEntry& entry : *entries) {
+    places.push_back({entry.begin, entry.end, places.size()});
+  }
+  if (std::is_sorted(places.begin(), places.end())) return;
+  std::sort(places.begin(), places.end());
+  std::vector<HeaderEntry> sorted;
+  sorted.reserve(entries->size());
+  for (const Place& place : places) sorted.push_back(std::move((*entries)[place.index]));
+  *entries = std::move(sorted);
+}
 
 }  // namespace
 
 absl::StatusOr<SafetensorsHeader> ParseHeader(std::string_view text) {
   if (!text.starts_with('{')) return absl::DataLossError("header: does not begin with '{'");
   SafetensorsHeader header;
-  HeaderReader reader(&header);
-  if (!json::sax_parse(text, &reader)) return reader.status();
-  std::sort(header.entries.begin(), header.entries.end(),
-            [](const HeaderEntry& a, const HeaderEntry& b) {
-              return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-            });
+  HeaderReader reader(text.size(), &header);
+  const JsonEnd end = ReadJsonEvents(text, &reader);
+  if (end.wrong_at.has_value()) reader.NotJson(*end.wrong_at);
+  if (!end.whole) return reader.status();
+  SortByPlace(&header.entries);
   return header;
 }
 
