@@ -417,7 +417,7 @@ struct Walk {
     if constexpr (kRotates) {
       token.Aim(p, shared.items[0], group, warp, lane);
       if (first_page) WaitForPreviousKernel();
-      token.Load(lane);
+      token.Load(p, lane);
     }
     bool parts = false;
     int32_t element = warp;  // of the item
@@ -433,7 +433,7 @@ struct Walk {
       __syncthreads();
       if (kRotates && i + 1 < count) {
         token.Aim(p, shared.items[i + 1], group, warp, lane);
-        token.Load(lane);
+        token.Load(p, lane);
       }
       Attend<S, kRotates>(p, item, element, shared, offsets, lane, ring, &feeder, &state);
       element = (element - item.count % kWarps + kWarps) % kWarps;

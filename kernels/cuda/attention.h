@@ -66,6 +66,10 @@ struct AttentionRotation {
   const half* q_norm = nullptr;  // [head_dim] or nullptr
   const half* k_norm = nullptr;
   float epsilon = 0;
+  // In the place of q: parts that it is the sum of (w4_wgmma.h), so far apart; nullptr: none.
+  const float* parts = nullptr;
+  int32_t part_count = 0;
+  int64_t part_stride = 0;
 };
 
 struct AttentionParams {

@@ -240,6 +240,33 @@ struct RawPart {
     low = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer));
     high = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer));
   }
+  // The sum of the head's parts, several asked for at a time, rounded as the whole would be.
+  __device__ __forceinline__ void LoadSum(const AttentionRotation& rotation, const float* head,
+                                          int32_t lane) {
+    using Floats = std::conditional_t<Part::kPer == 2, float2, float>;
+    if (!Part::Active(lane)) return;
+    float sums[2][Part::kPer] = {};
+    for (int32_t first = 0; first < rotation.part_count; first += 4) {
+      Floats parts[4][2] = {};
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        if (first + i >= rotation.part_count) continue;
+        const float* from = head + (first + i) * rotation.part_stride + lane * Part::kPer;
+        parts[i][0] = __ldcg(reinterpret_cast<const Floats*>(from));
+        parts[i][1] = __ldcg(reinterpret_cast<const Floats*>(from + kD / 2));
+      }
+#pragma unroll
+      for (const auto& part : parts) {
+#pragma unroll
+        for (int32_t i = 0; i < 2 * Part::kPer; ++i) {
+          sums[i / Part::kPer][i % Part::kPer] +=
+              reinterpret_cast<const float*>(&part[i / Part::kPer])[i % Part::kPer];
+        }
+      }
+    }
+    Part::Write(sums[0], reinterpret_cast<half*>(&low));
+    Part::Write(sums[1], reinterpret_cast<half*>(&high));
+  }
   [[nodiscard]] __device__ __forceinline__ HeadPart<kD> Widened(int32_t lane) const {
     HeadPart<kD> part = {};
     if (!Part::Active(lane)) return part;
@@ -325,10 +352,15 @@ struct Token {
            (static_cast<int64_t>(item.last_block) * p.kv_heads + item.kv_head) * S::kPieceHalves;
     }
   }
-  __device__ __forceinline__ void Load(int32_t lane) {
+  __device__ __forceinline__ void Load(const AttentionParams& p, int32_t lane) {
 #pragma unroll
     for (int32_t i = 0; i < kHeads; ++i) {
-      if (from[i] != nullptr) heads[i].Load(from[i], lane);
+      if (from[i] == nullptr) continue;
+      if (p.rotation.parts == nullptr) {
+        heads[i].Load(from[i], lane);
+      } else {
+        heads[i].LoadSum(p.rotation, p.rotation.parts + (from[i] - p.q), lane);
+      }
     }
   }
   __device__ __forceinline__ void Take(const AttentionParams& p, int32_t rows,

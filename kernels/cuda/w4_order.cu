@@ -39,10 +39,21 @@ __global__ void __launch_bounds__(kOrderThreads)
   to[(first + 3) ^ (token % 8)] = make_uint4(from[0].w, from[1].w, from[2].w, from[3].w);
 }
 
-constexpr int32_t kNormThreads = 256;
+constexpr int32_t kChunks = 16;  // of a slab's token
+constexpr int32_t kHeld = 4;     // chunks of a thread that are read once
 
+// What a kernel instance is compiled for. Where parts are added up a thread has much to read, so
+// there are more threads.
+template <bool kPartsT>
+struct NormShape {
+  static constexpr bool kParts = kPartsT;
+  static constexpr int32_t kThreads = kParts ? 512 : 256;
+  static constexpr int32_t kSlabsAtOnce = kThreads / kChunks;
+};
+
+template <int32_t kThreads>
 __device__ __forceinline__ float BlockSum(float value) {
-  __shared__ float parts[kNormThreads / 32];
+  __shared__ float parts[kThreads / 32];
 #pragma unroll
   for (int32_t offset = 16; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(0xffffffffu, value, offset);
@@ -55,16 +66,30 @@ __device__ __forceinline__ float BlockSum(float value) {
   return sum;
 }
 
-constexpr int32_t kChunks = 16;                           // of a slab's token
-constexpr int32_t kSlabsAtOnce = kNormThreads / kChunks;  // of a block
-constexpr int32_t kHeld = 4;                              // chunks of a thread that are read once
-
+// A token's row; a chunk is eight numbers, pairs in four places.
 struct NormRow {
   const OrderedNormParams& p;
-  const float* residual;
+  int32_t token;
+  float* residual;
+  const float* parts;
   int32_t group;
 
-  // The eight numbers of a chunk: pairs in four places.
+  __device__ __forceinline__ NormRow(const OrderedNormParams& params, int32_t row)
+      : p(params), token(row), group(params.group == 0 ? 128 : params.group) {}
+  __device__ __forceinline__ void Find() {
+    const int64_t from = p.rows == nullptr ? token : p.rows[token];
+    residual = p.residual + from * p.hidden;
+    parts = p.parts + from * p.hidden;
+  }
+  __device__ __forceinline__ void LoadWeights(int32_t slab, int32_t chunk, half2 (&w)[4]) const {
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const int32_t k = Column(slab, chunk, c);
+      w[c] = k < p.hidden ? __ldg(reinterpret_cast<const half2*>(p.weight + k))
+                          : __floats2half2_rn(0, 0);
+    }
+  }
+  // The residual as it is.
   __device__ __forceinline__ void Load(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
@@ -72,23 +97,51 @@ struct NormRow {
       x[c] = k < p.hidden ? *reinterpret_cast<const float2*>(residual + k) : make_float2(0, 0);
     }
   }
-  __device__ __forceinline__ uint4 Normed(int32_t slab, int32_t chunk, const float2 (&x)[4],
-                                          float inverse) const {
+  // The residual and its parts, all asked for together; leaves the sum in its place.
+  __device__ __forceinline__ void AddParts(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
+    float2 more[kWgmmaPartsMax][4];
+    Load(slab, chunk, x);
+#pragma unroll
+    for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
+      const float* from = parts + static_cast<int64_t>(part) * p.tokens * p.hidden;
+#pragma unroll
+      for (int32_t c = 0; c < 4; ++c) {
+        const int32_t k = Column(slab, chunk, c);
+        const bool exists = k < p.hidden && part < p.part_count;
+        more[part][c] = exists ? *reinterpret_cast<const float2*>(from + k) : make_float2(0, 0);
+      }
+    }
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+#pragma unroll
+      for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
+        x[c].x += more[part][c].x;
+        x[c].y += more[part][c].y;
+      }
+      const int32_t k = Column(slab, chunk, c);
+      if (k < p.hidden) *reinterpret_cast<float2*>(residual + k) = x[c];
+    }
+  }
+  template <bool kParts>
+  __device__ __forceinline__ void First(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
+    if constexpr (kParts) {
+      AddParts(slab, chunk, x);
+    } else {
+      Load(slab, chunk, x);
+    }
+  }
+  __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, const float2 (&x)[4],
+                                        const half2 (&w)[4], float inverse) const {
     half2 values[4];
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
-      const int32_t k = Column(slab, chunk, c);
-      const half2 weight = k < p.hidden ? __ldg(reinterpret_cast<const half2*>(p.weight + k))
-                                        : __floats2half2_rn(0, 0);
-      const float2 w = __half22float2(weight);
-      values[c] = __floats2half2_rn(x[c].x * inverse * w.x, x[c].y * inverse * w.y);
+      const float2 weight = __half22float2(w[c]);
+      values[c] = __floats2half2_rn(x[c].x * inverse * weight.x, x[c].y * inverse * weight.y);
     }
-    return *reinterpret_cast<const uint4*>(values);
-  }
-  __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, int32_t token,
-                                        int32_t ordered_tokens, const uint4& values) const {
-    const int64_t row = (static_cast<int64_t>(slab) * 2 + chunk / 8) * ordered_tokens + token;
-    reinterpret_cast<uint4*>(p.ordered)[row * 8 + (chunk % 8 ^ token % 8)] = values;
+    const int64_t row =
+        (static_cast<int64_t>(slab) * 2 + chunk / 8) * layout::GpuOrderedTokens(p.tokens) + token;
+    reinterpret_cast<uint4*>(p.ordered)[row * 8 + (chunk % 8 ^ token % 8)] =
+        *reinterpret_cast<const uint4*>(values);
   }
 
  private:
@@ -105,46 +158,65 @@ __device__ __forceinline__ float SquareSum(const float2 (&x)[4]) {
   return sum;
 }
 
-// A block: one token. A thread: a chunk of every 16th slab; a row that is not too long is read
-// once.
-__global__ void __launch_bounds__(kNormThreads)
+// A block: one token. A thread: a chunk of every so many slabs; a row that is not too long is read
+// once. Weights come before what the kernel before leaves.
+template <bool kParts>
+__global__ void __launch_bounds__(NormShape<kParts>::kThreads)
     OrderedNormKernel(const __grid_constant__ OrderedNormParams p) {
-  WaitForPreviousKernel();
-  LetNextKernelStart();
-  const auto token = static_cast<int32_t>(blockIdx.x);
-  const int64_t from = p.rows == nullptr ? token : p.rows[token];
-  const NormRow row{p, p.residual + from * p.hidden, p.group == 0 ? 128 : p.group};
+  using S = NormShape<kParts>;
+  NormRow row(p, static_cast<int32_t>(blockIdx.x));
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
   const int32_t first = static_cast<int32_t>(threadIdx.x) / kChunks;
   const int32_t slabs = layout::GpuSlabs(p.hidden);
+  half2 weights[kHeld][4];
+#pragma unroll
+  for (int32_t i = 0; i < kHeld; ++i) {
+    const int32_t slab = first + i * S::kSlabsAtOnce;
+    if (slab < slabs) row.LoadWeights(slab, chunk, weights[i]);
+  }
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  row.Find();
   float2 held[kHeld][4];
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
-    if (first + i * kSlabsAtOnce < slabs) row.Load(first + i * kSlabsAtOnce, chunk, held[i]);
+    const int32_t slab = first + i * S::kSlabsAtOnce;
+    if (slab < slabs) row.First<kParts>(slab, chunk, held[i]);
   }
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
-    if (first + i * kSlabsAtOnce < slabs) squares += SquareSum(held[i]);
+    if (first + i * S::kSlabsAtOnce < slabs) squares += SquareSum(held[i]);
   }
-  for (int32_t slab = first + kHeld * kSlabsAtOnce; slab < slabs; slab += kSlabsAtOnce) {
+  for (int32_t slab = first + kHeld * S::kSlabsAtOnce; slab < slabs; slab += S::kSlabsAtOnce) {
     float2 x[4];
-    row.Load(slab, chunk, x);
+    row.First<kParts>(slab, chunk, x);
     squares += SquareSum(x);
   }
-  const float inverse = rsqrtf(BlockSum(squares) / static_cast<float>(p.hidden) + p.epsilon);
-  const int32_t ordered_tokens = layout::GpuOrderedTokens(p.tokens);
+  const float inverse =
+      rsqrtf(BlockSum<S::kThreads>(squares) / static_cast<float>(p.hidden) + p.epsilon);
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
-    const int32_t slab = first + i * kSlabsAtOnce;
-    if (slab >= slabs) break;
-    row.Store(slab, chunk, token, ordered_tokens, row.Normed(slab, chunk, held[i], inverse));
+    const int32_t slab = first + i * S::kSlabsAtOnce;
+    if (slab < slabs) row.Store(slab, chunk, held[i], weights[i], inverse);
   }
-  for (int32_t slab = first + kHeld * kSlabsAtOnce; slab < slabs; slab += kSlabsAtOnce) {
+  for (int32_t slab = first + kHeld * S::kSlabsAtOnce; slab < slabs; slab += S::kSlabsAtOnce) {
     float2 x[4];
+    half2 w[4];
+    row.LoadWeights(slab, chunk, w);
     row.Load(slab, chunk, x);
-    row.Store(slab, chunk, token, ordered_tokens, row.Normed(slab, chunk, x, inverse));
+    row.Store(slab, chunk, x, w, inverse);
   }
+}
+
+template <bool kParts>
+cudaError_t LaunchNorm(const OrderedNormParams& params, const LaunchOptions& options) {
+  return LaunchKernel(OrderedNormKernel<kParts>,
+                      {.grid = dim3(static_cast<uint32_t>(params.tokens)),
+                       .block = dim3(NormShape<kParts>::kThreads),
+                       .stream = options.stream,
+                       .dependent = options.dependent},
+                      params);
 }
 
 }  // namespace
@@ -163,12 +235,9 @@ cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& opt
 
 cudaError_t OrderedNorm(const OrderedNormParams& params, const LaunchOptions& options) {
   if (params.tokens < 1 || params.hidden % 8 != 0) return cudaErrorInvalidValue;
-  return LaunchKernel(OrderedNormKernel,
-                      {.grid = dim3(static_cast<uint32_t>(params.tokens)),
-                       .block = dim3(kNormThreads),
-                       .stream = options.stream,
-                       .dependent = options.dependent},
-                      params);
+  if (params.parts == nullptr) return LaunchNorm<false>(params, options);
+  if (params.part_count > kWgmmaPartsMax || params.rows != nullptr) return cudaErrorInvalidValue;
+  return LaunchNorm<true>(params, options);
 }
 
 }  // namespace nibble::cuda

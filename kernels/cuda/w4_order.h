@@ -21,16 +21,24 @@ struct OrderParams {
 };
 [[nodiscard]] cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& options);
 
-// RmsNorm (elementwise.h) whose results are left in order.
+// Parts of sums that a product may leave (w4_wgmma.h), and of how many tokens.
+inline constexpr int32_t kWgmmaPartsMax = 8;
+inline constexpr int32_t kWgmmaPartsTokens = 64;
+
+// RmsNorm (elementwise.h) whose results are left in order. It may add up first what the product
+// before has left in parts (w4_wgmma.h).
 struct OrderedNormParams {
-  const float* residual = nullptr;  // [any, hidden]
-  const int32_t* rows = nullptr;    // [tokens], or nullptr: every row in order
-  const half* weight = nullptr;     // [hidden]
+  float* residual = nullptr;      // [any, hidden]; changed only where there are parts
+  const int32_t* rows = nullptr;  // [tokens], or nullptr: every row in order
+  const half* weight = nullptr;   // [hidden]
   int32_t tokens = 0;
   int32_t hidden = 0;  // a multiple of 8
   float epsilon = 0;
   int32_t group = 128;      // of the weights that follow; 0 = dense fp16
   half* ordered = nullptr;  // GpuOrderedCount
+  // [part_count][tokens, hidden], added to the residual in this order; then rows must be nullptr.
+  const float* parts = nullptr;
+  int32_t part_count = 0;
 };
 [[nodiscard]] cudaError_t OrderedNorm(const OrderedNormParams& params,
                                       const LaunchOptions& options);

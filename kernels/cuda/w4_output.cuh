@@ -27,8 +27,11 @@ struct OrderedOutput {
   int32_t ordered_tokens;
 };
 
-__device__ __forceinline__ float Bias(const W4BatchParams& p, int32_t row) {
-  return p.bias == nullptr || row >= p.rows ? 0.0f : __half2float(p.bias[row]);
+// Of rows r and r + 8.
+__device__ __forceinline__ float2 RowBiases(const W4BatchParams& p, int32_t row) {
+  if (p.bias == nullptr) return make_float2(0, 0);
+  return make_float2(row < p.rows ? __half2float(p.bias[row]) : 0,
+                     row + 8 < p.rows ? __half2float(p.bias[row + 8]) : 0);
 }
 
 // Rows of lanes, tokens in a lane -> tokens of lanes, rows in a lane: 8 x 8.
@@ -36,9 +39,6 @@ __device__ __forceinline__ uint32_t Transposed(uint32_t pair) {
   uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
   return result;
-}
-__device__ __forceinline__ uint32_t Transposed(float first, float second) {
-  return Transposed(Halves(first, second));
 }
 
 // Onto four floats side by side, without waiting for what they are.
@@ -66,31 +66,44 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
   const int32_t columns = silu ? p.rows / 2 : p.rows;
   const int32_t column = at.row_tile * (silu ? 8 : layout::kGpuTileRows) + at.lane % 4 * 2;
   const int32_t row = at.row_tile * layout::kGpuTileRows + at.lane / 4;
-  const float bias_low = Bias(p, row), bias_high = Bias(p, row + 8);
+  const float2 bias = RowBiases(p, row);
   const int32_t token = at.first_token + at.lane / 4;
   const bool ordered = silu && next.x != nullptr;
+  const int64_t stride = ordered ? 64 : columns;
   half* to = p.y_half + static_cast<int64_t>(token) * columns;
   if (ordered) {
     to = next.x + layout::GpuOrderedIndex(token, column, next.group == 0 ? 128 : next.group,
                                           next.ordered_tokens);
   }
+  // Step by step for several eights of tokens: their latencies overlap.
+  constexpr int32_t kEights = kValues / 4, kTogether = kEights < 8 ? kEights : 8;
 #pragma unroll
-  for (int32_t t = 0; t < kValues / 4; ++t) {
-    if (at.first_token + t * 8 >= p.tokens) break;
-    const bool exists = token + t * 8 < p.tokens;
-    const float* v = acc + t * 4;
-    const float low[2] = {v[0] + bias_low, v[1] + bias_low};
-    const float high[2] = {v[2] + bias_high, v[3] + bias_high};
-    if (silu) {
-      const uint32_t pair = Transposed(SiluTimes(low[0], high[0]), SiluTimes(low[1], high[1]));
-      if (exists && ordered) *reinterpret_cast<uint32_t*>(to) = pair;
-      if (exists && !ordered) StorePair(to, column, columns, pair);
-    } else {
-      const uint32_t upper = Transposed(low[0], low[1]), lower = Transposed(high[0], high[1]);
-      if (exists) StorePair(to, column, columns, upper);
-      if (exists) StorePair(to, column + 8, columns, lower);
+  for (int32_t first = 0; first < kEights; first += kTogether) {
+    uint32_t pairs[kTogether], lower[kTogether];
+#pragma unroll
+    for (int32_t t = 0; t < kTogether; ++t) {
+      const float* v = acc + (first + t) * 4;
+      const float low[2] = {v[0] + bias.x, v[1] + bias.x};
+      const float high[2] = {v[2] + bias.y, v[3] + bias.y};
+      pairs[t] = silu ? Halves(SiluTimes(low[0], high[0]), SiluTimes(low[1], high[1]))
+                      : Halves(low[0], low[1]);
+      lower[t] = Halves(high[0], high[1]);
     }
-    to += 8 * (ordered ? int64_t{64} : columns);
+#pragma unroll
+    for (int32_t t = 0; t < kTogether; ++t) {
+      pairs[t] = Transposed(pairs[t]);
+      if (!silu) lower[t] = Transposed(lower[t]);
+    }
+#pragma unroll
+    for (int32_t t = 0; t < kTogether; ++t, to += 8 * stride) {
+      if (token + (first + t) * 8 >= p.tokens) continue;
+      if (ordered) {
+        *reinterpret_cast<uint32_t*>(to) = pairs[t];
+        continue;
+      }
+      StorePair(to, column, columns, pairs[t]);
+      if (!silu) StorePair(to, column + 8, columns, lower[t]);
+    }
   }
 }
 
@@ -101,7 +114,7 @@ __device__ __forceinline__ void StoreFloats(const W4BatchParams& p, const Output
   constexpr int32_t kTogether = kValues < 16 ? kValues : 16;
   const bool add = p.output == DecodeOutput::kAddResidual;
   const int32_t row = at.row_tile * layout::kGpuTileRows + at.lane / 4;
-  const float bias[2] = {Bias(p, row), Bias(p, row + 8)};
+  const float2 bias = RowBiases(p, row);
   const int32_t token = at.first_token + at.lane % 4 * 2;
   float* to = (add ? p.residual_out : p.y_float) + static_cast<int64_t>(token) * p.rows + row;
   const bool real[2] = {row < p.rows, row + 8 < p.rows};
@@ -120,10 +133,29 @@ __device__ __forceinline__ void StoreFloats(const W4BatchParams& p, const Output
       const int32_t offset = i / 4 * 8 + i % 2;
       if (token + first * 2 + offset < p.tokens && real[i / 2 % 2]) {
         to[static_cast<int64_t>(offset) * p.rows + i / 2 % 2 * 8] =
-            old[i] + acc[first + i] + bias[i / 2 % 2];
+            old[i] + acc[first + i] + (i / 2 % 2 == 0 ? bias.x : bias.y);
       }
     }
     to += int64_t{32} * p.rows;
+  }
+}
+
+// A block's part of the sums, behind the parts of those before it; biases belong to the first.
+template <int32_t kValues>
+__device__ __forceinline__ void StorePartialSums(const W4BatchParams& p, float* parts, int32_t part,
+                                                 const OutputTile& at,
+                                                 const float (&acc)[kValues]) {
+  const int32_t row = at.row_tile * layout::kGpuTileRows + at.lane / 4;
+  const float2 bias = part == 0 ? RowBiases(p, row) : make_float2(0, 0);
+  const int32_t token = at.first_token + at.lane % 4 * 2;
+  float* to = parts + (static_cast<int64_t>(part) * p.tokens + token) * p.rows + row;
+#pragma unroll
+  for (int32_t i = 0; i < kValues; ++i) {
+    const int32_t offset = i / 4 * 8 + i % 2;
+    if (token + offset < p.tokens && row + i / 2 % 2 * 8 < p.rows) {
+      to[static_cast<int64_t>(offset) * p.rows + i / 2 % 2 * 8] =
+          acc[i] + (i / 2 % 2 == 0 ? bias.x : bias.y);
+    }
   }
 }
 

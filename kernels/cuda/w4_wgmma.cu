@@ -13,14 +13,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int32_t kGroupThreads = 128;  // of a warpgroup
-constexpr int32_t kConsumers = 2;       // warpgroups
-constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int32_t kConsumerWarps = kConsumers * 4;
 constexpr int32_t kBlockBytesMax = 227 * 1024;
-// A block has 168 for each of its threads; taking more than others gave would wait for ever.
-constexpr int32_t kProducerRegisters = 40;
-constexpr int32_t kConsumerRegisters = 232;
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 168 * (1 + kConsumers));
 constexpr int32_t kClusterMax = 8;
 constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 
@@ -43,7 +36,7 @@ struct KernelParams {
   int32_t token_tiles;
   int32_t tiles;
   int32_t chunks;  // of a tile, along k
-  int32_t blocks;  // that share a tile: a cluster
+  int32_t blocks;  // that share a tile: a cluster, or each leaves its part
 };
 
 __device__ __forceinline__ OrderedOutput NextInput(const KernelParams& k) {
@@ -57,9 +50,22 @@ struct Shape {
   static constexpr int32_t kMapGroup = kGroup == 0 ? 128 : kGroup;  // of GpuKIndex
   static constexpr int32_t kSlabBytes =
       kGroup == 0 ? kDenseSlabBytes : layout::GpuSlabBytes(kMapGroup);
-  static constexpr int32_t kGroups = 128 / kMapGroup;            // of a slab
-  static constexpr int32_t kParts = kGroup == 0 ? 1 : 2;         // of 64 rows, a warpgroup
-  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;  // of 16 rows, a block
+  static constexpr int32_t kGroups = 128 / kMapGroup;  // of a slab
+  // Nibbles less their zeros are multiplied as they are, a slab's sums by its scales afterwards:
+  // fewer instructions where a row has few sums and a slab one scale. Registers for four warpgroups
+  // then suffice.
+  static constexpr bool kFloatScales = kGroup == 128 && kTokens <= 64;
+  static constexpr int32_t kConsumers = kFloatScales ? 4 : 2;  // warpgroups
+  static constexpr int32_t kConsumerWarps = kConsumers * 4;
+  static constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
+  // A block has so many for each of its threads; taking more than others gave would wait for ever.
+  static constexpr int32_t kRegisters = kFloatScales ? 96 : 168;
+  static constexpr int32_t kProducerRegisters = kFloatScales ? 32 : 40;
+  static constexpr int32_t kConsumerRegisters = kFloatScales ? 112 : 232;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                kRegisters * (1 + kConsumers));
+  static constexpr int32_t kParts = kFloatScales || kGroup == 0 ? 1 : 2;  // of 64 rows, a warpgroup
+  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;           // of 16 rows, a block
   static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
   static constexpr int32_t kSteps =
       kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
@@ -69,6 +75,9 @@ struct Shape {
   static constexpr int32_t kStageW = kRowTiles * kRowTileBytes;
   static constexpr int32_t kFit = (kBlockBytesMax - 256) / (kStageX + kStageW);
   static constexpr int32_t kStages = kFit < 8 ? kFit : 8;
+  // Stages of weights that are asked for at a time before the ring is full; the head's are many
+  // more than its activations.
+  static constexpr int32_t kEarly = kGroup == 0 ? kStages : kStageW > 20 * 1024 ? 2 : 4;
   // Shared memory: activations of all stages, weights, barriers.
   static constexpr int32_t kWeights = kStages * kStageX;
   static constexpr int32_t kBarriers = kWeights + kStages * kStageW;
@@ -182,15 +191,28 @@ __device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, 
   int32_t tile = place.tile;
   copies.SetTile(tile);
   // Weights depend on nobody: the ring's first are on their way before the kernel before has ended.
-  const int32_t ahead = min(S::kStages, place.end - place.begin);
-  for (int32_t i = turn; i < ahead; i += kTurns) {
-    copies.Expect(place.begin + i, ring.Full(i));
-    copies.Issue(place.begin + i, i, 0, S::kRowTiles, ring.Full(i));
+  // Not many: what is asked for then stands before the first activations. All warps bring a part of
+  // each, so that the first is complete first.
+  const int32_t ahead = min(S::kStages, place.end - place.begin), early = min(S::kEarly, ahead);
+  constexpr int32_t kShare = (S::kRowTiles + kTurns - 1) / kTurns;
+  for (int32_t i = 0; i < early; ++i) {
+    if (i % kTurns == turn) copies.Expect(place.begin + i, ring.Full(i));
+    copies.Issue(place.begin + i, i, turn * kShare, min((turn + 1) * kShare, S::kRowTiles),
+                 ring.Full(i));
   }
   WaitForPreviousKernel();
   LetNextKernelStart();
-  int32_t chunk = place.begin + turn;
-  for (int32_t i = turn;; i += kTurns, chunk += kTurns) {
+  int32_t i = turn;
+  for (; i < ahead; i += kTurns) {
+    if (i >= early) {
+      BarrierWait(ring.Full(i - early), 0);
+      copies.Expect(place.begin + i, ring.Full(i));
+    }
+    copies.Issue(place.begin + i, i, i < early ? S::kRowTiles : 0, 32, ring.Full(i));
+  }
+  // Before a stage is filled again: one that still waited for it would miss its phase.
+  asm volatile("bar.sync 2, %0;" ::"n"(kTurns * 32) : "memory");
+  for (int32_t chunk = place.begin + i;; i += kTurns, chunk += kTurns) {
     while (chunk >= place.end) {
       chunk -= place.end - place.begin;
       tile += place.stride;
@@ -198,11 +220,9 @@ __device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, 
       copies.SetTile(tile);
     }
     const int32_t stage = i % S::kStages;
-    if (i >= ahead) {
-      BarrierWait(ring.Empty(stage), (i / S::kStages & 1) ^ 1);
-      copies.Expect(chunk, ring.Full(stage));
-    }
-    copies.Issue(chunk, stage, i < ahead ? S::kRowTiles : 0, 32, ring.Full(stage));
+    BarrierWait(ring.Empty(stage), (i / S::kStages & 1) ^ 1);
+    copies.Expect(chunk, ring.Full(stage));
+    copies.Issue(chunk, stage, 0, 32, ring.Full(stage));
   }
 }
 
@@ -234,7 +254,9 @@ template <typename S>
 struct Consumer {
   static constexpr int32_t kValues = S::kTokens / 2;
   float acc[S::kParts][kValues];
-  uint32_t a[2][S::kSteps][S::kParts][4];  // one set is multiplied while the other is made
+  // One set is multiplied while the other is made.
+  uint32_t a[2][S::kSteps][S::kParts][4];
+  float sum[S::kFloatScales ? kValues : 1];  // with kFloatScales: over the slabs before
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -242,10 +264,17 @@ struct Consumer {
 #pragma unroll
       for (int32_t i = 0; i < kValues; ++i) acc[part][i] = 0;
     }
+#pragma unroll
+    for (float& value : sum) value = 0;
   }
   __device__ __forceinline__ void Pin() {
 #pragma unroll
     for (int32_t part = 0; part < S::kParts; ++part) PinRegisters(acc[part]);
+  }
+
+  // B of a k-step of a slab.
+  static __device__ __forceinline__ uint64_t Step(uint64_t b, int32_t step) {
+    return Further(b, step / 4 * S::kHalfBytes + step % 4 * 32);
   }
 
   // Multiplies k-steps [set * kSteps, …) of a slab from the fragments in a[set % 2].
@@ -253,20 +282,51 @@ struct Consumer {
     WarpgroupFence();
 #pragma unroll
     for (int32_t i = 0; i < S::kSteps; ++i) {
-      const int32_t step = set * S::kSteps + i;
-      const uint64_t offset = (step / 4 * S::kHalfBytes + step % 4 * 32) >> 4;
 #pragma unroll
       for (int32_t part = 0; part < S::kParts; ++part) {
-        WarpgroupMma<S::kTokens>::Add(acc[part], a[set % 2][i][part], b + offset);
+        WarpgroupMma<S::kTokens>::Add(acc[part], a[set % 2][i][part], Step(b, set * S::kSteps + i));
       }
     }
     WarpgroupCommit();
     WarpgroupWait<1>();
   }
 
+  // With kFloatScales: a slab in halves, and its sums by its scales.
+  __device__ __forceinline__ void MultiplyUnscaled(const uint8_t* slab, uint64_t b, int32_t lane) {
+    SlabWords<S> w;
+    w.Load(slab, lane);
+    const GroupZeros zeros = MakeZeros(w.zeros[0][0]);
+#pragma unroll
+    for (int32_t set = 0; set < 2; ++set) {
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) WidenUnscaled(Word(w.words[0][set], i), zeros, a[set][i][0]);
+      WarpgroupFence();
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        if (set == 0 && i == 0) {
+          WarpgroupMma<S::kTokens>::template Add<false, true>(acc[0], a[set][i][0], Step(b, i));
+        } else {
+          WarpgroupMma<S::kTokens>::Add(acc[0], a[set][i][0], Step(b, set * 4 + i));
+        }
+      }
+      WarpgroupCommit();
+    }
+    WarpgroupWait<0>();
+    PinRegisters(acc[0]);
+    const float2 scale = UnscaledFactors(w.scales[0][0]);
+#pragma unroll
+    for (int32_t i = 0; i < kValues; ++i) {
+      sum[i] += acc[0][i] * (i / 2 % 2 == 0 ? scale.x : scale.y);
+    }
+  }
+
   // `done` is arrived at when the slab before is no longer read.
   __device__ __forceinline__ void MultiplySlab(const uint8_t* slab, uint64_t b, int32_t lane,
                                                uint64_t* done) {
+    if constexpr (S::kFloatScales) {
+      MultiplyUnscaled(slab, b, lane);
+      return;
+    }
     SlabWords<S> w;
     if constexpr (S::kGroup != 0) w.Load(slab, lane);
     GroupConstants constants[S::kParts];
@@ -298,6 +358,23 @@ struct Consumer {
     }
   }
 
+  // With kFloatScales, behind the last slab: results into acc.
+  __device__ __forceinline__ void TakeSums() {
+#pragma unroll
+    for (int32_t i = 0; i < kValues; ++i) acc[0][i] = sum[i];
+  }
+
+  // Leaves the block's part of a tile.
+  __device__ __forceinline__ void StorePart(const KernelParams& k, int32_t rank, int32_t row_tile,
+                                            int32_t first_token, int32_t lane) {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) {
+      if (row_tile + part * 4 >= layout::GpuRowTiles(k.p.rows)) break;
+      StorePartialSums(k.p, k.input.parts, rank, {row_tile + part * 4, first_token, lane},
+                       acc[part]);
+    }
+  }
+
   __device__ __forceinline__ void Store(const W4BatchParams& p, const OrderedOutput& next,
                                         int32_t row_tile, int32_t first_token, int32_t lane) {
 #pragma unroll
@@ -308,8 +385,9 @@ struct Consumer {
   }
 };
 
+template <int32_t kThreads>
 __device__ __forceinline__ void MeetConsumers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * kGroupThreads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
 // The blocks of a cluster have each multiplied their k: adds their parts up, each block its share
@@ -321,7 +399,7 @@ __device__ __forceinline__ void StoreShare(const KernelParams& k, const Place& p
   constexpr int32_t kValues = Consumer<S>::kValues;
   constexpr int32_t kQuads = S::kParts * kValues / 4;
   auto* own = reinterpret_cast<float4*>(shared) + group * kQuads * kGroupThreads + thread;
-  MeetConsumers();  // the other group reads the ring no longer
+  MeetConsumers<S::kConsumers * kGroupThreads>();  // the other group reads the ring no longer
 #pragma unroll
   for (int32_t i = 0; i < kQuads; ++i) {
     const float* from = &consumer.acc[i * 4 / kValues][i * 4 % kValues];
@@ -369,19 +447,24 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
   for (int32_t chunk = place.begin; chunk < place.end; ++chunk) {
     BarrierWait(ring->Full(ring->stage), ring->phase);
     const uint8_t* slab = ring->W() + row_tile * S::kRowTileBytes;
-    const uint64_t b = SwizzledRows(SharedAddress(ring->X()));
+    const uint64_t b = UniformRows(ring->X());
     consumer->MultiplySlab(slab, b, lane, done);
     if constexpr (S::kChunk == 2) {
       if (chunk * 2 + 1 < layout::GpuSlabs(k.p.columns)) {
-        consumer->MultiplySlab(slab + S::kSlabBytes, b + (2 * S::kHalfBytes >> 4), lane, nullptr);
+        consumer->MultiplySlab(slab + S::kSlabBytes, Further(b, 2 * S::kHalfBytes), lane, nullptr);
       }
     }
     done = ring->Empty(ring->stage);
+    if (S::kFloatScales && lane == 0) BarrierArrive(done);
     ring->Advance();
   }
   WarpgroupWait<0>();
   consumer->Pin();
-  if (lane == 0) BarrierArrive(done);
+  if constexpr (S::kFloatScales) {
+    consumer->TakeSums();
+  } else if (lane == 0) {
+    BarrierArrive(done);
+  }
 }
 
 template <typename S>
@@ -396,6 +479,11 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
   Consumer<S> consumer;
   for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
     MultiplyTile<S>(k, place, row_tile, lane, &ring, &consumer);
+    if (k.input.parts != nullptr) {
+      consumer.StorePart(k, place.rank, tile / k.token_tiles * S::kRowTiles + row_tile,
+                         tile % k.token_tiles * S::kTokens, lane);
+      continue;
+    }
     if (k.blocks > 1) {
       StoreShare<S>(k, place, consumer, group, thread, shared);
       return;
@@ -406,7 +494,7 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(S::kThreads, 1)
     W4WgmmaKernel(const __grid_constant__ KernelParams k) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -414,18 +502,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Ring<S> ring{shared};
     for (int32_t i = 0; i < S::kStages; ++i) {
       BarrierInit(ring.Full(i), 1);
-      BarrierInit(ring.Empty(i), kConsumerWarps);
+      BarrierInit(ring.Empty(i), S::kConsumerWarps);
     }
     FenceBarrierInit();
   }
   __syncthreads();
   const int32_t group = static_cast<int32_t>(threadIdx.x) / kGroupThreads;
-  if (group == kConsumers) {
-    GiveRegisters<kProducerRegisters>();
+  if (group == S::kConsumers) {
+    GiveRegisters<S::kProducerRegisters>();
     const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
     Produce<S>(k, shared, thread / 32, thread % 32);
   } else {
-    TakeRegisters<kConsumerRegisters>();
+    TakeRegisters<S::kConsumerRegisters>();
     Consume<S>(k, shared, group);
   }
 #endif
@@ -441,7 +529,7 @@ int32_t BlocksOfTile(int32_t tiles, int32_t chunks, int32_t multiprocessors) {
     attribute.val.clusterDim = {static_cast<uint32_t>(blocks), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<uint32_t>(blocks * tiles));
-    config.blockDim = dim3(kThreads);
+    config.blockDim = dim3(S::kThreads);
     config.dynamicSmemBytes = S::kBytes;
     config.attrs = &attribute;
     config.numAttrs = 1;
@@ -466,21 +554,25 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
   k.token_tiles = k.ordered_tokens / S::kTokens;
   k.tiles = parts_of(layout::GpuRowTiles(params.rows), S::kRowTiles) * k.token_tiles;
   k.chunks = parts_of(layout::GpuSlabs(params.columns), S::kChunk);
-  k.blocks = BlocksOfTile<S>(k.tiles, k.chunks, multiprocessors);
+  const bool parts = input.parts != nullptr;
+  k.blocks = parts ? W4WgmmaParts(params, multiprocessors)
+                   : BlocksOfTile<S>(k.tiles, k.chunks, multiprocessors);
   const int32_t grid = k.blocks > 1 ? k.tiles * k.blocks : std::min(k.tiles, multiprocessors);
   return LaunchKernel(W4WgmmaKernel<S>,
                       {.grid = dim3(static_cast<uint32_t>(grid)),
-                       .block = dim3(kThreads),
+                       .block = dim3(S::kThreads),
                        .shared_bytes = S::kBytes,
                        .stream = options.stream,
                        .dependent = options.dependent,
-                       .cluster = k.blocks},
+                       .cluster = parts ? 1 : k.blocks},
                       k);
 }
 
 template <int32_t kGroup, typename... Rest>
 cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
   switch (layout::GpuTokenTile(params.tokens)) {
+    case 16:
+      return LaunchShapeOf<Shape<kGroup, 16>>(params, rest...);
     case 32:
       return LaunchShapeOf<Shape<kGroup, 32>>(params, rest...);
     case 64:
@@ -494,10 +586,20 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 
 }  // namespace
 
+int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors) {
+  const int32_t rows_of_tile = params.group == 0 ? 128 : 256;
+  const int32_t tiles = (params.rows + rows_of_tile - 1) / rows_of_tile;
+  const int32_t chunks = (layout::GpuSlabs(params.columns) + 1) / 2;
+  const int32_t parts = std::clamp(multiprocessors / tiles, 1, std::min(chunks, kWgmmaPartsMax));
+  // No more than the longest needs.
+  const int32_t longest = (chunks + parts - 1) / parts;
+  return (chunks + longest - 1) / longest;
+}
+
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
-  if (PromptTilesFit(params, multiprocessors)) {
+  if (input.parts == nullptr && PromptTilesFit(params, multiprocessors)) {
     return W4WgmmaPrompt(params, input, multiprocessors, options);
   }
   switch (params.group) {

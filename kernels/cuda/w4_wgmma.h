@@ -1,11 +1,12 @@
 // W4A16 matrix products of more than a few tokens on Hopper, on the same packed weights as
 // w4_decode.h.
 //
-// A block computes tiles of 256 rows (128 where weights are dense) and 32 to 128 tokens. Four warps
-// bring weights and activations by bulk copies into a ring in shared memory; two warpgroups widen
-// weights in registers, exactly ((q - zero) * scale rounded once to fp16), and multiply them on the
-// tensor cores while the next ones are widened. Where there are few tiles, the blocks of a cluster
-// share one along k and add their parts up over each other's shared memory, in order: results do
+// A block computes tiles of 256 rows (128 where weights are dense) and 16 to 128 tokens. Four warps
+// bring weights and activations by bulk copies into a ring in shared memory; two or four warpgroups
+// widen weights in registers and multiply them on the tensor cores: (q - zero) * scale rounded once
+// to fp16, or, up to 64 tokens with groups of 128, q - zero as it is and a slab's sums by its scales
+// in fp32. Where there are few tiles, blocks share one along k: they leave their parts to the kernel
+// that follows, or, a cluster, add them up over each other's shared memory, in order: results do
 // not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
 #pragma once
 
@@ -22,7 +23,13 @@ struct WgmmaInput {
   // (rows / 2) must then be a multiple of 128.
   half* next_ordered = nullptr;
   int32_t next_group = 128;
+  // In the place of residual_out or y_half: every block that shares a tile along k leaves what it
+  // has, [W4WgmmaParts][tokens, rows], for OrderedNorm or attention to add up. At most
+  // kWgmmaPartsTokens tokens; not with kSiluMul.
+  float* parts = nullptr;
 };
+
+[[nodiscard]] int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors);
 
 // REQUIRES: a device of compute capability 9.0, columns a multiple of 8, 16-byte aligned pointers.
 // Graph-capturable.

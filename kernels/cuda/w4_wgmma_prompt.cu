@@ -26,7 +26,6 @@ constexpr int32_t kProducerRegisters = 40, kConsumerRegisters = 232;
 constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
 constexpr int32_t kStagesX = 6;
 constexpr int32_t kStagedBytes = 4096;  // results of a warpgroup on their way out
-constexpr int32_t kLeadBarrier = 3;     // behind the warpgroups' own, 1 and 2
 constexpr uint16_t kBothBlocks = 3;
 
 struct KernelParams {
@@ -234,7 +233,7 @@ struct Consumer {
       WarpgroupFence();
 #pragma unroll
       for (int32_t i = 0; i < kSteps; ++i) {
-        WarpgroupMma<kTokens>::Add(acc, a[set][i], b + ((set * kSteps + i) * 32 >> 4));
+        WarpgroupMma<kTokens>::Add(acc, a[set][i], Further(b, (set * kSteps + i) * 32));
       }
       WarpgroupCommit();
       WarpgroupWait<1>();
@@ -244,7 +243,7 @@ struct Consumer {
     x.Advance();
   }
 
-  __device__ __forceinline__ void MultiplyTile(bool first) {
+  __device__ __forceinline__ void MultiplyTile() {
 #pragma unroll
     for (float& value : acc) value = 0;
     PinRegisters(acc);
@@ -258,9 +257,6 @@ struct Consumer {
       MultiplyHalf(words, 1, &constants);
       read_w = bars.EmptyW(w.at);
       w.Advance();
-      if (first && slab == 0 && warpgroup == 0) {
-        asm volatile("bar.arrive %0, %1;" ::"n"(kLeadBarrier), "n"(2 * kGroupThreads) : "memory");
-      }
     }
     WarpgroupWait<0>();
     PinRegisters(acc);
@@ -278,8 +274,7 @@ struct Consumer {
   // warp a plane, [token] of 8 columns; a plane's pairs are every fourth of a chunk.
   __device__ __forceinline__ void StoreOrdered(int32_t row_tile, int32_t first_token) const {
     const int32_t thread = warp * 32 + lane;
-    const float bias[2] = {Bias(k.p, row_tile * 16 + lane / 4),
-                           Bias(k.p, row_tile * 16 + 8 + lane / 4)};
+    const float2 bias = RowBiases(k.p, row_tile * 16 + lane / 4);
     uint8_t* staged = Staged();
     // The chunk that this thread writes: of the first warp's row tile.
     const int32_t apart = k.input.next_group == 0 ? 4 : k.input.next_group / 32;
@@ -292,8 +287,8 @@ struct Consumer {
 #pragma unroll
       for (int32_t eight = 0; eight < 8; ++eight) {
         const float* v = acc + (pass * 8 + eight) * 4;
-        pairs[eight] = Halves(SiluTimes(v[0] + bias[0], v[2] + bias[1]),
-                              SiluTimes(v[1] + bias[0], v[3] + bias[1]));
+        pairs[eight] = Halves(SiluTimes(v[0] + bias.x, v[2] + bias.y),
+                              SiluTimes(v[1] + bias.x, v[3] + bias.y));
       }
       Meet();
 #pragma unroll
@@ -318,8 +313,7 @@ struct Consumer {
   // token.
   __device__ __forceinline__ void StoreHalfRows(int32_t row_tile, int32_t first_token) const {
     const int32_t thread = warp * 32 + lane;
-    const float bias[2] = {Bias(k.p, row_tile * 16 + lane / 4),
-                           Bias(k.p, row_tile * 16 + 8 + lane / 4)};
+    const float2 bias = RowBiases(k.p, row_tile * 16 + lane / 4);
     uint8_t* staged = Staged();
     const int32_t row = (row_tile - warp) * 16 + thread % 8 * 8;
     const int32_t swizzled = (thread % 8 ^ thread / 8 % 8) * 16;
@@ -330,8 +324,8 @@ struct Consumer {
 #pragma unroll
       for (int32_t eight = 0; eight < 4; ++eight) {
         const float* v = acc + (pass * 4 + eight) * 4;
-        const uint32_t upper = Transposed(v[0] + bias[0], v[1] + bias[0]);
-        const uint32_t lower = Transposed(v[2] + bias[1], v[3] + bias[1]);
+        const uint32_t upper = Transposed(Halves(v[0] + bias.x, v[1] + bias.x));
+        const uint32_t lower = Transposed(Halves(v[2] + bias.y, v[3] + bias.y));
         uint8_t* at = staged + (eight * 8 + lane / 4) * 128 + lane % 4 * 4;
         *reinterpret_cast<uint32_t*>(at + (2 * warp ^ lane / 4) * 16) = upper;
         *reinterpret_cast<uint32_t*>(at + (2 * warp + 1 ^ lane / 4) * 16) = lower;
@@ -353,8 +347,7 @@ struct Consumer {
   __device__ __forceinline__ void StoreFloatRows(int32_t row_tile, int32_t first_token) const {
     const int32_t thread = warp * 32 + lane;
     const bool add = k.p.output == DecodeOutput::kAddResidual;
-    const float bias[2] = {Bias(k.p, row_tile * 16 + lane / 4),
-                           Bias(k.p, row_tile * 16 + 8 + lane / 4)};
+    const float2 bias = RowBiases(k.p, row_tile * 16 + lane / 4);
     uint8_t* staged = Staged();
     const int32_t row = (row_tile - warp) * 16 + thread % 16 * 4;
     const int32_t swizzled = (thread % 16 ^ thread / 32 % 4 * 2) * 16;
@@ -369,7 +362,7 @@ struct Consumer {
         const int32_t in_group = warp * 16 + i / 2 % 2 * 8 + lane / 4;
         const int32_t chunk = in_group / 4 ^ lane % 4 * 2;
         *reinterpret_cast<float*>(staged + token * 256 + chunk * 16 + in_group % 4 * 4) =
-            acc[pass * 8 + i] + bias[i / 2 % 2];
+            acc[pass * 8 + i] + (i / 2 % 2 == 0 ? bias.x : bias.y);
       }
       Meet();
 #pragma unroll
@@ -404,12 +397,9 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void Run() {
-    if (warpgroup != 0) {
-      asm volatile("bar.sync %0, %1;" ::"n"(kLeadBarrier), "n"(2 * kGroupThreads) : "memory");
-    }
     WaitForPreviousKernel();
     for (int32_t tile = work.tile; tile < k.tiles; tile += work.stride) {
-      MultiplyTile(tile == work.tile);
+      MultiplyTile();
       Store(tile);
     }
   }

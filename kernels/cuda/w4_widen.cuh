@@ -45,4 +45,26 @@ __device__ __forceinline__ void Widen(uint32_t w, const GroupConstants& c, uint3
   a[3] = AsBits(__hmul2(__hfma2(high1, sixteenth, c.bias_high), c.scale_high));
 }
 
+// The same without scales: q - zero in rows r, 16 (q - zero) in rows r + 8. Exact.
+struct GroupZeros {
+  half2 low, high;  // 1024 + z; 1024 + 16 z
+};
+__device__ __forceinline__ GroupZeros MakeZeros(uint16_t zeros) {
+  const uint32_t low = 0x6400u | (zeros & 0xffu);
+  const uint32_t high = 0x6400u | (zeros >> 4 & 0xff0u);
+  return {AsHalf2(low | low << 16), AsHalf2(high | high << 16)};
+}
+__device__ __forceinline__ void WidenUnscaled(uint32_t w, const GroupZeros& zeros,
+                                              uint32_t (&a)[4]) {
+  constexpr uint32_t kBias = 0x64006400u;
+  a[0] = AsBits(__hsub2(AsHalf2(AndOr<0x000f000f>(w, kBias)), zeros.low));
+  a[1] = AsBits(__hsub2(AsHalf2(AndOr<0x00f000f0>(w, kBias)), zeros.high));
+  a[2] = AsBits(__hsub2(AsHalf2(AndOr<0x000f000f>(w >> 8, kBias)), zeros.low));
+  a[3] = AsBits(__hsub2(AsHalf2(AndOr<0x00f000f0>(w >> 8, kBias)), zeros.high));
+}
+// What sums of rows r and r + 8 are multiplied by.
+__device__ __forceinline__ float2 UnscaledFactors(half2 scales) {
+  return make_float2(__low2float(scales), __high2float(scales) * 0.0625f);
+}
+
 }  // namespace nibble::cuda

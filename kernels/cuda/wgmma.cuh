@@ -72,14 +72,26 @@ __device__ __forceinline__ void BulkCopyToBlocks(void* shared, const void* globa
 // B as rows of 64 fp16 along k, 128 bytes each: 16-byte chunk i of row n lies at i ^ (n % 8). The
 // address is of 1024 bytes' alignment, or 32 bytes further for each step of 16 k.
 __device__ __forceinline__ uint64_t SwizzledRows(uint32_t shared_address) {
-  constexpr uint64_t kEightRows = 1024 >> 4;
-  constexpr uint64_t kSwizzle128 = 1;
-  return (shared_address & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows << 32 |
-         kSwizzle128 << 62;
+  constexpr uint32_t kEightRows = 1024 >> 4;
+  constexpr uint32_t kSwizzle128 = 1;
+  const uint32_t low = shared_address >> 4 | uint32_t{1} << 16;
+  return uint64_t{kEightRows | kSwizzle128 << 30} << 32 | low;
+}
+
+// The same of a place that all lanes know. Taken from one of them: the compiler then sees that it
+// is one, and reckons what follows from it in uniform registers, where the tensor cores want it.
+__device__ __forceinline__ uint64_t UniformRows(const void* shared) {
+  return SwizzledRows(__shfl_sync(0xffffffffu, SharedAddress(shared), 0));
+}
+// The same so many bytes further, a multiple of 16.
+__device__ __forceinline__ uint64_t Further(uint64_t rows, int32_t bytes) {
+  const auto low = static_cast<uint32_t>(rows) + static_cast<uint32_t>(bytes / 16);
+  return rows >> 32 << 32 | low;
 }
 
 // d[64, kN] += a[64, 16] * b[16, kN]; fragments as those of mma.m16n8k16, 16 rows a warp. In shared
-// memory b's rows are its columns, of kN, along k; with kRowsAreK they are its rows.
+// memory b's rows are its columns, of kN, along k; with kRowsAreK they are its rows. kFirst: what d
+// held before counts for nothing.
 template <int32_t kN>
 struct WarpgroupMma;
 
@@ -90,73 +102,92 @@ struct WarpgroupMma;
 #define NIBBLE_D32(i) NIBBLE_D16(i), NIBBLE_D16(i + 16)
 
 template <>
+struct WarpgroupMma<16> {
+  template <bool kRowsAreK = false, bool kFirst = false>
+  static __device__ __forceinline__ void Add(float (&d)[8], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %14, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7}, "
+        "{%8,%9,%10,%11}, %12, adds, 1, 1, %13;\n}"
+        : NIBBLE_D8(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
+  }
+};
+
+template <>
 struct WarpgroupMma<32> {
-  template <bool kRowsAreK = false>
+  template <bool kRowsAreK = false, bool kFirst = false>
   static __device__ __forceinline__ void Add(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %22, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-        "{%16,%17,%18,%19}, %20, always, 1, 1, %21;\n}"
+        "{%16,%17,%18,%19}, %20, adds, 1, 1, %21;\n}"
         : NIBBLE_D16(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<64> {
-  template <bool kRowsAreK = false>
+  template <bool kRowsAreK = false, bool kFirst = false>
   static __device__ __forceinline__ void Add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %38, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-        "{%32,%33,%34,%35}, %36, always, 1, 1, %37;\n}"
+        "{%32,%33,%34,%35}, %36, adds, 1, 1, %37;\n}"
         : NIBBLE_D32(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<96> {
-  template <bool kRowsAreK = false>
+  template <bool kRowsAreK = false, bool kFirst = false>
   static __device__ __forceinline__ void Add(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %54, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47}, "
-        "{%48,%49,%50,%51}, %52, always, 1, 1, %53;\n}"
+        "{%48,%49,%50,%51}, %52, adds, 1, 1, %53;\n}"
         : NIBBLE_D32(0), NIBBLE_D16(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<128> {
-  template <bool kRowsAreK = false>
+  template <bool kRowsAreK = false, bool kFirst = false>
   static __device__ __forceinline__ void Add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %70, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,"
         "%63}, "
-        "{%64,%65,%66,%67}, %68, always, 1, 1, %69;\n}"
+        "{%64,%65,%66,%67}, %68, adds, 1, 1, %69;\n}"
         : NIBBLE_D32(0), NIBBLE_D32(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
   }
 };
 
 template <>
 struct WarpgroupMma<256> {
-  template <bool kRowsAreK = false>
+  template <bool kRowsAreK = false, bool kFirst = false>
   static __device__ __forceinline__ void Add(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{\n.reg .pred always;\nsetp.eq.u32 always, 0, 0;\n"
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %134, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
         "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
@@ -165,9 +196,10 @@ struct WarpgroupMma<256> {
         "%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,"
         "%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"
         "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
-        "{%128,%129,%130,%131}, %132, always, 1, 1, %133;\n}"
+        "{%128,%129,%130,%131}, %132, adds, 1, 1, %133;\n}"
         : NIBBLE_D32(0), NIBBLE_D32(32), NIBBLE_D32(64), NIBBLE_D32(96)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kRowsAreK ? 1 : 0),
+          "n"(kFirst ? 1 : 0));
   }
 };
 

@@ -16,6 +16,7 @@ namespace nibble::layout {
 // Tokens that a block of the product takes at a time: the fewest that hold them all, or tiles that
 // leave little over.
 constexpr int32_t GpuTokenTile(int32_t tokens) {
+  if (tokens <= 16) return 16;
   if (tokens <= 32) return 32;
   if (tokens <= 64) return 64;
   if (tokens > 512 && (256 - tokens % 256) % 256 <= tokens / 12) return 256;

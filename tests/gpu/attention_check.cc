@@ -266,8 +266,19 @@ struct RotationData {
   const DeviceArray<int32_t> positions, tables;
 };
 
+// Parts that add up to the numbers exactly.
+std::vector<float> PartsOf(const std::vector<half>& whole) {
+  std::vector<float> parts;
+  for (const float share : {0.5f, 0.25f, 0.125f, 0.0625f, 0.0625f}) {
+    for (const half value : whole) parts.push_back(__half2float(value) * share);
+  }
+  return parts;
+}
+
+enum class Rotates : uint8_t { kBefore, kInside, kInsideOfParts };
+
 // Outputs, then keys and values as the step leaves them.
-std::vector<double> RunRotation(const RotationCase& c, const RotationData& data, bool inside) {
+std::vector<double> RunRotation(const RotationCase& c, const RotationData& data, Rotates rotates) {
   const auto count = static_cast<int32_t>(c.positions.size());
   std::vector<AttentionTile> tiles;
   std::vector<int32_t> host_blocks;
@@ -278,7 +289,10 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
         data.host_tables[static_cast<size_t>(i * data.table_size + position / 16)]);
   }
   const DeviceArray<int32_t> blocks(host_blocks);
-  const DeviceArray<half> q(data.qkv), k(data.keys), v(data.values);
+  const bool inside = rotates != Rotates::kBefore, of_parts = rotates == Rotates::kInsideOfParts;
+  const std::vector<half> nothing(data.qkv.size(), __float2half(NAN));
+  const DeviceArray<half> q(of_parts ? nothing : data.qkv), k(data.keys), v(data.values);
+  const DeviceArray<float> parts(PartsOf(data.qkv));
   const DeviceArray<half> out(static_cast<size_t>(count * c.heads * c.head_dim));
   const UnitMemory units(tiles, c.kv_heads, c.head_dim, 0, c.blocks);
   const half* weight = c.norms ? data.norm.get() : nullptr;
@@ -295,6 +309,11 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
   units.Use(c.blocks, &params);
   if (inside) {
     params.rotation = {data.cos.get(), data.sin.get(), weight, weight, 1e-6f};
+    if (of_parts) {
+      params.rotation.parts = parts.get();
+      params.rotation.part_count = 5;
+      params.rotation.part_stride = static_cast<int64_t>(data.qkv.size());
+    }
   } else {
     CUDA_OK(RopeAndStore({.qkv = q.get(),
                           .tokens = count,
@@ -323,10 +342,15 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
 // Attention that rotates its one token a sequence itself, against a kernel before it that does.
 bool CheckRotation(const RotationCase& c) {
   const RotationData data(c);
+  const std::vector<double> inside = RunRotation(c, data, Rotates::kInside);
+  if (RunRotation(c, data, Rotates::kInsideOfParts) != inside) {
+    std::printf("FAIL attention that adds parts up differs\n");
+    return false;
+  }
   return Report("attention that rotates, " + std::to_string(c.heads) + "/" +
                     std::to_string(c.kv_heads) + " head_dim " + std::to_string(c.head_dim) +
                     " in " + std::to_string(c.blocks) + " blocks" + (c.norms ? " with norms" : ""),
-                RunRotation(c, data, false), RunRotation(c, data, true), 1e-3);
+                RunRotation(c, data, Rotates::kBefore), inside, 1e-3);
 }
 
 constexpr int32_t kSmall = 320;  // positions

@@ -105,14 +105,19 @@ bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const
   return ok;
 }
 
-bool CheckNorm(int tokens, int hidden, int group) {
+// With parts, rows are in order and the residual is what it was and the parts; without, they stand
+// the other way round.
+bool CheckNorm(int tokens, int hidden, int group, int part_count) {
   const size_t count = static_cast<size_t>(tokens) * hidden;
-  const std::vector<float> residual = Normal(count, 3);
+  std::vector<float> residual = Normal(count, 3);
+  const std::vector<float> parts = Normal(count * part_count, 1);
   const std::vector<half> weight = NormalHalves(hidden, 1);
-  const DeviceArray<float> device_residual(residual);
+  DeviceArray<float> device_residual(residual);
+  const DeviceArray<float> device_parts(parts);
+  for (size_t i = 0; i < parts.size(); ++i) residual[i % count] += parts[i];
   const DeviceArray<half> device_weight(weight);
   std::vector<int32_t> rows;
-  for (int t = 0; t < tokens; ++t) rows.push_back(tokens - 1 - t);
+  for (int t = 0; t < tokens; ++t) rows.push_back(part_count > 0 ? t : tokens - 1 - t);
   const DeviceArray<int32_t> device_rows(rows);
   std::vector<half> plain;
   for (const int row : rows) {
@@ -127,21 +132,45 @@ bool CheckNorm(int tokens, int hidden, int group) {
   DeviceArray<half> ordered(
       std::vector<half>(layout::GpuOrderedCount(tokens, hidden), __float2half(0)));
   CUDA_OK(OrderedNorm({.residual = device_residual.get(),
-                       .rows = device_rows.get(),
+                       .rows = part_count > 0 ? nullptr : device_rows.get(),
                        .weight = device_weight.get(),
                        .tokens = tokens,
                        .hidden = hidden,
                        .epsilon = 1e-5f,
                        .group = group,
-                       .ordered = ordered.get()},
+                       .ordered = ordered.get(),
+                       .parts = part_count > 0 ? device_parts.get() : nullptr,
+                       .part_count = part_count},
                       {}));
   CUDA_OK(cudaDeviceSynchronize());
+  const std::vector<float> left = device_residual.Get();
+  if (std::memcmp(left.data(), residual.data(), count * sizeof(float)) != 0) {
+    std::printf("FAIL the residual behind a norm of %d parts\n", part_count);
+    return false;
+  }
   std::vector<double> want, got;
   for (const half value : InOrder(plain, tokens, hidden, group)) want.push_back(Double(value));
   for (const half value : ordered.Get()) got.push_back(Double(value));
   return Report("norm in order, tokens " + std::to_string(tokens) + " hidden " +
-                    std::to_string(hidden) + " group " + std::to_string(group),
+                    std::to_string(hidden) + " group " + std::to_string(group) + " parts " +
+                    std::to_string(part_count),
                 want, got, 1e-3);
+}
+
+// What blocks leave for a norm to add up: the results without the residual's old values.
+bool CheckParts(const Device& device, const W4BatchParams& params, const half* ordered, float old,
+                const std::vector<float>& whole) {
+  if (params.output != DecodeOutput::kAddResidual || params.tokens > kWgmmaPartsTokens) return true;
+  const int count = W4WgmmaParts(params, device.multiprocessors);
+  DeviceArray<float> parts(std::vector<float>(whole.size() * count, NAN));
+  CUDA_OK(W4Wgmma(params, {.ordered = ordered, .parts = parts.get()}, device.multiprocessors,
+                  {.stream = device.stream}));
+  CUDA_OK(cudaDeviceSynchronize());
+  std::vector<double> got(whole.size(), old);
+  const std::vector<float> left = parts.Get();
+  for (size_t i = 0; i < left.size(); ++i) got[i % whole.size()] += left[i];
+  return Report("  the same in " + std::to_string(count) + " parts",
+                std::vector<double>(whole.begin(), whole.end()), got, 1e-6);
 }
 
 bool Check(const Case& c, const Device& device) {
@@ -174,7 +203,8 @@ bool Check(const Case& c, const Device& device) {
     CUDA_OK(cudaDeviceSynchronize());
     floats[run] = c.output == DecodeOutput::kFloat ? y_float.Get() : residual.Get();
     halves[run] = y_half.Get();
-    in_order = in_order && CheckOrderedOutput(device, params, ordered.get(), halves[run]);
+    in_order = in_order && CheckOrderedOutput(device, params, ordered.get(), halves[run]) &&
+               CheckParts(device, params, ordered.get(), kOld, floats[run]);
   }
   std::vector<double> got;
   const bool is_half = silu || c.output == DecodeOutput::kHalf;
@@ -189,16 +219,29 @@ bool Check(const Case& c, const Device& device) {
 
 bool CheckAll(const Device& device) {
   using enum DecodeOutput;
-  bool ok = CheckNorm(17, 576, 64);
-  ok = CheckNorm(100, 4096, 128) && ok;
-  ok = CheckNorm(256, 1032, 0) && ok;
+  bool ok = CheckNorm(17, 576, 64, 0);
+  ok = CheckNorm(100, 4096, 128, 0) && ok;
+  ok = CheckNorm(256, 1032, 0, 0) && ok;
+  ok = CheckNorm(17, 576, 64, 1) && ok;
+  ok = CheckNorm(33, 4096, 128, 8) && ok;
+  ok = CheckNorm(64, 18440, 32, 5) && ok;
   for (const Case& c : {Case{512, 1024, 128, 32, kFloat, false},
+                        Case{4096, 4096, 128, 16, kAddResidual, true},
+                        Case{6144, 4096, 128, 9, kHalf, true},
+                        Case{3328, 4096, 128, 12, kSiluMul, false},
+                        Case{960, 576, 64, 11, kFloat, true},
+                        Case{576, 1536, 32, 16, kAddResidual, true},
+                        Case{5000, 1024, 0, 13, kFloat, true},
+                        Case{37, 128, 128, 1, kHalf, true},
                         Case{37, 128, 128, 17, kHalf, true},
                         Case{2560, 4096, 128, 24, kHalf, true},
                         Case{6144, 4096, 128, 32, kHalf, false},
                         Case{3328, 4096, 128, 33, kSiluMul, false},
                         Case{1000, 14336, 128, 48, kFloat, false},
                         Case{4096, 4096, 128, 64, kAddResidual, true},
+                        Case{4096, 14336, 128, 32, kAddResidual, false},
+                        Case{1000, 256, 128, 20, kAddResidual, true},
+                        Case{520, 2048, 0, 40, kAddResidual, true},
                         Case{960, 576, 64, 17, kFloat, true},
                         Case{960, 576, 64, 100, kHalf, false},
                         Case{576, 1536, 32, 40, kAddResidual, true},
@@ -284,6 +327,35 @@ class Rotated {
   DeviceArray<uint8_t> slabs_;
 };
 
+// With the norm behind it, which adds up parts or finds a whole residual.
+void TimeNorms(const Matrix& m, const Device& device, int tokens,
+               const std::function<W4BatchParams(int)>& params, half* ordered) {
+  if (m.output != DecodeOutput::kAddResidual || tokens > kWgmmaPartsTokens) return;
+  const int count = W4WgmmaParts(params(0), device.multiprocessors);
+  const size_t values = static_cast<size_t>(tokens) * m.rows;
+  DeviceArray<float> parts(values * count), residual(std::vector<float>(values, 0.0f));
+  DeviceArray<half> weight(m.rows), normed(layout::GpuOrderedCount(tokens, m.rows));
+  const LaunchOptions options{.stream = device.stream, .dependent = true};
+  double us[2];
+  for (const bool in_parts : {false, true}) {
+    us[in_parts] = Time(device.stream, 16, [&](int i) {
+      CUDA_OK(W4Wgmma(params(i), {.ordered = ordered, .parts = in_parts ? parts.get() : nullptr},
+                      device.multiprocessors, options));
+      CUDA_OK(OrderedNorm({.residual = in_parts ? residual.get() : params(i).residual_out,
+                           .weight = weight.get(),
+                           .tokens = tokens,
+                           .hidden = m.rows,
+                           .epsilon = 1e-5f,
+                           .ordered = normed.get(),
+                           .parts = in_parts ? parts.get() : nullptr,
+                           .part_count = count},
+                          options));
+    });
+  }
+  std::printf("%-8s tokens %5d: with a norm %.1f us, in %d parts %.1f us\n", m.name, tokens, us[0],
+              count, us[1]);
+}
+
 void TimeMatrix(const Matrix& m, Device* device, const std::vector<int>& token_counts) {
   const Rotated weights(m);
   const size_t most = token_counts.back();
@@ -310,6 +382,7 @@ void TimeMatrix(const Matrix& m, Device* device, const std::vector<int>& token_c
     const int times = std::max(tokens > 256 ? 4 : 16, weights.copies());
     const double us = Time(device->stream, times,
                            [&](int i) { device->Multiply(params(i), ordered.get(), true, next); });
+    TimeNorms(m, *device, tokens, params, ordered.get());
     const double operations = 2.0 * m.rows * m.columns * tokens;
     const double floor =
         1e6 * std::max(weights.bytes() / kReadBytesPerSecond, operations / kOperationsPerSecond);

@@ -18,8 +18,6 @@
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kFewTokens = 16;  // what the decode kernel takes
-
 // Which kernels run here. Where there is no GPU, what is planned is planned for Hopper.
 bool OnHopper() {
   const bool probed = cuda::ProbeKernels() == cudaSuccess;
@@ -77,16 +75,16 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   }
   ASSIGN_OR_RETURN(residual_, arena_.Allocate<float>(tokens * spec.hidden_size));
   const int64_t parts = layout::GpuRowTiles(spec.hidden_size);
-  ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(kFewTokens * parts));
+  ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(FewTokens() * parts));
   for (float*& scales : scales_) {
-    ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(kFewTokens));
+    ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(FewTokens()));
   }
   const int64_t normed_rows =
-      hopper_ ? kFewTokens : std::max<int64_t>(tokens, options_.sample_rows);
+      hopper_ ? FewTokens() : std::max<int64_t>(tokens, options_.sample_rows);
   ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(normed_rows * spec.hidden_size));
   ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
   ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(tokens * query));
-  const int64_t mlp_rows = OrderedMlp() ? std::min<int64_t>(kFewTokens, tokens) : tokens;
+  const int64_t mlp_rows = OrderedMlp() ? std::min<int64_t>(FewTokens(), tokens) : tokens;
   ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(mlp_rows * ffn));
   if (!options_.fusion) {
     ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<half>(tokens * 2 * ffn));
@@ -100,7 +98,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int32_t places = cuda::AttentionPlaces(kv_heads);
   ASSIGN_OR_RETURN(attention_scratch_, arena_.Allocate<float>(cuda::AttentionScratchFloats(
                                            places, kv_heads, spec.head_dim)));
-  return hopper_ && options_.max_step_tokens > kFewTokens ? AllocateOrdered() : absl::OkStatus();
+  return hopper_ && options_.max_step_tokens > FewTokens() ? AllocateOrdered() : absl::OkStatus();
 }
 
 absl::Status CudaDecoder::AllocateOrdered() {
@@ -114,6 +112,10 @@ absl::Status CudaDecoder::AllocateOrdered() {
     const int64_t count = layout::GpuOrderedCount(options_.max_step_tokens, columns[i]);
     ASSIGN_OR_RETURN(ordered_[i], arena_.Allocate<half>(count));
   }
+  if (!options_.fusion || parallel()) return absl::OkStatus();
+  const int64_t tokens = std::min(options_.max_step_tokens, cuda::kWgmmaPartsTokens);
+  const int32_t rows = std::max(model_.spec().hidden_size, model_.layers()[0].qkv.rows);
+  ASSIGN_OR_RETURN(parts_, arena_.Allocate<float>(cuda::kWgmmaPartsMax * tokens * rows));
   return absl::OkStatus();
 }
 
@@ -130,11 +132,15 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
 
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
   const bool summed = !parallel() || (options_.group != nullptr && options_.group->exchange());
-  return hopper_ && options_.fusion && tokens <= kFewTokens && summed;
+  return hopper_ && options_.fusion && tokens <= FewTokens() && summed;
+}
+
+bool CudaDecoder::LeavesParts(int32_t tokens) const {
+  return parts_ != nullptr && tokens > FewTokens() && tokens <= cuda::kWgmmaPartsTokens;
 }
 
 half* CudaDecoder::OrderedInput(int32_t tokens) const {
-  return hopper_ && tokens > kFewTokens ? ordered_[0] : nullptr;
+  return hopper_ && tokens > FewTokens() ? ordered_[0] : nullptr;
 }
 
 half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
@@ -146,6 +152,7 @@ half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& lay
 }
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
+  part_count_ = 0;
   cuda::EmbedParams embed{.table = model_.embedding(),
                           .token_ids = step.token_ids,
                           .last_tokens = last_tokens_,
@@ -180,14 +187,16 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                             .x = normed_,
                             .ordered = OrderedInput(step.tokens),
                             .normed_input = in_products,
-                            .y_half = qkv_}));
+                            .y_half = qkv_,
+                            .in_parts = RotatesInAttention(step) && LeavesParts(step.tokens)}));
   RETURN_IF_ERROR(Attend(step, index));
   RETURN_IF_ERROR(AddToResidual({.name = "o",
                                  .matrix = &layer.o,
                                  .tokens = step.tokens,
                                  .x = attention_,
                                  .ordered = OrderedAttention(step, layer),
-                                 .next_norm = layer.mlp_norm}));
+                                 .next_norm = layer.mlp_norm,
+                                 .in_parts = LeavesParts(step.tokens)}));
   return Mlp(step, index);
 }
 
@@ -219,19 +228,24 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
   const int32_t kv_heads = model_.share().kv_heads.count();
   // A step of one token a sequence leaves rotation to attention.
   cuda::AttentionRotation rotation;
-  if (hopper_ && options_.fusion && step.every_token_sampled) {
+  const int64_t q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim;
+  if (RotatesInAttention(step)) {
     rotation = {.cos = model_.rope_cos(),
                 .sin = model_.rope_sin(),
                 .q_norm = layer.q_norm,
                 .k_norm = layer.k_norm,
-                .epsilon = spec.norm_epsilon};
+                .epsilon = spec.norm_epsilon,
+                .parts = part_count_ > 0 ? parts_ : nullptr,
+                .part_count = part_count_,
+                .part_stride = step.tokens * q_stride};
+    part_count_ = 0;
   } else {
     RETURN_IF_ERROR(RotateAndStore(step, index));
   }
   const auto attention = hopper_ ? cuda::Attention : cuda::AttentionPortable;
   RETURN_IF_ERROR(
       CudaStatus(attention({.q = qkv_,
-                            .q_stride = int64_t{heads + 2 * kv_heads} * spec.head_dim,
+                            .q_stride = q_stride,
                             .rotation = rotation,
                             .out = attention_,
                             .ordered = OrderedAttention(step, layer),
@@ -262,7 +276,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   const DeviceLayer& layer = layers[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
   if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens, layer.gate_up));
-  half* ordered = OrderedMlp() && step.tokens > kFewTokens ? ordered_[1] : nullptr;
+  half* ordered = OrderedMlp() && step.tokens > FewTokens() ? ordered_[1] : nullptr;
   Product gate_up{.name = "gate and up",
                   .matrix = &layer.gate_up,
                   .tokens = step.tokens,
@@ -293,7 +307,8 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
        .tokens = step.tokens,
        .x = mlp_,
        .ordered = ordered,
-       .next_norm = next < layers.size() ? layers[next].attention_norm : model_.final_norm()});
+       .next_norm = next < layers.size() ? layers[next].attention_norm : model_.final_norm(),
+       .in_parts = LeavesParts(step.tokens) && (next < layers.size() || LastNormTakesAll(step))});
 }
 
 absl::Status CudaDecoder::AddToResidual(const Product& product) {
@@ -325,9 +340,12 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
                                                   .hidden = model_.spec().hidden_size,
                                                   .epsilon = model_.spec().norm_epsilon,
                                                   .group = next.group,
-                                                  .ordered = ordered},
+                                                  .ordered = ordered,
+                                                  .parts = part_count_ > 0 ? parts_ : nullptr,
+                                                  .part_count = part_count_},
                                                  Launch()),
                                "norm"));
+    part_count_ = 0;
     return Timed("norm");
   }
   RETURN_IF_ERROR(CudaStatus(cuda::RmsNorm({.residual = residual_,
@@ -344,7 +362,7 @@ absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t 
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
-  if (hopper_ && product.tokens <= kFewTokens) {
+  if (hopper_ && product.tokens <= FewTokens()) {
     RETURN_IF_ERROR(MultiplyFew(product));
   } else {
     RETURN_IF_ERROR(MultiplyMany(product));
@@ -381,11 +399,13 @@ absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
                                                       Launch()),
                                "activations' order"));
   }
+  if (product.in_parts) part_count_ = cuda::W4WgmmaParts(params, multiprocessors_);
   return CudaStatus(
       cuda::W4Wgmma(params,
                     {.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
                      .next_ordered = product.next_ordered,
-                     .next_group = product.next_group},
+                     .next_group = product.next_group,
+                     .parts = product.in_parts ? parts_ : nullptr},
                     multiprocessors_, Launch()),
       "matrix product");
 }
@@ -427,7 +447,8 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
   const int32_t count = end - begin;
   const bool in_products = step.every_token_sampled && NormsInProducts(step.tokens);
   if (!in_products) {
-    RETURN_IF_ERROR(Norm(model_.final_norm(), step.row_tokens + begin, count, model_.head()));
+    const int32_t* rows = LastNormTakesAll(step) ? nullptr : step.row_tokens + begin;
+    RETURN_IF_ERROR(Norm(model_.final_norm(), rows, count, model_.head()));
   }
   RETURN_IF_ERROR(Multiply({.name = "head",
                             .matrix = &model_.head(),

@@ -108,6 +108,8 @@ class CudaDecoder {
     half* next_ordered = nullptr;  // with kSiluMul and `ordered`, in the place of y_half
     int32_t next_group = 128;
     const half* next_norm = nullptr;  // with kAddResidual and few tokens: of the norm that follows
+    // The kernel that follows adds up what blocks leave (LeavesParts).
+    bool in_parts = false;
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
@@ -133,12 +135,25 @@ class CudaDecoder {
   [[nodiscard]] absl::Status AddOverRanks(const Product& product);
   [[nodiscard]] absl::Status JoinLogits(int32_t rows);
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
+  // Up to how many tokens the decode kernel is faster than w4_wgmma.h; where ranks exchange sums
+  // between its products, all that it takes.
+  [[nodiscard]] int32_t FewTokens() const { return parallel() ? 16 : 8; }
   // Few enough tokens for the decode kernel, between whose products norms take no kernel.
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
   [[nodiscard]] half* OrderedInput(int32_t tokens) const;
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
+  // Attention and norms of so many tokens add up themselves what qkv, o and down leave.
+  [[nodiscard]] bool LeavesParts(int32_t tokens) const;
+  [[nodiscard]] bool RotatesInAttention(const StepView& step) const {
+    return hopper_ && options_.fusion && step.every_token_sampled;
+  }
+  // The norm before the head is of every token, in order and at once.
+  [[nodiscard]] bool LastNormTakesAll(const StepView& step) const {
+    return step.every_token_sampled && step.rows == step.tokens &&
+           step.rows <= options_.sample_rows;
+  }
   // Where attention leaves its results in order, or nullptr.
   [[nodiscard]] half* OrderedAttention(const StepView& step, const DeviceLayer& layer) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
@@ -168,8 +183,10 @@ class CudaDecoder {
   float* residual_ = nullptr;
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
-  bool hopper_ = false;    // else the portable kernels run
-  half* ordered_[2] = {};  // activations as kernels/layout/gpu_x.h has them
+  bool hopper_ = false;     // else the portable kernels run
+  half* ordered_[2] = {};   // activations as kernels/layout/gpu_x.h has them
+  float* parts_ = nullptr;  // of a product, for the kernel that follows
+  int32_t part_count_ = 0;  // that the product launched last has left
   half* normed_ = nullptr;
   half* qkv_ = nullptr;
   half* attention_ = nullptr;

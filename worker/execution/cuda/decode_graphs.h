@@ -14,8 +14,7 @@
 
 namespace nibble::execution {
 
-// The batches that graphs are made for: every one that the decode kernel takes, then steps of a
-// quarter to a third.
+// The batches that graphs are made for: every one up to 16, then steps of a quarter to a third.
 [[nodiscard]] std::vector<int32_t> DecodeGraphBatches(int32_t largest);
 
 class DecodeGraphs {
