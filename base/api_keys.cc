@@ -1,7 +1,6 @@
 #include "base/api_keys.h"
 
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
 #include <openssl/rand.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "base/check.h"
 #include "base/config.h"
+#include "base/digest.h"
 #include "base/status.h"
 
 namespace nibble {
@@ -174,11 +174,9 @@ absl::StatusOr<ApiKeyFile> ReadApiKeys(const std::string& path) {
 }
 
 Sha256 HashOf(std::string_view text) {
-  Sha256 hash;
-  unsigned int size = 0;
-  CHECK(EVP_Digest(text.data(), text.size(), hash.data(), &size, EVP_sha256(), nullptr) == 1);
-  CHECK(size == hash.size());
-  return hash;
+  Digest digest;
+  digest.Add(text);
+  return digest.Finish();
 }
 
 std::string HexOf(const Sha256& hash) {

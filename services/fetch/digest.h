@@ -4,9 +4,9 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 
 #include "absl/strings/string_view.h"
+#include "base/digest.h"
 
 namespace nibble::fetch {
 
@@ -16,22 +16,7 @@ enum class DigestKind { kSha256, kGitBlob };
 [[nodiscard]] const char* DigestWord(DigestKind kind);
 [[nodiscard]] bool IsDigest(DigestKind kind, absl::string_view hex);
 
-// One thread.
-class Digest {
- public:
-  // `size` is the whole file's, which git's name begins with; of no account for SHA-256.
-  Digest(DigestKind kind, int64_t size);
-  ~Digest();
-  Digest(const Digest&) = delete;
-  Digest& operator=(const Digest&) = delete;
-
-  void Add(absl::string_view bytes);
-  // Of everything that was added, as lower-case hex. Called once.
-  [[nodiscard]] std::string Hex();
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
+// For the bytes of a file of this size, which git's name begins with.
+[[nodiscard]] std::unique_ptr<Digest> NewFileDigest(DigestKind kind, int64_t size);
 
 }  // namespace nibble::fetch

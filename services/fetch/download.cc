@@ -106,15 +106,15 @@ class PartialFile {
 };
 
 void PartialFile::NewSums(int64_t size) {
-  sha256_ = std::make_unique<Digest>(DigestKind::kSha256, size);
+  sha256_ = NewFileDigest(DigestKind::kSha256, size);
   if (file_.digest != DigestKind::kSha256) {
-    announced_ = std::make_unique<Digest>(file_.digest, size);
+    announced_ = NewFileDigest(file_.digest, size);
   }
 }
 
 void PartialFile::AddToSums(absl::string_view bytes) {
-  sha256_->Add(bytes);
-  if (announced_ != nullptr) announced_->Add(bytes);
+  sha256_->Add(bytes.data(), bytes.size());
+  if (announced_ != nullptr) announced_->Add(bytes.data(), bytes.size());
 }
 
 absl::Status PartialFile::ReadThrough() {
@@ -175,8 +175,8 @@ absl::Status PartialFile::Add(absl::string_view bytes) {
 }
 
 absl::StatusOr<bool> PartialFile::Finish(std::string* sha256) {
-  *sha256 = sha256_->Hex();
-  const std::string hex = announced_ == nullptr ? *sha256 : announced_->Hex();
+  *sha256 = sha256_->FinishHex();
+  const std::string hex = announced_ == nullptr ? *sha256 : announced_->FinishHex();
   if (hex != file_.hex) return false;
   if (fsync(fd_.get()) != 0) return Error("write");
   const std::string part = file_.name + ".part";

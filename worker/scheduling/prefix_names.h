@@ -4,10 +4,10 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string_view>
 
+#include "base/digest.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::scheduling {
@@ -21,7 +21,6 @@ using BlockTokens = std::span<const int32_t, step::kBlockTokens>;
 class PrefixNamer {
  public:
   PrefixNamer(std::string_view key, std::string_view model);
-  ~PrefixNamer();
 
   // What the first block of every prefix with this salt follows.
   [[nodiscard]] BlockName Root(std::string_view salt);
@@ -29,9 +28,9 @@ class PrefixNamer {
   [[nodiscard]] BlockName Next(const BlockName& before, BlockTokens tokens);
 
  private:
-  struct Digest;
+  void AddPart(std::string_view part);
 
-  std::unique_ptr<Digest> digest_;
+  Digest digest_;         // one for all names: only its making allocates
   BlockName identity_{};  // of key and model
 };
 

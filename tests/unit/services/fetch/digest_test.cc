@@ -6,10 +6,10 @@ namespace nibble::fetch {
 namespace {
 
 std::string Sum(DigestKind kind, absl::string_view text) {
-  Digest digest(kind, static_cast<int64_t>(text.size()));
-  digest.Add(text.substr(0, text.size() / 2));
-  digest.Add(text.substr(text.size() / 2));
-  return digest.Hex();
+  const auto digest = NewFileDigest(kind, static_cast<int64_t>(text.size()));
+  digest->Add(text.data(), text.size() / 2);
+  digest->Add(text.data() + text.size() / 2, text.size() - text.size() / 2);
+  return digest->FinishHex();
 }
 
 // FIPS 180-2, and what `git hash-object` says.
