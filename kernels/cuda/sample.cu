@@ -93,13 +93,19 @@ __device__ Best BestOfTokens(const float* logits, const SampleRow& row, int32_t 
   best = BlockBest(best);
   if (row.inverse_temperature <= 0 || best.non_finite != 0 || best.token_id < 0) return best;
   // The likeliest token's score is a floor: most tokens cannot reach it whatever their gumbel.
+  __shared__ uint64_t bounds[kGumbelBounds];
+  FillGumbelBounds(bounds);
+  __syncthreads();
   Best sampled;
   sampled.token_id = best.token_id;
   sampled.score = best.score * row.inverse_temperature + Gumbel(row.stream, best.token_id);
   ForLogits<kVector>(logits, begin, end, [&](int32_t token, float logit) {
     const double scaled = static_cast<double>(logit) * row.inverse_temperature;
-    if (sampled.score - scaled > kGumbelMax) return;
-    Take(&sampled, {scaled + Gumbel(row.stream, token), token, 0});
+    const double gap = sampled.score - scaled;
+    if (gap > kGumbelMax) return;
+    const uint64_t bits = UniformBits(row.stream, token);
+    if (StaysBehind(gap, bits, bounds)) return;
+    Take(&sampled, {scaled + GumbelFromBits(bits), token, 0});
   });
   return BlockBest(sampled);
 }

@@ -78,15 +78,34 @@ __device__ __forceinline__ uint32_t WeightUnits(float x) {
   return static_cast<uint32_t>(p * __uint_as_float(exponent));
 }
 
-// Element token_id of the SplitMix64 sequence from `stream`: 52 bits stand for (k + 1/2) / 2^52.
-__device__ __forceinline__ double Gumbel(uint64_t stream, int32_t token_id) {
+// Element token_id of the SplitMix64 sequence from `stream`: 52 bits.
+__device__ __forceinline__ uint64_t UniformBits(uint64_t stream, int32_t token_id) {
   uint64_t z =
       stream + (static_cast<uint64_t>(static_cast<uint32_t>(token_id)) + 1) * 0x9e3779b97f4a7c15ull;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  z ^= z >> 31;
-  const double uniform = (static_cast<double>(z >> 12) + 0.5) * 0x1p-52;
-  return -PortableLog(-PortableLog(uniform));
+  return (z ^ (z >> 31)) >> 12;
+}
+// Bits k stand for (k + 1/2) / 2^52.
+__device__ __forceinline__ double GumbelFromBits(uint64_t bits) {
+  return -PortableLog(-PortableLog((static_cast<double>(bits) + 0.5) * 0x1p-52));
+}
+__device__ __forceinline__ double Gumbel(uint64_t stream, int32_t token_id) {
+  return GumbelFromBits(UniformBits(stream, token_id));
+}
+
+// Bits below the bound of floor(gap) give a gumbel that is not above the gap: P(gumbel > d) =
+// 1 - exp(-e^-d) <= e^-d, and 1.001 outweighs all rounding. So most tokens need no logarithm.
+inline constexpr int32_t kGumbelBounds = 37;
+__device__ __forceinline__ void FillGumbelBounds(uint64_t* bounds) {
+  if (threadIdx.x < kGumbelBounds) {
+    const double below = 1.0 - 1.001 * PortableExp(-static_cast<double>(threadIdx.x));
+    bounds[threadIdx.x] = threadIdx.x == 0 ? 0 : static_cast<uint64_t>(below * 0x1p52);
+  }
+}
+// Whether a token that stands `gap` behind the best cannot come before it.
+__device__ __forceinline__ bool StaysBehind(double gap, uint64_t bits, const uint64_t* bounds) {
+  return gap > kGumbelMax || (gap >= 1 && bits < bounds[static_cast<int32_t>(gap)]);
 }
 
 }  // namespace nibble::cuda

@@ -219,8 +219,8 @@ void Generate(CudaExecutor* executor, const std::vector<Golden>& goldens, const 
   static_cast<void>(driver.Run());
 }
 
-// The same requests sampled on the device and, because they ask for logprobs, by the host: the same
-// tokens.
+// The same requests sampled within the step's graph and, because they ask for logprobs, behind it:
+// the same tokens.
 bool CheckSampling(CudaExecutor* executor, const std::vector<int32_t>& prompt) {
   std::vector<std::vector<int32_t>> runs;
   for (const int32_t logprobs : {-1, 0}) {
@@ -239,7 +239,7 @@ bool CheckSampling(CudaExecutor* executor, const std::vector<int32_t>& prompt) {
     static_cast<void>(driver.Run());
   }
   const bool ok = runs[0] == runs[1];
-  std::printf("%-4s sampling on the device and on the host: the same %zu tokens\n",
+  std::printf("%-4s sampling within a graph and behind it: the same %zu tokens\n",
               ok ? "ok" : "FAIL", runs[0].size());
   return ok;
 }

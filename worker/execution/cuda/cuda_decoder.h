@@ -12,6 +12,8 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/sample_whole.h"
+#include "kernels/cuda/token_counts.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_decode.h"
 #include "worker/execution/cuda/cuda_model.h"
@@ -52,6 +54,10 @@ struct StepView {
   int64_t kv_positions = 0;          // that its sequences see; for LaunchTimer alone
   int64_t score_count = 0;           // the same of every token; for LaunchTimer alone
   cuda::SampledToken* sampled = nullptr;
+  // Nothing that a graph holds.
+  cuda::WholeParams whole = {};
+  cuda::HistoryParams histories = {};
+  cuda::DraftParams drafted = {};
 };
 
 // Owns the KV cache and the activations. One thread; the stream is borrowed.
@@ -71,8 +77,12 @@ class CudaDecoder {
   [[nodiscard]] absl::Status UpdateTables(const int32_t* pairs, int32_t count);
   // One KV block copy after the other; `from_to` on the device.
   [[nodiscard]] absl::Status CopyBlocks(const int32_t* from_to, int32_t count);
-  // The slots' last tokens where the host sampled; `pairs` on the device.
-  [[nodiscard]] absl::Status SetLastTokens(const int32_t* pairs, int32_t count);
+  // Counts of slots that begin with penalties.
+  [[nodiscard]] absl::Status CountHistories(const cuda::HistoryParams& params);
+  // Behind SampleRows of the same rows: those of them that ask for more than their best token.
+  // Logits and last tokens are the decoder's.
+  [[nodiscard]] absl::Status SampleWhole(cuda::WholeParams params);
+  [[nodiscard]] absl::Status AcceptDrafts(cuda::DraftParams params);
 
   // nullptr: operations are not timed. Borrowed.
   void set_timer(LaunchTimer* timer) { timer_ = timer; }

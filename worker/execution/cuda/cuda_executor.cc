@@ -12,15 +12,16 @@
 #include "worker/execution/cpu/plan_check.h"
 #include "worker/execution/cuda/cuda_decoder.h"
 #include "worker/execution/cuda/decode_graphs.h"
-#include "worker/execution/cuda/host_sampler.h"
 #include "worker/execution/cuda/launch_timer.h"
+#include "worker/execution/cuda/logits_viewer.h"
 #include "worker/execution/cuda/step_inputs.h"
 #include "worker/execution/cuda/step_record.h"
+#include "worker/execution/cuda/step_view.h"
 
 namespace nibble::execution {
 namespace {
 
-constexpr uint64_t kDepth = 2;           // steps in flight
+constexpr int32_t kDepth = 2;            // steps in flight
 constexpr int32_t kSampleRowsMax = 256;  // whose logits are held at a time
 constexpr int32_t kSampleRowsMin = 16;
 constexpr auto kSpin = std::chrono::milliseconds(2);
@@ -58,9 +59,10 @@ struct CudaExecutor::State {
                         .kv_heads = model->share().kv_heads.count(),
                         .head_dim = model->spec().head_dim,
                         .window = WidestWindow(*model)}),
-        host_sampler(limits),
         sample_rows(std::min(limits.max_step_tokens,
-                             std::clamp(limits.max_slots, kSampleRowsMin, kSampleRowsMax))) {}
+                             std::clamp(limits.max_slots, kSampleRowsMin, kSampleRowsMax))),
+        viewer(limits.vocab_size, sample_rows,
+               kDepth * ((limits.max_step_tokens + sample_rows - 1) / sample_rows)) {}
   ~State();
 
   DecoderOptions OptionsOfDecoder(DeviceArena::Mode mode) const;
@@ -69,22 +71,17 @@ struct CudaExecutor::State {
   absl::Status Prepare();
   StepRecord& At(uint64_t step) { return records[step % kDepth]; }
   StepView ViewOf(const StepOffsets& offsets, const StepShape& shape, bool every_token) const;
-  absl::Status RunPlan(StepRecord* record);
-  absl::Status RunKernels(StepRecord* record, const StepView& view);
-  absl::Status RunTimed(StepRecord* record, const StepView& view);
-  absl::Status CallHost(StepRecord* record);
-  absl::Status CallHost(StepRecord* record, int32_t begin, int32_t end);
+  StepView ViewOf(const StepRecord& record) const {
+    return ViewOf(record.offsets, record.shape, record.decode_only);
+  }
+  void LayOut(StepRecord* record);
+  absl::Status Advance();
+  absl::Status Compute(StepRecord* record);
+  absl::Status BringInputs(const StepRecord& record, const StepView& view);
+  absl::Status Sample(StepRecord* record);
+  absl::Status SampleWhole(StepRecord* record, const StepView& view, int32_t begin, int32_t end);
+  absl::Status FetchResults(StepRecord* record);
   void Collect(StepRecord* record, step::StepResult* result);
-  void CollectHostRows(const StepRecord& record, const step::SequenceStep& sequence, size_t row,
-                       step::StepResult* result);
-
-  // What the driver's thread does for the host's sampler: one chunk of rows, or the slots alone.
-  struct HostCall {
-    State* state = nullptr;
-    StepRecord* record = nullptr;
-    int32_t begin = 0, end = 0;
-  };
-  static void RunHostCall(void* call);
 
   const std::unique_ptr<GpuGroup> group;
   const std::unique_ptr<CudaModel> model;
@@ -93,8 +90,8 @@ struct CudaExecutor::State {
   const step::ExecutorLimits limits;
   PlanChecker checker;
   StepInputs inputs;
-  HostSampler host_sampler;
   const int32_t sample_rows;
+  LogitsViewer viewer;
 
   cudaStream_t stream = nullptr;
   std::unique_ptr<CudaDecoder> decoder;
@@ -102,10 +99,10 @@ struct CudaExecutor::State {
   DeviceArena arena;
   std::byte* device_inputs = nullptr;
   cuda::SampledToken* device_sampled = nullptr;
-  int32_t* device_pairs = nullptr;
-  PinnedMemory host_logits;
+  uint32_t* device_late_masks = nullptr;
+  cuda::TokenCount* device_counts = nullptr;  // [slots, vocabulary]
+  cuda::RowLogprobs* device_logprobs = nullptr;
   std::array<StepRecord, kDepth> records;
-  std::array<std::vector<HostCall>, kDepth> calls;
   std::unique_ptr<LaunchTimer> timer;  // while operations are timed
   int32_t timed_tokens = 0;            // of the steps whose operations are
   bool timed_decode = false;           // whether they decode
@@ -115,7 +112,6 @@ struct CudaExecutor::State {
 };
 
 CudaExecutor::State::~State() {
-  host_sampler.Stop();
   if (stream != nullptr) {
     static_cast<void>(cudaStreamSynchronize(stream));
     graphs.reset();
@@ -141,7 +137,11 @@ DecoderOptions CudaExecutor::State::OptionsOfDecoder(DeviceArena::Mode mode) con
 absl::Status CudaExecutor::State::AllocateIn(DeviceArena* target) {
   ASSIGN_OR_RETURN(device_inputs, target->Allocate<std::byte>(inputs.bytes_max()));
   ASSIGN_OR_RETURN(device_sampled, target->Allocate<cuda::SampledToken>(limits.max_step_tokens));
-  ASSIGN_OR_RETURN(device_pairs, target->Allocate<int32_t>(int64_t{2} * limits.max_slots));
+  ASSIGN_OR_RETURN(device_late_masks,
+                   target->Allocate<uint32_t>(WholeRows::LateMaskBytesMax(limits) / 4));
+  ASSIGN_OR_RETURN(device_counts, target->Allocate<cuda::TokenCount>(int64_t{limits.max_slots} *
+                                                                     limits.vocab_size));
+  ASSIGN_OR_RETURN(device_logprobs, target->Allocate<cuda::RowLogprobs>(limits.max_step_tokens));
   return absl::OkStatus();
 }
 
@@ -171,17 +171,18 @@ absl::Status CudaExecutor::State::Prepare() {
   RETURN_IF_ERROR(AllocateIn(&counted));
   RETURN_IF_ERROR(arena.Reserve(counted.bytes()));
   RETURN_IF_ERROR(AllocateIn(&arena));
-  ASSIGN_OR_RETURN(host_logits,
-                   PinnedMemory::Allocate(int64_t{sample_rows} * limits.vocab_size * 4));
-  const int32_t chunks = (limits.max_step_tokens + sample_rows - 1) / sample_rows;
-  for (uint64_t i = 0; i < kDepth; ++i) {
+  const int64_t rows = limits.max_step_tokens;
+  for (size_t i = 0; i < kDepth; ++i) {
     StepRecord& record = records[i];
-    calls[i].resize(static_cast<size_t>(chunks) + 1);
     ASSIGN_OR_RETURN(record.inputs, PinnedMemory::Allocate(inputs.bytes_max()));
     ASSIGN_OR_RETURN(record.sampled,
-                     PinnedMemory::Allocate(int64_t{limits.max_step_tokens} *
-                                            static_cast<int64_t>(sizeof(cuda::SampledToken))));
-    ASSIGN_OR_RETURN(record.last_pairs, PinnedMemory::Allocate(int64_t{8} * limits.max_slots));
+                     PinnedMemory::Allocate(rows * int64_t{sizeof(cuda::SampledToken)}));
+    ASSIGN_OR_RETURN(record.logprobs,
+                     PinnedMemory::Allocate(rows * int64_t{sizeof(cuda::RowLogprobs)}));
+    const int64_t mask_bytes = WholeRows::LateMaskBytesMax(limits);
+    ASSIGN_OR_RETURN(record.late_mask_words, PinnedMemory::Allocate(mask_bytes));
+    record.late_masks.set_memory(
+        {record.late_mask_words.as<uint32_t>(), static_cast<size_t>(mask_bytes / 4)});
     RETURN_IF_ERROR(CudaStatus(cudaEventCreate(&record.begun), "creating an event"));
     RETURN_IF_ERROR(CudaStatus(cudaEventCreate(&record.done), "creating an event"));
   }
@@ -199,36 +200,57 @@ absl::Status CudaExecutor::State::Prepare() {
 
 StepView CudaExecutor::State::ViewOf(const StepOffsets& offsets, const StepShape& shape,
                                      bool every_token) const {
-  const std::byte* base = device_inputs;
-  return {.token_ids = reinterpret_cast<const int32_t*>(base + offsets.token_ids),
-          .positions = reinterpret_cast<const int32_t*>(base + offsets.positions),
-          .blocks = reinterpret_cast<const int32_t*>(base + offsets.blocks),
-          .units = reinterpret_cast<const cuda::AttentionUnit*>(base + offsets.units),
-          .prompt_tiles = reinterpret_cast<const cuda::AttentionTile*>(base + offsets.prompt_tiles),
-          .sample_rows = reinterpret_cast<const cuda::SampleRow*>(base + offsets.sample_rows),
-          .row_tokens = reinterpret_cast<const int32_t*>(base + offsets.row_tokens),
-          .tokens = shape.tokens,
-          .unit_count = UnitCapacity(shape.tiles),
-          .prompt_tile_count = shape.prompt_tiles,
-          .rows = shape.rows,
-          .every_token_sampled = every_token,
-          .sampled = device_sampled};
+  StepView view = ViewOfInputs(device_inputs, offsets, shape);
+  view.every_token_sampled = every_token;
+  view.sampled = view.whole.sampled = device_sampled;
+  view.drafted.sampled = device_sampled;
+  view.whole.late_masks = device_late_masks;
+  view.whole.logprobs = device_logprobs;
+  view.whole.counts = view.histories.counts = view.drafted.counts = device_counts;
+  view.whole.vocab_size = view.histories.vocab_size = view.drafted.vocab_size = limits.vocab_size;
+  return view;
 }
 
-absl::Status CudaExecutor::State::RunPlan(StepRecord* record) {
-  const bool decode = inputs.decode_only();
+// The plan just built, for the device to read.
+void CudaExecutor::State::LayOut(StepRecord* record) {
+  record->stage = StepRecord::Stage::kLaidOut;
+  record->decode_only = inputs.decode_only();
   record->rows = inputs.rows();
-  record->on_host = inputs.any_on_host() || record->opened_count > 0;
+  record->logprob_rows = inputs.whole_rows().logprobs();
+  record->late_masks.Expect(inputs.whole_rows().late_masks(), MaskWords(limits.vocab_size));
   const int32_t tokens = inputs.shape().tokens;
-  const bool timed = timer != nullptr && timed_tokens == tokens && timed_decode == decode;
-  const int32_t padded = decode && graphs != nullptr && !timed ? graphs->BatchFor(tokens) : 0;
-  if (padded > 0) inputs.Pad(padded);
-  const StepShape shape = inputs.shape();
-  const StepOffsets offsets = OffsetsOf(shape);
-  inputs.Write(offsets, record->inputs.as<std::byte>());
-  RETURN_IF_ERROR(CudaStatus(cudaEventRecord(record->begun, stream), "recording an event"));
+  record->timed = timer != nullptr && timed_tokens == tokens && timed_decode == record->decode_only;
+  const bool graph = record->decode_only && graphs != nullptr && !record->timed;
+  record->padded = graph ? graphs->BatchFor(tokens) : 0;
+  if (record->padded > 0) inputs.Pad(record->padded);
+  record->shape = inputs.shape();
+  record->offsets = OffsetsOf(record->shape);
+  inputs.Write(record->offsets, record->inputs.as<std::byte>());
+}
+
+// Puts on the stream what can be put there: a step whose masks have not come is not sampled yet,
+// and the one behind it waits.
+absl::Status CudaExecutor::State::Advance() {
+  for (uint64_t step = waited; step < launched; ++step) {
+    StepRecord& record = At(step);
+    if (record.stage == StepRecord::Stage::kLaidOut) {
+      RETURN_IF_ERROR(Compute(&record));
+      record.stage = StepRecord::Stage::kComputed;
+    }
+    if (record.late_masks.waiting()) break;
+    if (record.stage == StepRecord::Stage::kComputed) {
+      RETURN_IF_ERROR(Sample(&record));
+      record.stage = StepRecord::Stage::kSampled;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaExecutor::State::BringInputs(const StepRecord& record, const StepView& view) {
+  const StepOffsets& offsets = record.offsets;
+  const StepShape& shape = record.shape;
   RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpyAsync(device_inputs, record->inputs.as<std::byte>(),
+      cudaMemcpyAsync(device_inputs, record.inputs.as<std::byte>(),
                       static_cast<size_t>(offsets.bytes), cudaMemcpyHostToDevice, stream),
       "sending a step's inputs"));
   if (shape.table_updates > 0) {
@@ -239,128 +261,86 @@ absl::Status CudaExecutor::State::RunPlan(StepRecord* record) {
     RETURN_IF_ERROR(decoder->CopyBlocks(
         reinterpret_cast<const int32_t*>(device_inputs + offsets.copies), shape.copies));
   }
-  const StepView view = ViewOf(offsets, shape, decode);
+  return shape.whole.histories > 0 ? decoder->CountHistories(view.histories) : absl::OkStatus();
+}
+
+// Up to the residual stream; a graph goes on to the tokens of plain rows.
+absl::Status CudaExecutor::State::Compute(StepRecord* record) {
+  StepView view = ViewOf(*record);
+  RETURN_IF_ERROR(CudaStatus(cudaEventRecord(record->begun, stream), "recording an event"));
+  RETURN_IF_ERROR(BringInputs(*record, view));
   if (group != nullptr && options.on_exchanged_bytes) {
-    options.on_exchanged_bytes(decoder->ExchangedBytes(shape.tokens, shape.rows));
+    options.on_exchanged_bytes(decoder->ExchangedBytes(view.tokens, view.rows));
   }
-  if (padded > 0) {
-    RETURN_IF_ERROR(graphs->Launch(padded));
-    if (record->on_host) RETURN_IF_ERROR(CallHost(record));
-  } else {
-    RETURN_IF_ERROR(timed ? RunTimed(record, view) : RunKernels(record, view));
-  }
-  if (!record->rows.empty()) {
-    RETURN_IF_ERROR(
-        CudaStatus(cudaMemcpyAsync(record->sampled.as<cuda::SampledToken>(), device_sampled,
-                                   record->rows.size() * sizeof(cuda::SampledToken),
-                                   cudaMemcpyDeviceToHost, stream),
-                   "fetching tokens"));
-  }
-  return CudaStatus(cudaEventRecord(record->done, stream), "recording an event");
-}
-
-absl::Status CudaExecutor::State::RunKernels(StepRecord* record, const StepView& view) {
-  if (view.tokens > 0) RETURN_IF_ERROR(decoder->Forward(view));
-  if (record->on_host && view.rows == 0) return CallHost(record);
-  for (int32_t begin = 0; begin < view.rows; begin += sample_rows) {
-    const int32_t end = std::min(view.rows, begin + sample_rows);
-    RETURN_IF_ERROR(decoder->SampleRows(view, begin, end));
-    if (record->on_host) RETURN_IF_ERROR(CallHost(record, begin, end));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CudaExecutor::State::RunTimed(StepRecord* record, const StepView& view) {
-  StepView counted = view;
+  if (record->padded > 0) return graphs->Launch(record->padded);
+  if (view.tokens == 0) return absl::OkStatus();
+  if (!record->timed) return decoder->Forward(view);
   for (const step::SequenceStep& sequence : record->sequences) {
     const int64_t end = sequence.first_position + sequence.token_count;
-    counted.kv_positions += end;
-    for (int64_t i = sequence.first_position; i < end; ++i) counted.score_count += i + 1;
+    view.kv_positions += end;
+    for (int64_t i = sequence.first_position; i < end; ++i) view.score_count += i + 1;
   }
   decoder->set_timer(timer.get());
   RETURN_IF_ERROR(timer->BeginStep());
-  const absl::Status status = RunKernels(record, counted);
-  decoder->set_timer(nullptr);
-  return status;
+  return decoder->Forward(view);
 }
 
-// The host's part where the rows, if there are any, are one chunk.
-absl::Status CudaExecutor::State::CallHost(StepRecord* record) {
-  return CallHost(record, 0, static_cast<int32_t>(record->rows.size()));
-}
-
-absl::Status CudaExecutor::State::CallHost(StepRecord* record, int32_t begin, int32_t end) {
+absl::Status CudaExecutor::State::Sample(StepRecord* record) {
+  const StepView view = ViewOf(*record);
   const auto rows = static_cast<int32_t>(record->rows.size());
-  const bool wanted = std::any_of(record->rows.begin() + begin, record->rows.begin() + end,
-                                  [](const OutputRow& row) { return row.on_host; });
-  if (wanted) {
+  if (record->late_masks.bytes() > 0) {
     RETURN_IF_ERROR(
-        CudaStatus(cudaMemcpyAsync(host_logits.as<float>(), decoder->logits(),
-                                   static_cast<size_t>(end - begin) *
-                                       static_cast<size_t>(limits.vocab_size) * sizeof(float),
-                                   cudaMemcpyDeviceToHost, stream),
-                   "fetching logits"));
+        CudaStatus(cudaMemcpyAsync(device_late_masks, record->late_mask_words.as<uint32_t>(),
+                                   record->late_masks.bytes(), cudaMemcpyHostToDevice, stream),
+                   "sending masks"));
   }
-  HostCall& call = calls[launched % kDepth][static_cast<size_t>(begin / sample_rows)];
-  call = {.state = this, .record = record, .begin = begin, .end = end};
-  RETURN_IF_ERROR(CudaStatus(cudaLaunchHostFunc(stream, RunHostCall, &call), "calling the host"));
-  if (end < rows || !inputs.any_on_host()) return absl::OkStatus();
-  const auto sequences = record->sequences.size();
+  // A graph's rows are one chunk.
+  const int32_t chunk = record->padded > 0 ? std::max(rows, 1) : sample_rows;
+  for (int32_t begin = 0; begin < rows; begin += chunk) {
+    const int32_t end = std::min(rows, begin + chunk);
+    if (record->padded == 0) RETURN_IF_ERROR(decoder->SampleRows(view, begin, end));
+    if (viewer.active()) {
+      RETURN_IF_ERROR(viewer.Show(*record, decoder->logits(), begin, end, stream));
+    }
+    RETURN_IF_ERROR(SampleWhole(record, view, begin, end));
+  }
+  decoder->set_timer(nullptr);
+  if (view.drafted.count > 0) RETURN_IF_ERROR(decoder->AcceptDrafts(view.drafted));
+  return FetchResults(record);
+}
+
+// Rows [begin, end), whose logits are there: those that ask for more than their best token.
+absl::Status CudaExecutor::State::SampleWhole(StepRecord* record, const StepView& view,
+                                              int32_t begin, int32_t end) {
+  const auto is_whole = [](const OutputRow& row) { return row.whole; };
+  const auto rows = record->rows.begin();
+  cuda::WholeParams whole = view.whole;
+  whole.first_row = begin;
+  whole.rows += std::count_if(rows, rows + begin, is_whole);
+  whole.count = static_cast<int32_t>(std::count_if(rows + begin, rows + end, is_whole));
+  return whole.count == 0 ? absl::OkStatus() : decoder->SampleWhole(whole);
+}
+
+absl::Status CudaExecutor::State::FetchResults(StepRecord* record) {
+  const auto fetch = [this](const PinnedMemory& to, const void* from, size_t bytes) {
+    if (bytes == 0) return absl::OkStatus();
+    return CudaStatus(cudaMemcpyAsync(to.as<void>(), from, bytes, cudaMemcpyDeviceToHost, stream),
+                      "fetching tokens");
+  };
   RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpyAsync(device_pairs, record->last_pairs.as<int32_t>(),
-                                 sequences * 2 * sizeof(int32_t), cudaMemcpyHostToDevice, stream),
-                 "sending tokens"));
-  return decoder->SetLastTokens(device_pairs, static_cast<int32_t>(sequences));
-}
-
-void CudaExecutor::State::RunHostCall(void* data) {
-  const HostCall& call = *static_cast<HostCall*>(data);
-  HostSampler& sampler = call.state->host_sampler;
-  if (call.begin == 0) sampler.Begin(call.record);
-  sampler.Run(call.record, call.begin, call.end, call.state->host_logits.as<float>());
-  if (call.end == static_cast<int32_t>(call.record->rows.size())) sampler.Finish(call.record);
-}
-
-void CudaExecutor::State::CollectHostRows(const StepRecord& record,
-                                          const step::SequenceStep& sequence, size_t row,
-                                          step::StepResult* result) {
-  const std::span<const HostOutcome> outcomes(&record.outcomes[row],
-                                              static_cast<size_t>(sequence.sample_count));
-  step::SampledSequence sampled{.slot = sequence.slot,
-                                .token_begin = static_cast<int32_t>(result->tokens.size()),
-                                .top_begin = static_cast<int32_t>(result->top_logprobs.size()),
-                                .top_count = std::max(0, sequence.logprobs)};
-  sampled.token_count = AcceptedTokens(record, sequence, outcomes);
-  sampled.non_finite = sampled.token_count == 0;
-  for (int32_t i = 0; i < sampled.token_count; ++i) {
-    const HostOutcome& outcome = outcomes[static_cast<size_t>(i)];
-    result->tokens.push_back({.token_id = outcome.best.token_id, .logprob = outcome.logprob});
-    result->top_logprobs.insert(result->top_logprobs.end(), outcome.top.begin(),
-                                outcome.top.begin() + sampled.top_count);
-  }
-  if (sequence.draft_count > 0) inputs.TakeOutputs(sequence.slot, sampled.token_count);
-  result->sequences.push_back(sampled);
+      fetch(record->sampled, device_sampled, record->rows.size() * sizeof(cuda::SampledToken)));
+  const auto logprobs = static_cast<size_t>(record->logprob_rows);
+  RETURN_IF_ERROR(fetch(record->logprobs, device_logprobs, logprobs * sizeof(cuda::RowLogprobs)));
+  return CudaStatus(cudaEventRecord(record->done, stream), "recording an event");
 }
 
 void CudaExecutor::State::Collect(StepRecord* record, step::StepResult* result) {
   result->step_id = record->step_id;
-  const auto* tokens = record->sampled.as<cuda::SampledToken>();
   size_t row = 0;
   for (const step::SequenceStep& sequence : record->sequences) {
     if (sequence.sample_count == 0) continue;
-    if (record->rows[row].on_host) {
-      CollectHostRows(*record, sequence, row, result);
-    } else {
-      const cuda::SampledToken& token = tokens[row];
-      const bool finite = token.non_finite == 0 && token.token_id >= 0;
-      result->sequences.push_back({.slot = sequence.slot,
-                                   .token_begin = static_cast<int32_t>(result->tokens.size()),
-                                   .token_count = finite ? 1 : 0,
-                                   .top_begin = static_cast<int32_t>(result->top_logprobs.size()),
-                                   .top_count = 0,
-                                   .non_finite = !finite});
-      if (finite) result->tokens.push_back({.token_id = token.token_id});
-    }
+    const int32_t tokens = AppendSequence(*record, sequence, row, result);
+    if (sequence.draft_count > 0) inputs.TakeOutputs(sequence.slot, tokens);
     row += static_cast<size_t>(sequence.sample_count);
   }
   float milliseconds = 0;
@@ -387,6 +367,10 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
                      ", max_step_tokens ", options.max_step_tokens, "; at least ", needed,
                      " blocks (one sequence), one slot and one token"));
   }
+  if (model->spec().vocab_size > cuda::kSampleVocabMax) {
+    return absl::InvalidArgumentError(absl::StrCat("a vocabulary of ", model->spec().vocab_size,
+                                                   " tokens; limit is ", cuda::kSampleVocabMax));
+  }
   auto state = std::make_unique<State>(std::move(model), options, std::move(group));
   RETURN_IF_ERROR(state->Prepare());
   return std::unique_ptr<CudaExecutor>(new CudaExecutor(std::move(state)));
@@ -403,9 +387,10 @@ absl::Status CudaExecutor::Launch(const step::StepPlan& plan) {
   }
   StepRecord& record = state.At(state.launched);
   record.CopyPlan(plan);
-  state.inputs.Build(plan, state.host_sampler.observed());
-  state.failure = state.RunPlan(&record);
-  if (state.failure.ok()) ++state.launched;
+  RETURN_IF_ERROR(state.inputs.Build(plan));
+  state.LayOut(&record);
+  ++state.launched;
+  state.failure = state.Advance();
   return state.failure;
 }
 
@@ -413,7 +398,11 @@ absl::Status CudaExecutor::ProvideMasks(const step::MaskBatch& masks) {
   State& state = *state_;
   for (uint64_t step = state.waited; step < state.launched; ++step) {
     StepRecord& record = state.At(step);
-    if (record.step_id == masks.step_id) return state.host_sampler.ProvideMasks(&record, masks);
+    if (record.step_id != masks.step_id) continue;
+    RETURN_IF_ERROR(record.late_masks.Provide(masks));
+    RETURN_IF_ERROR(CudaStatus(cudaSetDevice(state.device), "choosing the device"));
+    state.failure = state.Advance();
+    return state.failure;
   }
   return absl::FailedPreconditionError(
       absl::StrCat("no step in flight waits for masks of step ", masks.step_id));
@@ -425,6 +414,10 @@ absl::Status CudaExecutor::Wait(Deadline deadline, step::StepResult* result) {
   if (!state.failure.ok()) return state.failure;
   if (state.waited == state.launched) return absl::FailedPreconditionError("no step in flight");
   StepRecord& record = state.At(state.waited);
+  if (record.stage != StepRecord::Stage::kSampled) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", record.step_id, " is waited for before its masks have come"));
+  }
   const auto begin = std::chrono::steady_clock::now();
   cudaError_t error = cudaEventQuery(record.done);
   while (error == cudaErrorNotReady) {
@@ -441,7 +434,6 @@ absl::Status CudaExecutor::Wait(Deadline deadline, step::StepResult* result) {
   }
   state.failure = CudaStatus(error, absl::StrCat("step ", record.step_id));
   if (state.failure.ok() && state.group != nullptr) state.failure = state.group->Poll();
-  if (state.failure.ok()) state.failure = record.status;
   if (!state.failure.ok()) return state.failure;
   state.Collect(&record, result);
   ++state.waited;
@@ -474,7 +466,7 @@ void CudaExecutor::Abort() {
 }
 
 void CudaExecutor::set_logits_observer(LogitsObserver observer) {
-  state_->host_sampler.set_observer(std::move(observer));
+  state_->failure.Update(state_->viewer.Set(std::move(observer)));
 }
 
 }  // namespace nibble::execution

@@ -35,8 +35,8 @@ struct DeviceMemoryUse {
 };
 
 // Launch puts a step's copies and kernels on a stream and returns. A step of one token a sequence
-// runs as a graph. Rows that ask for more than their best token are sampled by the host in the
-// order of the stream, so that the step behind may be launched all the same.
+// runs as a graph; rows that ask for more than their best token are sampled by a kernel behind it.
+// Where masks come late, that kernel and the step behind go onto the stream when they are there.
 class CudaExecutor final : public step::Executor {
  public:
   // The device of the calling thread; Launch and Wait must come from a thread with the same one.

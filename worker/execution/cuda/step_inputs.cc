@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "base/check.h"
-#include "worker/execution/cpu/penalties.h"
+#include "base/status.h"
 #include "worker/execution/cpu/random.h"
 #include "worker/execution/cpu/row_sampler.h"
 
@@ -29,13 +29,6 @@ void Copy(const std::vector<T>& from, std::byte* to) {
   if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
 }
 
-// Whether the best token of the raw logits, greedily or at a temperature, is all that is asked for.
-bool IsPlain(const step::SamplingParams& params, int32_t vocab_size) {
-  const RowRequest request{.params = &params};
-  return WorksOnPartOfRow(request, vocab_size) && !UsesPenalties(params) &&
-         params.logit_bias.empty();
-}
-
 }  // namespace
 
 StepOffsets OffsetsOf(const StepShape& shape) {
@@ -50,6 +43,13 @@ StepOffsets OffsetsOf(const StepShape& shape) {
   offsets.updates = Place<int32_t>(2 * shape.table_updates, &end);
   offsets.copies = Place<int32_t>(2 * shape.copies, &end);
   offsets.prompt_tiles = Place<cuda::AttentionTile>(shape.prompt_tiles, &end);
+  offsets.whole_rows = Place<cuda::WholeRow>(shape.whole.rows, &end);
+  offsets.biases = Place<cuda::TokenBias>(shape.whole.biases, &end);
+  offsets.ids = Place<int32_t>(shape.whole.ids, &end);
+  offsets.mask_words = Place<uint32_t>(shape.whole.mask_words, &end);
+  offsets.histories = Place<cuda::SlotHistory>(shape.whole.histories, &end);
+  offsets.history_tokens = Place<int32_t>(shape.whole.history_tokens, &end);
+  offsets.drafted = Place<cuda::DraftedSequence>(shape.whole.drafted, &end);
   offsets.bytes = end;
   return offsets;
 }
@@ -63,7 +63,8 @@ StepInputs::StepInputs(const step::ExecutorLimits& limits, const Model& model)
       model_(model),
       table_size_((limits.max_context + step::kBlockTokens - 1) / step::kBlockTokens),
       slots_(static_cast<size_t>(limits.max_slots)),
-      tables_((static_cast<size_t>(limits.max_slots) + 1) * static_cast<size_t>(table_size_), 0) {
+      tables_((static_cast<size_t>(limits.max_slots) + 1) * static_cast<size_t>(table_size_), 0),
+      whole_rows_(limits) {
   const auto tokens = static_cast<size_t>(limits.max_step_tokens);
   for (std::vector<int32_t>* list : {&token_ids_, &positions_, &blocks_, &row_tokens_}) {
     list->reserve(tokens);
@@ -84,24 +85,25 @@ int64_t StepInputs::bytes_max() const {
                     .prompt_tiles = limits_.max_step_tokens,
                     .rows = limits_.max_step_tokens + limits_.max_slots,
                     .table_updates = limits_.max_slots * table_size_,
-                    .copies = limits_.kv_blocks})
-      .bytes;
+                    .copies = limits_.kv_blocks,
+                    .whole = WholeRows::LargestShape(limits_)})
+             .bytes +
+         kAlignment;  // masks and histories share their room
 }
 
-void StepInputs::Open(const step::SlotSetup& setup) {
+absl::Status StepInputs::Open(const step::SlotSetup& setup) {
   Slot& slot = slots_[static_cast<size_t>(setup.slot)];
   slot.seed = setup.seed;
   const float temperature = setup.sampling.temperature;
   slot.inverse_temperature =
       temperature < kGreedyBelow ? 0.0 : 1.0 / static_cast<double>(temperature);
-  slot.plain = IsPlain(setup.sampling, limits_.vocab_size);
-  slot.min_tokens = setup.stop_ids.empty() ? 0 : setup.min_tokens;
   slot.outputs = static_cast<int64_t>(setup.history.size()) - setup.prompt_count;
   slot.last_of_history = setup.history.empty() ? 0 : setup.history.back();
   slot.sampled = false;
+  return whole_rows_.Open(setup);
 }
 
-void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
+absl::Status StepInputs::Build(const step::StepPlan& plan) {
   for (auto* list : {&token_ids_, &positions_, &blocks_, &row_tokens_, &updates_, &copies_}) {
     list->clear();
   }
@@ -109,10 +111,10 @@ void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
   prompt_tiles_.clear();
   sample_rows_.clear();
   rows_.clear();
-  any_on_host_ = false;
+  whole_rows_.Clear();
   decode_only_ = !plan.sequences.empty();
   longest_ = 0;
-  for (const step::SlotSetup& setup : plan.opened) Open(setup);
+  for (const step::SlotSetup& setup : plan.opened) RETURN_IF_ERROR(Open(setup));
   for (const step::BlockCopy& copy : plan.block_copies) {
     copies_.push_back(copy.from);
     copies_.push_back(copy.to);
@@ -121,7 +123,7 @@ void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
     const step::SequenceStep& sequence = plan.sequences[i];
     AddBlocks(plan, sequence);
     AddTokens(plan, sequence);
-    AddRows(plan, static_cast<int32_t>(i), all_rows_on_host);
+    AddRows(plan, static_cast<int32_t>(i));
     decode_only_ = decode_only_ && sequence.token_count == 1 && sequence.sample_count == 1;
     longest_ = std::max(longest_, sequence.first_position + sequence.token_count);
   }
@@ -132,6 +134,7 @@ void StepInputs::Build(const step::StepPlan& plan, bool all_rows_on_host) {
                      std::tuple(a.first_position, b.first_row);
             });
   PlanUnits();
+  return whole_rows_.CheckSizes();
 }
 
 void StepInputs::PlanUnits() {
@@ -185,21 +188,24 @@ void StepInputs::AddTiles(const step::SequenceStep& sequence, int32_t first_row)
   }
 }
 
-void StepInputs::AddRows(const step::StepPlan& plan, int32_t index, bool on_host) {
+void StepInputs::AddRows(const step::StepPlan& plan, int32_t index) {
   const step::SequenceStep& sequence = plan.sequences[static_cast<size_t>(index)];
   if (sequence.sample_count == 0) return;
   Slot& slot = slots_[static_cast<size_t>(sequence.slot)];
-  const bool plain = slot.plain && sequence.logprobs < 0 && sequence.sample_count == 1 &&
-                     sequence.mask == step::MaskSource::kNone && slot.outputs >= slot.min_tokens;
-  const bool host = on_host || !plain;
-  any_on_host_ = any_on_host_ || host;
+  const bool whole = !whole_rows_.IsPlain(sequence, slot.outputs);
+  const int32_t first_logprobs = whole_rows_.logprobs();
+  if (whole) {
+    whole_rows_.Add(plan, sequence, static_cast<int32_t>(rows_.size()), slot.outputs);
+  }
   for (int32_t draft = 0; draft < sequence.sample_count; ++draft) {
     const auto output = static_cast<uint64_t>(slot.outputs + draft);
-    rows_.push_back({.sequence = index, .draft = draft, .output_index = output, .on_host = host});
+    rows_.push_back(
+        {.sequence = index, .draft = draft, .whole = whole, .logprob_row = first_logprobs + draft});
     sample_rows_.push_back(
         {.stream = slot.inverse_temperature > 0 ? OutputStream(slot.seed, output) : 0,
          .inverse_temperature = slot.inverse_temperature,
-         .slot = sequence.slot});
+         .slot = sequence.slot,
+         .elsewhere = whole ? 1 : 0});
     row_tokens_.push_back(static_cast<int32_t>(token_ids_.size()) - sequence.sample_count + draft);
   }
   slot.sampled = true;
@@ -229,7 +235,8 @@ StepShape StepInputs::shape() const {
           .prompt_tiles = static_cast<int32_t>(prompt_tiles_.size()),
           .rows = static_cast<int32_t>(sample_rows_.size()),
           .table_updates = static_cast<int32_t>(updates_.size() / 2),
-          .copies = static_cast<int32_t>(copies_.size() / 2)};
+          .copies = static_cast<int32_t>(copies_.size() / 2),
+          .whole = whole_rows_.shape()};
 }
 
 void StepInputs::Write(const StepOffsets& offsets, std::byte* memory) const {
@@ -242,6 +249,14 @@ void StepInputs::Write(const StepOffsets& offsets, std::byte* memory) const {
   Copy(updates_, memory + offsets.updates);
   Copy(copies_, memory + offsets.copies);
   Copy(prompt_tiles_, memory + offsets.prompt_tiles);
+  const WholeRows::Lists& lists = whole_rows_.lists();
+  Copy(lists.rows, memory + offsets.whole_rows);
+  Copy(lists.biases, memory + offsets.biases);
+  Copy(lists.ids, memory + offsets.ids);
+  Copy(lists.mask_words, memory + offsets.mask_words);
+  Copy(lists.histories, memory + offsets.histories);
+  Copy(lists.history_tokens, memory + offsets.history_tokens);
+  Copy(lists.drafted, memory + offsets.drafted);
 }
 
 }  // namespace nibble::execution

@@ -9,8 +9,10 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/sample.h"
+#include "worker/execution/cuda/whole_rows.h"
 #include "worker/step/executor.h"
 #include "worker/step/step_plan.h"
 
@@ -23,6 +25,7 @@ struct StepShape {
   int32_t rows = 0;           // sampled
   int32_t table_updates = 0;  // block table entries
   int32_t copies = 0;         // KV blocks
+  WholeShape whole = {};      // of the rows that ask for more than their best token
 };
 
 // Where each part lies, in bytes from the start. The parts of tokens, tiles and rows lie the same
@@ -37,6 +40,9 @@ struct StepOffsets {
   int64_t updates = 0;       // int32 [table_updates][2]: index into all block tables, block
   int64_t copies = 0;        // int32 [copies][2]: from, to
   int64_t prompt_tiles = 0;  // AttentionTile [prompt_tiles]
+  // The lists of WholeRows.
+  int64_t whole_rows = 0, biases = 0, ids = 0, mask_words = 0;
+  int64_t histories = 0, history_tokens = 0, drafted = 0;
   int64_t bytes = 0;
 };
 [[nodiscard]] StepOffsets OffsetsOf(const StepShape& shape);
@@ -45,10 +51,10 @@ struct StepOffsets {
 
 // A row whose logits are sampled.
 struct OutputRow {
-  int32_t sequence = 0;  // index into StepPlan::sequences
-  int32_t draft = 0;     // how many drafts stand before it
-  uint64_t output_index = 0;
-  bool on_host = false;
+  int32_t sequence = 0;     // index into StepPlan::sequences
+  int32_t draft = 0;        // how many drafts stand before it
+  bool whole = false;       // asks for more than its best token
+  int32_t logprob_row = 0;  // of those that want logprobs
 };
 
 class StepInputs {
@@ -60,8 +66,9 @@ class StepInputs {
   // One slot more than the plans know, and one block, serve rows that pad a batch.
   StepInputs(const step::ExecutorLimits& limits, const Model& model);
 
-  // REQUIRES: a plan that PlanChecker accepted. `all_rows_on_host`: somebody wants their logits.
-  void Build(const step::StepPlan& plan, bool all_rows_on_host);
+  // REQUIRES: a plan that PlanChecker accepted. INVALID_ARGUMENT: a list is longer than any step's
+  // may be.
+  [[nodiscard]] absl::Status Build(const step::StepPlan& plan);
   // Adds sequences of one token that nobody asked for until there are `tokens`.
   void Pad(int32_t tokens);
 
@@ -69,7 +76,7 @@ class StepInputs {
   void Write(const StepOffsets& offsets, std::byte* memory) const;
 
   [[nodiscard]] const std::vector<OutputRow>& rows() const { return rows_; }
-  [[nodiscard]] bool any_on_host() const { return any_on_host_; }
+  [[nodiscard]] const WholeRows& whole_rows() const { return whole_rows_; }
   // Every sequence has one token, which is sampled.
   [[nodiscard]] bool decode_only() const { return decode_only_; }
   // Positions that the longest sequence sees.
@@ -86,18 +93,16 @@ class StepInputs {
   struct Slot {
     uint64_t seed = 0;
     double inverse_temperature = 0;  // 0 = greedy
-    bool plain = false;              // greedy or temperature alone
-    int32_t min_tokens = 0;          // 0 without stop ids
     int64_t outputs = 0;
     int32_t last_of_history = 0;
     bool sampled = false;  // since it was opened
   };
 
-  void Open(const step::SlotSetup& setup);
+  [[nodiscard]] absl::Status Open(const step::SlotSetup& setup);
   void AddBlocks(const step::StepPlan& plan, const step::SequenceStep& sequence);
   void AddTokens(const step::StepPlan& plan, const step::SequenceStep& sequence);
   void AddTiles(const step::SequenceStep& sequence, int32_t first_row);
-  void AddRows(const step::StepPlan& plan, int32_t index, bool on_host);
+  void AddRows(const step::StepPlan& plan, int32_t index);
   void PlanUnits();
 
   const step::ExecutorLimits limits_;
@@ -105,6 +110,7 @@ class StepInputs {
   const int32_t table_size_;
   std::vector<Slot> slots_;
   std::vector<int32_t> tables_;  // [slots + 1, table_size]
+  WholeRows whole_rows_;
 
   // Of the step.
   std::vector<int32_t> token_ids_, positions_, blocks_, row_tokens_, updates_, copies_;
@@ -112,7 +118,6 @@ class StepInputs {
   std::vector<cuda::AttentionUnit> units_;
   std::vector<cuda::SampleRow> sample_rows_;
   std::vector<OutputRow> rows_;
-  bool any_on_host_ = false;
   bool decode_only_ = false;
   int32_t longest_ = 0;
 };

@@ -67,7 +67,7 @@ std::vector<std::byte> Written(const StepInputs& inputs, const StepOffsets& offs
 
 TEST(StepInputsTest, PromptIsCutIntoTilesOfItsSequence) {
   StepInputs inputs(kLimits, kModel);
-  inputs.Build(Prompt(Greedy()), false);
+  ASSERT_TRUE(inputs.Build(Prompt(Greedy())).ok());
   const StepShape shape = inputs.shape();
   EXPECT_EQ(shape.tokens, 18);
   EXPECT_EQ(shape.rows, 1);
@@ -101,12 +101,12 @@ TEST(StepInputsTest, LongPromptGoesToThePromptKernelLastTileFirst) {
   step::StepPlan plan = Prompt(Greedy());
   plan.sequences[0].token_count = 22;  // 66 rows
   plan.token_ids.assign(22, 7);
-  inputs.Build(plan, false);
+  ASSERT_TRUE(inputs.Build(plan).ok());
   EXPECT_EQ(inputs.shape().tiles, 0);
   EXPECT_EQ(inputs.shape().prompt_tiles, 1);
   plan.sequences[0].token_count = 43;  // a tile holds 42
   plan.token_ids.assign(43, 7);
-  inputs.Build(plan, false);
+  ASSERT_TRUE(inputs.Build(plan).ok());
   const StepShape shape = inputs.shape();
   const StepOffsets offsets = OffsetsOf(shape);
   const auto tiles =
@@ -121,8 +121,8 @@ TEST(StepInputsTest, LongPromptGoesToThePromptKernelLastTileFirst) {
 
 TEST(StepInputsTest, SampledTokenIsFedFromItsSlot) {
   StepInputs inputs(kLimits, kModel);
-  inputs.Build(Prompt(Greedy()), false);
-  inputs.Build(Next(18), false);
+  ASSERT_TRUE(inputs.Build(Prompt(Greedy())).ok());
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
   EXPECT_TRUE(inputs.decode_only());
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   const auto memory = Written(inputs, offsets);
@@ -137,16 +137,16 @@ TEST(StepInputsTest, FirstTokenAfterOpeningComesFromTheHistory) {
   step::StepPlan plan = Prompt(Greedy());
   plan.opened[0].history.push_back(42);
   plan.sequences[0].sample_count = 0;
-  inputs.Build(plan, false);
-  inputs.Build(Next(18), false);
+  ASSERT_TRUE(inputs.Build(plan).ok());
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   EXPECT_THAT(Part<int32_t>(Written(inputs, offsets), offsets.token_ids, 1), ElementsAre(42));
 }
 
 TEST(StepInputsTest, RandomNumbersFollowSeedAndOutputIndex) {
   StepInputs inputs(kLimits, kModel);
-  inputs.Build(Prompt({.temperature = 0.5f}), false);
-  inputs.Build(Next(18), false);
+  ASSERT_TRUE(inputs.Build(Prompt({.temperature = 0.5f})).ok());
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   const auto rows =
       Part<cuda::SampleRow>(Written(inputs, offsets), offsets.sample_rows, inputs.shape().rows);
@@ -155,34 +155,38 @@ TEST(StepInputsTest, RandomNumbersFollowSeedAndOutputIndex) {
   EXPECT_EQ(rows[0].slot, 2);
 }
 
-TEST(StepInputsTest, WhatAsksForMoreThanItsBestTokenIsSampledByTheHost) {
-  const auto on_host = [](const step::StepPlan& plan) {
-    StepInputs inputs(kLimits, kModel);
-    inputs.Build(plan, false);
-    return inputs.any_on_host();
-  };
-  EXPECT_FALSE(on_host(Prompt(Greedy())));
-  EXPECT_FALSE(on_host(Prompt({.temperature = 0.7f})));
-  EXPECT_TRUE(on_host(Prompt({.temperature = 0.7f, .top_p = 0.9f})));
-  EXPECT_TRUE(on_host(Prompt({.temperature = 0, .presence_penalty = 1})));
-  EXPECT_TRUE(on_host(Prompt({.temperature = 0, .logit_bias = {{.token_id = 1, .bias = 2}}})));
-  step::StepPlan logprobs = Prompt(Greedy());
-  logprobs.sequences[0].logprobs = 0;
-  EXPECT_TRUE(on_host(logprobs));
-  step::StepPlan masked = Prompt(Greedy());
-  masked.sequences[0].mask = step::MaskSource::kLate;
-  EXPECT_TRUE(on_host(masked));
+TEST(StepInputsTest, WhatAsksForMoreThanItsBestTokenIsSampledElsewhere) {
+  StepInputs inputs(kLimits, kModel);
+  step::StepPlan plan = Prompt({.temperature = 0.5f, .top_p = 0.9f, .repetition_penalty = 1.1f});
+  plan.opened[0].stop_ids = {3};
+  plan.opened[0].min_tokens = 1;
+  ASSERT_TRUE(inputs.Build(plan).ok());
+  EXPECT_TRUE(inputs.rows()[0].whole);
+  const StepOffsets offsets = OffsetsOf(inputs.shape());
+  const auto memory = Written(inputs, offsets);
+  EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 1)[0].elsewhere, 1);
+  const auto whole = Part<cuda::WholeRow>(memory, offsets.whole_rows, 1);
+  EXPECT_EQ(whole[0].top_p, 0.9f);
+  EXPECT_EQ(whole[0].stream, OutputStream(5, 0));
+  EXPECT_THAT(Part<int32_t>(memory, offsets.ids, 1), ElementsAre(3));
+  EXPECT_EQ(Part<cuda::SlotHistory>(memory, offsets.histories, 1)[0].count, 18);
+  EXPECT_EQ(Part<int32_t>(memory, offsets.history_tokens, 18)[17], 7);
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
+  EXPECT_EQ(inputs.shape().whole.rows, 1);
+  EXPECT_EQ(inputs.shape().whole.ids, 0);
+  EXPECT_EQ(inputs.shape().whole.histories, 0);
 }
 
-TEST(StepInputsTest, StopIdsAreTheHostsUntilMinTokens) {
+TEST(StepInputsTest, PlainRowsStayWithTheStepsOwnSampler) {
   StepInputs inputs(kLimits, kModel);
   step::StepPlan plan = Prompt(Greedy());
   plan.opened[0].stop_ids = {3};
   plan.opened[0].min_tokens = 1;
-  inputs.Build(plan, false);
-  EXPECT_TRUE(inputs.any_on_host());
-  inputs.Build(Next(18), false);
-  EXPECT_FALSE(inputs.any_on_host());
+  ASSERT_TRUE(inputs.Build(plan).ok());
+  EXPECT_TRUE(inputs.rows()[0].whole);
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
+  EXPECT_FALSE(inputs.rows()[0].whole);
+  EXPECT_EQ(inputs.shape().whole.rows, 0);
 }
 
 TEST(StepInputsTest, OutputsOfDraftsCountWhenTheyAreKnown) {
@@ -190,17 +194,19 @@ TEST(StepInputsTest, OutputsOfDraftsCountWhenTheyAreKnown) {
   step::StepPlan plan = Prompt({.temperature = 0.5f});
   plan.sequences[0].draft_count = 2;
   plan.sequences[0].sample_count = 3;
-  inputs.Build(plan, false);
-  EXPECT_EQ(inputs.rows()[2].output_index, 2u);
+  ASSERT_TRUE(inputs.Build(plan).ok());
+  EXPECT_EQ(inputs.whole_rows().lists().rows[2].stream, OutputStream(5, 2));
   inputs.TakeOutputs(2, 2);
-  inputs.Build(Next(18), false);
-  EXPECT_EQ(inputs.rows()[0].output_index, 2u);
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
+  const StepOffsets offsets = OffsetsOf(inputs.shape());
+  EXPECT_EQ(Part<cuda::SampleRow>(Written(inputs, offsets), offsets.sample_rows, 1)[0].stream,
+            OutputStream(5, 2));
 }
 
 TEST(StepInputsTest, PaddingUsesASlotAndABlockOfItsOwn) {
   StepInputs inputs(kLimits, kModel);
-  inputs.Build(Prompt(Greedy()), false);
-  inputs.Build(Next(18), false);
+  ASSERT_TRUE(inputs.Build(Prompt(Greedy())).ok());
+  ASSERT_TRUE(inputs.Build(Next(18)).ok());
   inputs.Pad(3);
   const StepShape shape = inputs.shape();
   EXPECT_EQ(shape.tokens, 3);
