@@ -163,6 +163,7 @@ __device__ __forceinline__ float SquareSum(const float2 (&x)[4]) {
 template <bool kParts>
 __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
     OrderedNormKernel(const __grid_constant__ OrderedNormParams p) {
+  LetNextKernelStart();  // a product, which brings weights meanwhile
   using S = NormShape<kParts>;
   NormRow row(p, static_cast<int32_t>(blockIdx.x));
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
@@ -175,7 +176,6 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
     if (slab < slabs) row.LoadWeights(slab, chunk, weights[i]);
   }
   WaitForPreviousKernel();
-  LetNextKernelStart();
   row.Find();
   float2 held[kHeld][4];
   float squares = 0;

@@ -4,10 +4,10 @@
 // A block computes tiles of 256 rows (128 where weights are dense) and 16 to 128 tokens. Four warps
 // bring weights and activations by bulk copies into a ring in shared memory; two or four warpgroups
 // widen weights in registers and multiply them on the tensor cores: (q - zero) * scale rounded once
-// to fp16, or, up to 64 tokens with groups of 128, q - zero as it is and a slab's sums by its scales
-// in fp32. Where there are few tiles, blocks share one along k: they leave their parts to the kernel
-// that follows, or, a cluster, add them up over each other's shared memory, in order: results do
-// not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
+// to fp16, or, up to 64 tokens with groups of 128, q - zero as it is and a slab's sums by its
+// scales in fp32. Where there are few tiles, blocks share one along k: they leave their parts to
+// the kernel that follows, or, a cluster, add them up over each other's shared memory, in order:
+// results do not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>
