@@ -70,34 +70,36 @@ absl::Status TlsSource::Publish(const TlsContents& contents) {
   return absl::OkStatus();
 }
 
-void TlsSource::TellExpiry() const {
-  if (options_.stats == nullptr) return;
-  options_.stats->certificate_expires.Set(contents_.certificate_expires);
-  options_.stats->ca_expires.Set(contents_.ca_expires);
+void TlsSource::TellExpiry() {
+  stats_->certificate_expires.Set(contents_.certificate_expires);
+  stats_->ca_expires.Set(contents_.ca_expires);
 }
 
+// What is counted is counted by the time that the files are said to hold, or not to.
 void TlsSource::Look() {
   auto contents = ReadTlsFiles(options_.files, options_.names, std::time(nullptr));
   absl::Status status = contents.status();
   const bool news = contents.ok() && *contents != contents_;
   if (news) status = Publish(*contents);
-  if (options_.stats != nullptr) options_.stats->stale.Set(status.ok() ? 0 : 1);
   if (!status.ok()) {
     std::string report(status.message());
     if (report == last_report_) return;  // once a second would be noise
     spdlog::error("{}; what was read before stays in use", report);
-    if (options_.stats != nullptr) options_.stats->reloads_failed.Add();
     last_report_ = std::move(report);
+    stats_->reloads_failed.Add();
+    stats_->stale.Set(1);
     return;
   }
   last_report_.clear();
-  if (!news) return;
-  contents_ = *std::move(contents);
-  TellExpiry();
-  if (options_.stats != nullptr) options_.stats->reloads_ok.Add();
-  const std::string& which =
-      options_.files.certificate.empty() ? options_.names.ca : options_.names.certificate;
-  spdlog::info("{} and what goes with it have been read again", which);
+  if (news) {
+    contents_ = *std::move(contents);
+    TellExpiry();
+    stats_->reloads_ok.Add();
+    const std::string& which =
+        options_.files.certificate.empty() ? options_.names.ca : options_.names.certificate;
+    spdlog::info("{} and what goes with it have been read again", which);
+  }
+  stats_->stale.Set(0);
 }
 
 void TlsSource::SetUp(grpc::experimental::TlsCredentialsOptions* options) const {

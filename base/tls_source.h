@@ -64,13 +64,17 @@ class TlsSource {
     int fd_ = -1;
   };
 
-  explicit TlsSource(Options options) : options_(std::move(options)) {}
+  explicit TlsSource(Options options)
+      : options_(std::move(options)),
+        stats_(options_.stats == nullptr ? &nobodys_stats_ : options_.stats) {}
   [[nodiscard]] absl::Status Publish(const TlsContents& contents);
-  void TellExpiry() const;
+  void TellExpiry();
   void SetUp(grpc::experimental::TlsCredentialsOptions* options) const;
   void Look();
 
   const Options options_;
+  TlsStats nobodys_stats_;
+  TlsStats* const stats_;
   TlsContents contents_;     // the thread's, once it runs
   std::string last_report_;  // likewise
   Published identity_;
