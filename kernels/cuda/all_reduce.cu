@@ -118,8 +118,9 @@ __global__ void __launch_bounds__(kThreads)
         __floats2half2_rn(residual.x * weight[0] * scale, residual.y * weight[1] * scale);
     const half2 high =
         __floats2half2_rn(residual.z * weight[2] * scale, residual.w * weight[3] * scale);
-    *reinterpret_cast<half2*>(p.next.x + at) = low;
-    *reinterpret_cast<half2*>(p.next.x + at + 2) = high;
+    half* to = p.next.x + p.next.order.Index(token, column, p.hidden);
+    *reinterpret_cast<half2*>(to) = low;
+    *reinterpret_cast<half2*>(to + 2) = high;
   }
   float square = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z +
                  residual.w * residual.w;

@@ -184,7 +184,8 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Item& i
   const int64_t token = item.first_row + (item.tokens == 1 ? 0 : row / group);
   const int32_t head = item.kv_head * group + (item.tokens == 1 ? row : row % group);
   const float inverse = __fdividef(1.0f, merged.sum);
-  half* to = p.out + (token * p.heads + head) * S::kD + column;
+  half* to = p.out +
+             p.fragments.Index(static_cast<int32_t>(token), head * S::kD + column, p.heads * S::kD);
   if (p.ordered != nullptr) {
     to = p.ordered + layout::GpuOrderedIndex(static_cast<int32_t>(token), head * S::kD + column,
                                              p.ordered_group, p.ordered_tokens);

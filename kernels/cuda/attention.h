@@ -83,6 +83,7 @@ struct AttentionParams {
   half* ordered = nullptr;
   int32_t ordered_group = 128;
   int32_t ordered_tokens = 0;
+  layout::GpuFragmentOrder fragments = {};  // of `out`, without tiles
   KvLayer cache;
   const int32_t* block_tables = nullptr;  // [slots, table_size]
   int32_t table_size = 0;

@@ -240,6 +240,13 @@ struct RawPart {
     low = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer));
     high = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer));
   }
+  // What no kernel writes. The compiler moves __ldcg before the question whether there is anything
+  // to load; an ordinary load stays behind it.
+  __device__ __forceinline__ void LoadConstant(const half* head, int32_t lane) {
+    if (!Part::Active(lane)) return;
+    low = *reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer);
+    high = *reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer);
+  }
   // The sum of the head's parts, several asked for at a time, rounded as the whole would be.
   __device__ __forceinline__ void LoadSum(const AttentionRotation& rotation, const float* head,
                                           int32_t lane) {
@@ -280,7 +287,7 @@ template <int32_t kD>
 __device__ __forceinline__ void Norm(const half* weight, float epsilon, int32_t lane,
                                      HeadPart<kD>* x) {
   RawPart<kD> raw;
-  raw.Load(weight, lane);
+  raw.LoadConstant(weight, lane);
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < x->kPer; ++i) squares += x->low[i] * x->low[i] + x->high[i] * x->high[i];

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(const __grid_constant__ 
   squares = BlockSum(squares);
   const float inverse = rsqrtf(squares / static_cast<float>(p.hidden) + p.epsilon);
   for (int32_t i = threadIdx.x; i < p.hidden; i += kThreads) {
-    p.next.x[token * p.hidden + i] = __float2half(
+    p.next.x[p.next.order.Index(static_cast<int32_t>(token), i, p.hidden)] = __float2half(
         __half2float(row[i]) * inverse * kNormedInputFactor * __half2float(p.next.norm_weight[i]));
   }
   if (threadIdx.x == 0) {

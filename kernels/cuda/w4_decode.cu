@@ -26,10 +26,12 @@ struct SharedLayout {
   static constexpr int32_t kPartialBytes =
       (S::kRowTiles > 2 ? S::kRowTiles : 2) * kWarps * S::kTokenTiles * 512;
   static constexpr int32_t kFull = kRing + kPartialBytes;  // barriers of the rings' slots
-  static constexpr int32_t kFactors = kFull + kWarps * S::kSlots * 8;
+  static constexpr int32_t kMeetings = kFull + kWarps * S::kSlots * 8;
+  static constexpr int32_t kFactors = kMeetings + 4 * 8;
   static constexpr int32_t kScales = kFactors + 16 * 4;
   static constexpr int32_t kSums = kScales + 16 * 4;
-  static constexpr int32_t kUsed = kSums + kWarps * Fragments<S>::kSumBytes;
+  static constexpr int32_t kAside = (kSums + kWarps * Fragments<S>::kSumBytes + 15) / 16 * 16;
+  static constexpr int32_t kUsed = kAside + kWarps * Fragments<S>::kAsideBytes;
   static_assert(S::kBlocksTogether == 1 || kUsed <= kDecodeSharedBytes);
   static constexpr int32_t kBytes = kUsed < kDecodeSharedBytes ? kDecodeSharedBytes : kUsed;
 };
@@ -37,16 +39,70 @@ struct SharedLayout {
 // Partial sums of row tiles in shared memory. The block collects a round of tiles, meets, and a few
 // of its warps, others each time, finish the round while the rest go on. Where a round takes half
 // of the memory two take turns, so one meeting a round is enough.
+//
+// Where a round is a single tile, warps that have just finished one would keep every meeting
+// waiting. Then nobody meets: a warp says that it has left its sums, and finishes a round behind
+// its tile of the next.
 template <typename S>
 struct Rounds {
   static constexpr int32_t kBuffers = S::kResident ? 2 : 1;
+  static constexpr int32_t kLag = S::kResident && S::kTokens >= 8 ? 1 : 0;
   // A warp finishes eight rows r, r + 8 of four tokens at a time, so many times a round at most.
   static constexpr int32_t kTurns =
       (SharedLayout<S>::kPartialBytes / kBuffers / 2048 + kWarps - 1) / kWarps;
+  // No warp finishes two rounds in a row.
+  static_assert(kLag == 0 || SharedLayout<S>::kPartialBytes / kBuffers / 2048 <= kWarps / 2);
 
   float4* data;
-  int32_t pairs;  // of tokens
-  int32_t tiles;  // of a round
+  uint64_t* meetings;  // of each buffer: all have left their sums, and these have been read
+  int32_t pairs;       // of tokens
+  int32_t tiles;       // of a round
+
+  // Warps that finish a round take eight rows r, r + 8 of four tokens at a time.
+  [[nodiscard]] __device__ __forceinline__ int32_t Finishers() const {
+    return (tiles * pairs + 1) / 2;
+  }
+  // A warp's place among those that finish the round, if it is less than Finishers().
+  [[nodiscard]] __device__ __forceinline__ int32_t Turn(int32_t round, int32_t warp) const {
+    return (warp + round * Finishers()) % kWarps;
+  }
+  __device__ __forceinline__ void Init() const {
+    for (int32_t i = 0; i < kBuffers; ++i) {
+      BarrierInit(meetings + 2 * i, kWarps);
+      BarrierInit(meetings + 2 * i + 1, min(Finishers(), kWarps));
+    }
+  }
+  // A warp has left its sums of a round.
+  __device__ __forceinline__ void Leave(int32_t round, int32_t lane) const {
+    if constexpr (kLag == 0) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+      if (lane == 0) BarrierArrive(meetings + round % kBuffers * 2);
+    }
+  }
+  __device__ __forceinline__ void AwaitAll(int32_t round) const {
+    if constexpr (kLag > 0) {
+      BarrierWait(meetings + round % kBuffers * 2, static_cast<uint32_t>(round / kBuffers % 2));
+    }
+  }
+  // A warp has read what it finishes of a round.
+  __device__ __forceinline__ void Free(int32_t round, int32_t lane) const {
+    if constexpr (kLag > 0) {
+      __syncwarp();
+      if (lane == 0) BarrierArrive(meetings + round % kBuffers * 2 + 1);
+    }
+  }
+  // The round's buffer has been read since it was written last.
+  __device__ __forceinline__ void AwaitFree(int32_t round) const {
+    if (round < kBuffers) return;
+    if constexpr (kLag > 0) {
+      BarrierWait(meetings + round % kBuffers * 2 + 1,
+                  static_cast<uint32_t>((round / kBuffers - 1) % 2));
+    } else if constexpr (kBuffers == 1) {
+      __syncthreads();
+    }
+  }
 
   // A warp's results of a tile: [pair of tokens][row] of rows r, r + 8 of both tokens.
   __device__ __forceinline__ float4* At(int32_t round, int32_t tile, int32_t warp) const {
@@ -56,12 +112,34 @@ struct Rounds {
                                       const float (&acc)[S::kTokenTiles][4]) const {
     // Quantized rows r + 8 were multiplied by 16 in widening.
     constexpr float kHigh = S::kGroup == 0 ? 1.0f : 0.0625f;
+    if constexpr (S::kSharing > 1) {
+      PutShared(to, lane, acc[0][0], acc[0][1], acc[0][2] * kHigh, acc[0][3] * kHigh);
+    } else {
 #pragma unroll
-    for (int32_t t = 0; t < S::kTokenTiles; ++t) {
-      const int32_t pair = t * 4 + lane % 4;
-      if (pair < pairs) {
-        to[pair * 8] = make_float4(acc[t][0], acc[t][1], acc[t][2] * kHigh, acc[t][3] * kHigh);
+      for (int32_t t = 0; t < S::kTokenTiles; ++t) {
+        const int32_t pair = t * 4 + lane % 4;
+        if (pair < pairs) {
+          to[pair * 8] = make_float4(acc[t][0], acc[t][1], acc[t][2] * kHigh, acc[t][3] * kHigh);
+        }
       }
+    }
+  }
+  // Slabs lie side by side in the columns: the lanes of a row add theirs up, and each is left with
+  // a share of the row's results.
+  __device__ __forceinline__ void PutShared(float4* to, int32_t lane, float a, float b, float c,
+                                            float d) const {
+    const bool upper = lane % 4 >= 2, odd = lane % 2 != 0;
+    float first = upper ? c : a, second = upper ? d : b;
+    first += __shfl_xor_sync(0xffffffffu, upper ? a : c, 2);
+    second += __shfl_xor_sync(0xffffffffu, upper ? b : d, 2);
+    if constexpr (S::kSharing == 2) {
+      if (lane % 2 < pairs) {
+        reinterpret_cast<float2*>(to + lane % 2 * 8)[lane % 4 / 2] = make_float2(first, second);
+      }
+    } else {
+      const float own =
+          (odd ? second : first) + __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+      reinterpret_cast<float*>(to)[lane % 4] = own;
     }
   }
 };
@@ -70,6 +148,7 @@ __device__ __forceinline__ Rounds<S> MakeRounds(const W4DecodeParams& p, uint8_t
   using Layout = SharedLayout<S>;
   Rounds<S> rounds;
   rounds.data = reinterpret_cast<float4*>(shared + Layout::kRing);
+  rounds.meetings = reinterpret_cast<uint64_t*>(shared + Layout::kMeetings);
   rounds.pairs = (p.tokens + 1) / 2;
   // Whole units: a round that ends inside one would wait for copies that were never asked for.
   const int32_t room = Layout::kPartialBytes / Rounds<S>::kBuffers / (kWarps * 128) / rounds.pairs;
@@ -122,9 +201,10 @@ struct TokenFactors {
       for (int32_t offset = 16; offset > 0; offset /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, offset);
       }
-      const float inverse = rsqrtf(sum / static_cast<float>(p.columns) + p.normed.epsilon);
+      const float mean = __fdividef(sum, static_cast<float>(p.columns));
+      const float inverse = rsqrtf(mean + p.normed.epsilon);
       if (lane != 0) continue;
-      factors[token] = inverse / (scale[i] * kNormedInputFactor);
+      factors[token] = __fdividef(inverse, scale[i] * kNormedInputFactor);
       if (blockIdx.x == 0) p.normed.inverse_rms_out[token] = inverse;
     }
   }
@@ -140,7 +220,19 @@ struct Item {
   int32_t token;
   float old[2];
   half weight[2];
+  int32_t to[2];  // where the next product's input goes
 
+  __device__ __forceinline__ void Aim(const W4DecodeParams& p) {
+    const bool silu = p.output == DecodeOutput::kSiluMul;
+    const layout::GpuFragmentOrder& order = silu ? p.y_order : p.next.order;
+    const int32_t row = row_tile * (silu ? 8 : layout::kGpuTileRows) + r;
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      to[i] = static_cast<int32_t>(order.Index(token, row + 8 * i, silu ? p.rows / 2 : p.rows));
+      // Here, not behind the meeting.
+      asm volatile("" : "+r"(to[i]));
+    }
+  }
   // Old residuals and norm weights, asked for while the tiles are still being multiplied.
   __device__ __forceinline__ void Prefetch(const W4DecodeParams& p) {
     if (!exists || p.output != DecodeOutput::kAddResidual) return;
@@ -153,10 +245,11 @@ struct Item {
     }
   }
 };
-// Of thread `index` of the finishing ones, in a round of `tiles` from tile `first` on.
+// Of thread `index` of those that finish a round.
 template <typename S>
 __device__ __forceinline__ Item MakeItem(const W4DecodeParams& p, const Rounds<S>& rounds,
-                                         int32_t index, int32_t first, int32_t tiles) {
+                                         int32_t round, int32_t index, int32_t tile_count) {
+  const int32_t first = round * rounds.tiles;
   const uint32_t tokens = 2u * static_cast<uint32_t>(rounds.pairs);
   const uint32_t eight = static_cast<uint32_t>(index) / 8;
   Item item;
@@ -164,7 +257,7 @@ __device__ __forceinline__ Item MakeItem(const W4DecodeParams& p, const Rounds<S
   item.token = static_cast<int32_t>(eight % tokens);
   item.tile = static_cast<int32_t>(eight / tokens);
   item.row_tile = RowTile(first + item.tile);
-  item.exists = item.tile < tiles && item.token < p.tokens;
+  item.exists = item.tile < min(rounds.tiles, tile_count - first) && item.token < p.tokens;
   return item;
 }
 
@@ -185,7 +278,7 @@ __device__ __forceinline__ float StoreValue(const W4DecodeParams& p, const Item&
   value += item.old[i];
   p.residual_out[at] = value;
   if (p.next.x != nullptr) {
-    p.next.x[at] = __float2half(value * __half2float(item.weight[i]) * scale);
+    p.next.x[item.to[i]] = __float2half(value * __half2float(item.weight[i]) * scale);
   }
   return value * value;
 }
@@ -204,8 +297,7 @@ __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& i
   if (p.output == DecodeOutput::kSiluMul) {
     const int32_t column = item.row_tile * 8 + item.r;
     if (item.exists && column < p.rows / 2) {
-      p.y_half[static_cast<int64_t>(item.token) * (p.rows / 2) + column] =
-          __float2half(SiluTimes(low, high));
+      p.y_half[item.to[0]] = __float2half(SiluTimes(low, high));
     }
     return;
   }
@@ -239,6 +331,42 @@ __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>&
   StoreItem(p, item, low, high, factors, scales);
 }
 
+// All that can be known of what this warp has to finish before the sums are there.
+template <typename S>
+__device__ __forceinline__ void AimAtRound(const W4DecodeParams& p, const Rounds<S>& rounds,
+                                           int32_t round, int32_t warp, int32_t lane,
+                                           int32_t tile_count, Item* item) {
+  const int32_t turn = rounds.Turn(round, warp);
+  if (turn >= rounds.Finishers()) return;
+  if (p.output != DecodeOutput::kAddResidual) {
+    *item = MakeItem<S>(p, rounds, round, turn * 32 + lane, tile_count);
+  }
+  item->Aim(p);
+}
+
+// What this warp has to finish of a round, when all have left their sums of it.
+template <typename S>
+__device__ __forceinline__ void FinishRound(const W4DecodeParams& p, const Rounds<S>& rounds,
+                                            int32_t round, int32_t warp, int32_t lane,
+                                            int32_t tile_count, Item* item, const float* factors,
+                                            const float* scales) {
+  const int32_t turn = rounds.Turn(round, warp);
+  if (turn >= rounds.Finishers()) return;
+  rounds.AwaitAll(round);
+#pragma unroll
+  for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
+    const int32_t part = turn + i * kWarps;
+    if (part >= rounds.Finishers()) break;
+    if (i > 0) {
+      *item = MakeItem<S>(p, rounds, round, part * 32 + lane, tile_count);
+      item->Aim(p);
+      item->Prefetch(p);
+    }
+    Finish<S>(p, rounds, round, *item, factors, scales);
+  }
+  rounds.Free(round, lane);
+}
+
 template <typename S>
 __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRange& range,
                                            uint8_t* shared, int32_t warp, int32_t lane,
@@ -264,7 +392,15 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   if (lane == 0) {
     for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(full + i, 1);
     FenceBarrierInit();
-    for (int32_t i = 0; i < S::kSlots; ++i) stream->Issue(i);
+    // All at once would stand in the memory's queue before the activations of the kernel that has
+    // just begun, and before what it waits for.
+    const int64_t begin = clock64();
+    const int32_t pace = p.dependent_launch ? S::kPace : 0;
+    for (int32_t i = 0; i < S::kSlots && stream->tiles_left > 0; ++i) {
+      while (clock64() - begin < i * pace) {
+      }
+      stream->Issue(i);
+    }
   }
 }
 
@@ -279,7 +415,10 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   const Rounds<S> rounds = MakeRounds<S>(p, shared);
   WeightStream<S> stream;
   InitStream<S>(p, range, shared, warp, lane, &stream);
-  const int32_t finishers = (rounds.tiles * rounds.pairs + 1) / 2;  // warps
+  if constexpr (Rounds<S>::kLag > 0) {
+    if (threadIdx.x == 0) rounds.Init();
+    __syncthreads();
+  }
   const int32_t tile_count = TileCount(p.rows);
   WaitForPreviousKernel();
 
@@ -293,38 +432,37 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   LoadHalfUnit<S>(p, range.begin, range.end, 0, lane, &x);
   LoadHalfUnit<S>(p, range.begin, range.end, 1, lane, &x);
   SumGroups<S>(lane, &x);
+  x.aside =
+      reinterpret_cast<uint4*>(shared + SharedLayout<S>::kAside + warp * Fragments<S>::kAsideBytes);
+  x.PutAside(lane);
   __syncwarp();
-  for (int32_t first = 0, round = 0; first < tile_count; first += rounds.tiles, ++round) {
-    const int32_t tiles = min(rounds.tiles, tile_count - first);
-    const int32_t turn = (warp + round * finishers) % kWarps;
-    Item item;
-    if (p.output == DecodeOutput::kAddResidual && turn < finishers) {
-      item = MakeItem<S>(p, rounds, turn * 32 + lane, first, tiles);
-      item.Prefetch(p);
-    }
-    float4* to = rounds.At(round, 0, warp) + lane / 4;
-    for (int32_t tile = 0; tile < tiles; tile += S::kRowTiles) {
-      float acc[S::kRowTiles][S::kTokenTiles][4] = {};
-      MultiplyTiles<S>(p, range, &stream, lane, tiles - tile, &x, acc);
-      // The one buffer must have been read.
-      if (Rounds<S>::kBuffers == 1 && round > 0 && tile == 0) __syncthreads();
-#pragma unroll
-      for (int32_t t = 0; t < S::kRowTiles; ++t) {
-        if (tile + t < tiles) rounds.Put(to, lane, acc[t]);
-        to += kWarps * rounds.pairs * 8;
+  Item item;
+  const int32_t round_count = (tile_count + rounds.tiles - 1) / rounds.tiles;
+  for (int32_t round = 0; round < round_count + Rounds<S>::kLag; ++round) {
+    if (round < round_count) {
+      const int32_t tiles = min(rounds.tiles, tile_count - round * rounds.tiles);
+      if (p.output == DecodeOutput::kAddResidual && rounds.Turn(round, warp) < rounds.Finishers()) {
+        item = MakeItem<S>(p, rounds, round, rounds.Turn(round, warp) * 32 + lane, tile_count);
+        item.Prefetch(p);
       }
-    }
-    if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
-    __syncthreads();
+      float4* to = rounds.At(round, 0, warp) + lane / 4;
+      for (int32_t tile = 0; tile < tiles; tile += S::kRowTiles) {
+        float acc[S::kRowTiles][S::kTokenTiles][4] = {};
+        MultiplyTiles<S>(p, range, &stream, lane, tiles - tile, &x, acc);
+        if (tile == 0) rounds.AwaitFree(round);
 #pragma unroll
-    for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
-      const int32_t part = turn + i * kWarps;
-      if (part >= finishers) break;
-      if (i > 0 || p.output != DecodeOutput::kAddResidual) {
-        item = MakeItem<S>(p, rounds, part * 32 + lane, first, tiles);
+        for (int32_t t = 0; t < S::kRowTiles; ++t) {
+          if (tile + t < tiles) rounds.Put(to, lane, acc[t]);
+          to += kWarps * rounds.pairs * 8;
+        }
       }
-      if (i > 0) item.Prefetch(p);
-      Finish<S>(p, rounds, round, item, factors, scales);
+      if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
+      AimAtRound<S>(p, rounds, round, warp, lane, tile_count, &item);
+      rounds.Leave(round, lane);
+    }
+    if (round >= Rounds<S>::kLag) {
+      FinishRound<S>(p, rounds, round - Rounds<S>::kLag, warp, lane, tile_count, &item, factors,
+                     scales);
     }
   }
 }
@@ -345,31 +483,38 @@ cudaError_t LaunchShapeOf(const W4DecodeParams& params, int32_t multiprocessors,
                       params);
 }
 
-template <int32_t kGroup, int32_t kTokenTiles>
+// Where activations can stay in registers, else streamed.
+template <int32_t kGroup, int32_t kResidentTokens, int32_t kStreamedTokens>
 cudaError_t LaunchTokens(const W4DecodeParams& params, int32_t multiprocessors,
                          cudaStream_t stream) {
-  using Resident = Shape<kGroup, kTokenTiles, 1>;
-  // From three tokens on a warp's registers are better spent on products in flight.
-  const bool fits = layout::GpuSlabs(params.columns) <= kWarps * Resident::kUnitSlabs;
-  if (fits && (params.tokens <= 2 || kTokenTiles == 2)) {
+  using Resident = Shape<kGroup, kResidentTokens, 1>;
+  if (layout::GpuSlabs(params.columns) <= kWarps * Resident::kUnitSlabs) {
     return LaunchShapeOf<Resident>(params, multiprocessors, stream);
   }
-  if constexpr (kTokenTiles == 2 && kGroup != 0) {
+  if constexpr (kStreamedTokens == 16 && kGroup != 0) {
     // Where blocks have enough row tiles that few of the last unit's are empty.
     const int32_t tiles =
         (layout::GpuRowTiles(params.rows) + multiprocessors - 1) / multiprocessors;
     const int32_t units = (tiles + 3) / 4;
     if (8 * (4 * units - tiles) <= tiles) {
-      return LaunchShapeOf<Shape<kGroup, 2, 4>>(params, multiprocessors, stream);
+      return LaunchShapeOf<Shape<kGroup, 16, 4>>(params, multiprocessors, stream);
     }
   }
-  return LaunchShapeOf<Shape<kGroup, kTokenTiles, 2>>(params, multiprocessors, stream);
+  return LaunchShapeOf<Shape<kGroup, kStreamedTokens, 2>>(params, multiprocessors, stream);
 }
 
 template <int32_t kGroup>
 cudaError_t Launch(const W4DecodeParams& params, int32_t multiprocessors, cudaStream_t stream) {
-  if (params.tokens <= 8) return LaunchTokens<kGroup, 1>(params, multiprocessors, stream);
-  return LaunchTokens<kGroup, 2>(params, multiprocessors, stream);
+  if (params.tokens > 8) return LaunchTokens<kGroup, 16, 16>(params, multiprocessors, stream);
+  if constexpr (kGroup != 0) {
+    if (params.tokens <= 2) return LaunchTokens<kGroup, 2, 4>(params, multiprocessors, stream);
+    if (params.tokens <= 4) return LaunchTokens<kGroup, 4, 4>(params, multiprocessors, stream);
+  } else if (params.tokens <= 2) {
+    return LaunchTokens<kGroup, 8, 8>(params, multiprocessors, stream);
+  }
+  // Smaller groups' sums find no room beside the activations that are put aside.
+  if constexpr (kGroup == 128) return LaunchTokens<kGroup, 8, 8>(params, multiprocessors, stream);
+  return LaunchShapeOf<Shape<kGroup, 8, 2>>(params, multiprocessors, stream);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "kernels/layout/gpu_w4.h"
+#include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda {
 
@@ -41,10 +42,11 @@ struct NormedInput {
 
 // What kAddResidual leaves for the next norm.
 struct NextInput {
-  half* x = nullptr;                  // [tokens, rows]; nullptr: nothing is left
-  const half* norm_weight = nullptr;  // [rows]
-  const float* scale = nullptr;       // [tokens]
-  float* square_sums = nullptr;       // [tokens, row tiles]
+  half* x = nullptr;                    // [tokens, rows]; nullptr: nothing is left
+  const half* norm_weight = nullptr;    // [rows]
+  const float* scale = nullptr;         // [tokens]
+  float* square_sums = nullptr;         // [tokens, row tiles]
+  layout::GpuFragmentOrder order = {};  // of x
 };
 
 struct W4DecodeParams {
@@ -54,12 +56,14 @@ struct W4DecodeParams {
   int32_t columns = 0;
   int32_t group = 128;  // 32, 64, 128; 0 = dense fp16
 
-  int32_t tokens = 0;       // 1 … 16
-  const half* x = nullptr;  // [tokens, columns]
+  int32_t tokens = 0;                     // 1 … 16
+  const half* x = nullptr;                // [tokens, columns]
+  layout::GpuFragmentOrder x_order = {};  // of x; what GpuFragments says, or as it is
   NormedInput normed;
 
   DecodeOutput output = DecodeOutput::kHalf;
   half* y_half = nullptr;
+  layout::GpuFragmentOrder y_order = {};  // of y_half, with kSiluMul
   float* y_float = nullptr;
   float* residual_out = nullptr;  // [tokens, rows]
   NextInput next;                 // with kAddResidual

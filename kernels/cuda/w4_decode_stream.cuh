@@ -19,39 +19,71 @@ constexpr int32_t kThreads = kWarps * 32;
 // tensor-core instructions would wait for each one's latency.
 constexpr int32_t kUnitProducts = 4;
 
-// What a kernel instance is compiled for. Two ways to walk a row tile's k:
+// What a kernel instance is compiled for: 2, 4, 8 or 16 tokens at most. Two ways to walk a row
+// tile's k:
 //   resident: a warp's range of k is at most one unit, whose activations stay in registers for the
 //             whole launch;
 //   streamed: units take two slabs of each of two row tiles, or one of each of four, which reads
 //             activations half as often; those of a unit are loaded while the unit before is
 //             multiplied. Any length of row.
-template <int32_t kGroupT, int32_t kTokenTilesT, int32_t kRowTilesT>
+// Products have eight columns. Those that tokens leave free hold activations of the slabs behind:
+// a slab's product is right in its own columns alone, and registers that lanes would spend on
+// tokens that do not exist keep more products in flight.
+template <int32_t kGroupT, int32_t kTokensT, int32_t kRowTilesT>
 struct Shape {
-  static constexpr int32_t kGroup = kGroupT;            // 0 = dense fp16
-  static constexpr int32_t kTokenTiles = kTokenTilesT;  // 8 tokens each
-  static constexpr int32_t kRowTiles = kRowTilesT;      // of a unit
+  static constexpr int32_t kGroup = kGroupT;    // 0 = dense fp16
+  static constexpr int32_t kTokens = kTokensT;  // columns of a slab
+  static constexpr int32_t kTokenTiles = (kTokens + 7) / 8;
+  static constexpr int32_t kSharing = kTokens < 8 ? 8 / kTokens : 1;  // slabs of a fragment
+  static constexpr int32_t kRowTiles = kRowTilesT;                    // of a unit
   static constexpr bool kResident = kRowTiles == 1;
   static constexpr int32_t kUnitSlabs = kUnitProducts / kRowTiles;
+  static constexpr int32_t kFragments = kUnitSlabs / kSharing;  // of a unit and k-step
+  static_assert(kFragments * kSharing == kUnitSlabs && (kGroup != 0 || kSharing == 1));
+  // Cycles from one slot's first copies to the next one's.
+  static constexpr int32_t kPace = kTokens <= 4 ? 2000 : kTokens == 8 ? 2500 : 1500;
+  // Fragments that lie in shared memory instead: eight tokens' would leave products in flight no
+  // registers.
+  static constexpr int32_t kPutAside = kGroup != 0 && kResident && kTokens == 8 ? 2 : 0;
   // Registers for the kernel before or behind beside this one; two token tiles take them all.
   static constexpr int32_t kBlocksTogether = kTokenTiles == 1 ? 2 : 1;
   static constexpr int32_t kSlabBytes = kGroup == 0 ? kDenseSlabBytes : GpuSlabBytes(kGroup);
   static constexpr int32_t kCopyBytes = (kGroup == 0 ? 1 : kUnitSlabs) * kSlabBytes;
   static constexpr int32_t kSlotBytes = (kGroup == 0 ? 1 : kRowTiles) * kCopyBytes;
-  static constexpr int32_t kSlots = kRingBytes / kWarps / kSlotBytes;
+  static constexpr int32_t kSlots = (kRingBytes / kWarps - kPutAside * 4 * 32 * 16) / kSlotBytes;
   static_assert(kSlots >= 2);
   static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// A warp's activations: [slab of a unit][k-step][token tile] B fragments, and where they are
-// resident, the sums over k of every group for the tokens 2c, 2c + 1 of this lane's results.
+// A warp's activations: [slabs of a unit][k-step][token tile] B fragments, and where they are
+// resident, the sums over k of every group for the columns 2c, 2c + 1 of this lane's results.
 template <typename S>
 struct Fragments {
-  uint32_t b[S::kUnitSlabs][8][S::kTokenTiles][2];
+  uint32_t b[S::kFragments][8][S::kTokenTiles][2];
   static constexpr int32_t kSumBytes =
-      S::kResident ? S::kUnitSlabs * S::kGroupsOfSlab * S::kTokenTiles * 8 * 4 : 0;
+      S::kResident ? S::kFragments * S::kGroupsOfSlab * S::kTokenTiles * 8 * 4 : 0;
   float* sums;
+  static constexpr int32_t kAsideBytes = S::kPutAside * 4 * 32 * 16;  // of a warp
+  uint4* aside;
 
-  // Of tokens 2c, 2c + 1: those of this lane's results.
+  // The last fragments leave their registers.
+  __device__ __forceinline__ void PutAside(int32_t lane) const {
+#pragma unroll
+    for (int32_t i = 0; i < S::kPutAside * 4; ++i) {
+      const uint32_t(&two)[8][S::kTokenTiles][2] = b[S::kFragments - S::kPutAside + i / 4];
+      const int32_t ks = i % 4 * 2;
+      aside[i * 32 + lane] =
+          make_uint4(two[ks][0][0], two[ks][0][1], two[ks + 1][0][0], two[ks + 1][0][1]);
+    }
+  }
+  // Those of two k-steps.
+  __device__ __forceinline__ void TakeAside(int32_t lane, int32_t ks,
+                                            uint4 (&two)[S::kPutAside + 1]) const {
+#pragma unroll
+    for (int32_t i = 0; i < S::kPutAside; ++i) two[i] = aside[(i * 4 + ks / 2) * 32 + lane];
+  }
+
+  // Of columns 2c, 2c + 1: those of this lane's results.
   __device__ __forceinline__ float2* Sums(int32_t s, int32_t group, int32_t tile,
                                           int32_t lane) const {
     const int32_t at = ((s * S::kGroupsOfSlab + group) * S::kTokenTiles + tile) * 8;
@@ -76,18 +108,27 @@ template <typename S>
 __device__ __forceinline__ void LoadHalfUnit(const W4DecodeParams& p, int32_t slab, int32_t end,
                                              int32_t half, int32_t lane, Fragments<S>* x) {
   constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
+  const int32_t column = lane / 4;
+  const bool ordered = p.x_order.exists();
+  const int32_t of_token = ordered ? 32 : p.columns;
+  const int32_t of_slab = ordered ? S::kTokenTiles * 1024 : layout::kGpuSlabColumns;
+  const int32_t of_lane = ordered ? 8 : kGroup / 4;
 #pragma unroll
-  for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+  for (int32_t s = 0; s < S::kFragments; ++s) {
+    const int32_t own = slab + s * S::kSharing + (S::kSharing > 1 ? column / S::kTokens : 0);
+    const int32_t in_tile = S::kSharing > 1 ? column % S::kTokens : column;
+    const auto* from = p.x + in_tile * of_token + own * of_slab + lane % 4 * of_lane;
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      const int32_t token = tile * 8 + lane / 4;
-      const int64_t row = static_cast<int64_t>(token) * p.columns;
+      const int32_t token = tile * 8 + in_tile;
 #pragma unroll
       for (int32_t i = 0; i < 2; ++i) {
         const int32_t ks = 4 * half + 2 * i;
-        const int32_t k = (slab + s) * layout::kGpuSlabColumns + GpuKIndex(ks, lane % 4, 0, kGroup);
-        const bool valid = slab + s < end && token < p.tokens && k < p.columns;
-        const uint4 eight = LoadIf(valid, p.x + row + k);
+        const int32_t k = own * layout::kGpuSlabColumns + GpuKIndex(ks, lane % 4, 0, kGroup);
+        const bool valid = own < end && token < p.tokens && k < p.columns;
+        const int32_t of_steps = ordered ? ks / 2 * 256 : GpuKIndex(ks, 0, 0, kGroup);
+        const int32_t of_tile = ordered ? 1024 : 8 * p.columns;
+        const uint4 eight = LoadIf(valid, from + tile * of_tile + of_steps);
         x->b[s][ks][tile][0] = eight.x;
         x->b[s][ks][tile][1] = eight.y;
         x->b[s][ks + 1][tile][0] = eight.z;
@@ -105,26 +146,31 @@ template <typename S>
 __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
   if constexpr (S::kGroup == 0 || !S::kResident) return;
   constexpr int32_t kSteps = (S::kGroup == 0 ? 128 : S::kGroup) / 16;
+  constexpr bool kTwoChains = S::kFragments * S::kTokenTiles < kUnitProducts;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
   for (int32_t group = 0; group < S::kGroupsOfSlab; ++group) {
-    float sum[S::kUnitSlabs][S::kTokenTiles][4] = {};
+    float sum[S::kFragments][S::kTokenTiles][4] = {};
+    float odd[S::kFragments][S::kTokenTiles][4] = {};
 #pragma unroll
     for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
 #pragma unroll
-      for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+      for (int32_t s = 0; s < S::kFragments; ++s) {
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-          MmaF16(sum[s][tile], ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+          // Few products: two chains, or each would wait for the one before.
+          float(&to)[4] = kTwoChains && ks % 2 == 1 ? odd[s][tile] : sum[s][tile];
+          MmaF16(to, ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
         }
       }
     }
 #pragma unroll
-    for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+    for (int32_t s = 0; s < S::kFragments; ++s) {
 #pragma unroll
       for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
         if (lane < 4) {
-          *x->Sums(s, group, tile, lane) = make_float2(sum[s][tile][0], sum[s][tile][1]);
+          *x->Sums(s, group, tile, lane) =
+              make_float2(sum[s][tile][0] + odd[s][tile][0], sum[s][tile][1] + odd[s][tile][1]);
         }
       }
     }
@@ -177,17 +223,36 @@ __device__ __forceinline__ void LoadWords(const uint8_t* data, int32_t lane, int
   }
 }
 
+// Of the products of the slabs that share a fragment, the one whose columns this lane has: it moves
+// to the first one's place.
+template <typename S>
+__device__ __forceinline__ void TakeOwn(int32_t lane, float (*part)[S::kTokenTiles][4]) {
+  const int32_t own = lane % 4 * 2 / S::kTokens;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    if constexpr (S::kSharing == 4) {
+      const float low = own % 2 == 0 ? part[0][0][i] : part[1][0][i];
+      const float high = own % 2 == 0 ? part[2][0][i] : part[3][0][i];
+      part[0][0][i] = own < 2 ? low : high;
+    } else if constexpr (S::kSharing == 2) {
+      part[0][0][i] = own == 0 ? part[0][0][i] : part[1][0][i];
+    }
+  }
+}
+
 // A group has ended: its parts, freed of what widening added, times their scales go to acc.
 template <typename S>
 __device__ __forceinline__ void FinishGroup(
     const uint8_t* data, int32_t group, int32_t lane, const Fragments<S>& x,
-    float (&streamed_sums)[S::kUnitSlabs][S::kTokenTiles][4],
+    float (&streamed_sums)[S::kFragments][S::kTokenTiles][4],
     float (&part)[kUnitProducts][S::kTokenTiles][4],
     float (&acc)[S::kRowTiles][S::kTokenTiles][4]) {
+  const int32_t own = S::kSharing > 1 ? lane % 4 * 2 / S::kTokens : 0;
 #pragma unroll
-  for (int32_t product = 0; product < kUnitProducts; ++product) {
-    const int32_t s = product % S::kUnitSlabs;
-    const GroupConstants c = LoadConstants(data + product * S::kSlabBytes, group, lane);
+  for (int32_t product = 0; product < kUnitProducts; product += S::kSharing) {
+    const int32_t s = product % S::kUnitSlabs / S::kSharing;
+    const GroupConstants c = LoadConstants(data + (product + own) * S::kSlabBytes, group, lane);
+    TakeOwn<S>(lane, part + product);
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
       float2 sums;
@@ -205,17 +270,17 @@ __device__ __forceinline__ void FinishGroup(
         const float high = fmaf(-c.biases.y, sum, both[2 + i]);
         to[i] = fmaf(c.scales.x, low, to[i]);
         to[2 + i] = fmaf(c.scales.y, high, to[2 + i]);
-        both[i] = 0;
-        both[2 + i] = 0;
       }
     }
   }
 #pragma unroll
-  for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+  for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
 #pragma unroll
-    for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
+    for (int32_t i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) streamed_sums[s][tile][i] = 0;
+      for (int32_t s = 0; s < S::kFragments; ++s) streamed_sums[s][tile][i] = 0;
+#pragma unroll
+      for (int32_t product = 0; product < kUnitProducts; ++product) part[product][tile][i] = 0;
     }
   }
 }
@@ -230,23 +295,34 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, co
   constexpr int32_t kStepsAtOnce = S::kResident && kSteps >= 4 ? 4 : 2;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
   float part[kUnitProducts][S::kTokenTiles][4] = {};
-  float sums[S::kUnitSlabs][S::kTokenTiles][4] = {};
+  float sums[S::kFragments][S::kTokenTiles][4] = {};
 #pragma unroll
   for (int32_t first = 0; first < 8; first += kStepsAtOnce) {
     uint32_t words[kUnitProducts][kStepsAtOnce];
     LoadWords<S, kStepsAtOnce>(data, lane, first, words);
+    uint4 aside[S::kPutAside + 1];
 #pragma unroll
     for (int32_t step = 0; step < kStepsAtOnce; ++step) {
+      if (step % 2 == 0) x.TakeAside(lane, first + step, aside);
 #pragma unroll
       for (int32_t product = 0; product < kUnitProducts; ++product) {
-        const int32_t s = product % S::kUnitSlabs;
+        const int32_t s = product % S::kUnitSlabs / S::kSharing;
+        const int32_t taken = s + S::kPutAside - S::kFragments;
         uint32_t a[4];
         Widen(words[product][step], a);
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
           const uint32_t(&b)[2] = x.b[s][first + step][tile];
+          if (taken >= 0) {
+            const uint4 two = aside[taken];
+            MmaF16(part[product][tile], a, step % 2 == 0 ? two.x : two.z,
+                   step % 2 == 0 ? two.y : two.w);
+            continue;
+          }
           MmaF16(part[product][tile], a, b[0], b[1]);
-          if (!S::kResident && product < S::kUnitSlabs) MmaF16(sums[s][tile], ones, b[0], b[1]);
+          if (!S::kResident && product < S::kUnitSlabs && product % S::kSharing == 0) {
+            MmaF16(sums[s][tile], ones, b[0], b[1]);
+          }
         }
       }
     }
@@ -361,7 +437,15 @@ __device__ __forceinline__ void MultiplyTiles(const W4DecodeParams& p, const War
     const auto reload = [&](int32_t half) {
       if constexpr (!S::kResident) LoadHalfUnit<S>(p, following, range.end, half, lane, x);
     };
-    if constexpr (S::kGroup != 0) {
+    if constexpr (!S::kResident && S::kSharing > 1) {
+      // Registers for a whole unit's lead.
+      Fragments<S> next;
+      LoadHalfUnit<S>(p, following, range.end, 0, lane, &next);
+      LoadHalfUnit<S>(p, following, range.end, 1, lane, &next);
+      MultiplyW4<S>(stream->Acquire(), lane, *x, acc, [](int32_t) {});
+      stream->Release(lane);
+      *x = next;
+    } else if constexpr (S::kGroup != 0) {
       MultiplyW4<S>(stream->Acquire(), lane, *x, acc, reload);
       stream->Release(lane);
     } else {

@@ -45,4 +45,33 @@ constexpr int64_t GpuOrderedIndex(int32_t token, int32_t k, int32_t group, int32
   return row * 64 + (chunk ^ (token % 8)) * 8 + 2 * c + k % 2;
 }
 
+// Activations of up to 16 tokens as a warp loads them, whole lines at a time, for the fragments of
+// mma.m16n8k16: [slab][eight tokens][two k-steps][token][lane column] of eight k side by side.
+struct GpuFragmentOrder {
+  int32_t token_tiles = 0;  // of eight tokens; 0: [token][k] as it is
+  int32_t shift = 2;        // log2 of the k-steps of a group of the weights, less 1
+
+  [[nodiscard]] constexpr bool exists() const { return token_tiles > 0; }
+  // Where x[token][k] lies. Eight k from a multiple of eight on lie side by side in either order.
+  [[nodiscard]] constexpr int64_t Index(int32_t token, int32_t k, int32_t columns) const {
+    if (token_tiles == 0) return static_cast<int64_t>(token) * columns + k;
+    const int32_t eight = k % kGpuSlabColumns / 8;
+    const int32_t c = (eight >> shift) & 3;
+    const int32_t steps = ((eight >> (shift + 2)) << shift) | (eight & ((1 << shift) - 1));
+    const int64_t tile = static_cast<int64_t>(k / kGpuSlabColumns) * token_tiles + token / 8;
+    return ((tile * 4 + steps) * 32 + token % 8 * 4 + c) * 8 + k % 8;
+  }
+};
+// `group` is that of the weights, 0 for dense ones. One token's activations stay as they are: they
+// fill fewer lines.
+constexpr GpuFragmentOrder GpuFragments(int32_t tokens, int32_t group) {
+  return {.token_tiles = tokens > 1 ? (tokens + 7) / 8 : 0,
+          .shift = group == 32   ? 0
+                   : group == 64 ? 1
+                                 : 2};
+}
+constexpr int64_t GpuFragmentCount(int32_t tokens, int32_t columns) {
+  return static_cast<int64_t>(GpuSlabs(columns)) * ((tokens + 7) / 8) * 8 * kGpuSlabColumns;
+}
+
 }  // namespace nibble::layout

@@ -81,11 +81,15 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   }
   const int64_t normed_rows =
       hopper_ ? FewTokens() : std::max<int64_t>(tokens, options_.sample_rows);
-  ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(normed_rows * spec.hidden_size));
+  const auto room = [this](int64_t rows, int64_t columns) {
+    const int64_t few = layout::GpuFragmentCount(FewTokens(), static_cast<int32_t>(columns));
+    return std::max(rows * columns, few);
+  };
+  ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(room(normed_rows, spec.hidden_size)));
   ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
-  ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(tokens * query));
+  ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(room(tokens, query)));
   const int64_t mlp_rows = OrderedMlp() ? std::min<int64_t>(FewTokens(), tokens) : tokens;
-  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(mlp_rows * ffn));
+  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(room(mlp_rows, ffn)));
   if (!options_.fusion) {
     ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<half>(tokens * 2 * ffn));
     ASSIGN_OR_RETURN(projected_, arena_.Allocate<float>(tokens * spec.hidden_size));
@@ -143,6 +147,12 @@ half* CudaDecoder::OrderedInput(int32_t tokens) const {
   return hopper_ && tokens > FewTokens() ? ordered_[0] : nullptr;
 }
 
+layout::GpuFragmentOrder CudaDecoder::AttentionFragments(const StepView& step,
+                                                         const DeviceLayer& layer) const {
+  if (!NormsInProducts(step.tokens) || step.prompt_tile_count > 0) return {};
+  return layout::GpuFragments(step.tokens, layer.o.group);
+}
+
 half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
   // Whole slabs: what pads one is multiplied by zeros and must not be NaN.
   const bool slabs = layer.o.columns % layout::kGpuSlabColumns == 0;
@@ -164,7 +174,8 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
     scale_ = 0;
     embed.next = {.x = normed_,
                   .norm_weight = model_.layers()[0].attention_norm,
-                  .square_sums = square_sums_};
+                  .square_sums = square_sums_,
+                  .order = layout::GpuFragments(step.tokens, model_.layers()[0].qkv.group)};
     embed.epsilon = model_.spec().norm_epsilon;
     embed.scale_out = scales_[scale_];
   }
@@ -187,6 +198,7 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                             .x = normed_,
                             .ordered = OrderedInput(step.tokens),
                             .normed_input = in_products,
+                            .in_fragments = in_products,
                             .y_half = qkv_,
                             .in_parts = RotatesInAttention(step) && LeavesParts(step.tokens)}));
   RETURN_IF_ERROR(Attend(step, index));
@@ -195,6 +207,8 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                                  .tokens = step.tokens,
                                  .x = attention_,
                                  .ordered = OrderedAttention(step, layer),
+                                 .in_fragments = AttentionFragments(step, layer).exists(),
+                                 .next_group = layer.gate_up.group,
                                  .next_norm = layer.mlp_norm,
                                  .in_parts = LeavesParts(step.tokens)}));
   return Mlp(step, index);
@@ -251,6 +265,7 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                             .ordered = OrderedAttention(step, layer),
                             .ordered_group = OrderedGroup(layer.o),
                             .ordered_tokens = layout::GpuOrderedTokens(step.tokens),
+                            .fragments = AttentionFragments(step, layer),
                             .cache = Cache(index),
                             .block_tables = block_tables_,
                             .table_size = table_size_,
@@ -283,6 +298,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
                   .x = normed_,
                   .ordered = OrderedInput(step.tokens),
                   .normed_input = in_products,
+                  .in_fragments = in_products,
                   .output = cuda::DecodeOutput::kSiluMul,
                   .y_half = mlp_,
                   .next_ordered = ordered,
@@ -300,15 +316,18 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
         "SiLU"));
     RETURN_IF_ERROR(Timed("SiLU"));
   }
-  const auto next = static_cast<size_t>(index) + 1;
+  const size_t next = static_cast<size_t>(index) + 1;
+  const bool is_last = next == layers.size();
   return AddToResidual(
       {.name = "down",
        .matrix = &layer.down,
        .tokens = step.tokens,
        .x = mlp_,
        .ordered = ordered,
-       .next_norm = next < layers.size() ? layers[next].attention_norm : model_.final_norm(),
-       .in_parts = LeavesParts(step.tokens) && (next < layers.size() || LastNormTakesAll(step))});
+       .in_fragments = in_products,
+       .next_group = is_last ? model_.head().group : layers[next].qkv.group,
+       .next_norm = is_last ? model_.final_norm() : layers[next].attention_norm,
+       .in_parts = LeavesParts(step.tokens) && (!is_last || LastNormTakesAll(step))});
 }
 
 absl::Status CudaDecoder::AddToResidual(const Product& product) {
@@ -419,6 +438,11 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
   params.group = matrix.group;
   params.tokens = product.tokens;
   params.x = product.x;
+  if (product.in_fragments) params.x_order = layout::GpuFragments(product.tokens, matrix.group);
+  if (NormsInProducts(product.tokens)) {
+    params.next.order = layout::GpuFragments(product.tokens, product.next_group);
+    params.y_order = params.next.order;
+  }
   if (product.normed_input) {
     params.normed = {.scale = scales_[scale_],
                      .square_sums = square_sums_,
@@ -435,7 +459,8 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
     params.next = {.x = normed_,
                    .norm_weight = product.next_norm,
                    .scale = scales_[scale_],
-                   .square_sums = square_sums_};
+                   .square_sums = square_sums_,
+                   .order = params.next.order};
     square_parts_ = layout::GpuRowTiles(matrix.rows);
   }
   params.bias = matrix.bias;
@@ -456,6 +481,7 @@ absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_
                             .x = normed_,
                             .ordered = OrderedInput(count),
                             .normed_input = in_products,
+                            .in_fragments = in_products,
                             .output = cuda::DecodeOutput::kFloat,
                             .y_float = parallel() ? own_logits_ : logits_}));
   if (parallel()) RETURN_IF_ERROR(JoinLogits(count));

@@ -112,11 +112,12 @@ class CudaDecoder {
     const half* x = nullptr;
     const half* ordered = nullptr;  // or x as kernels/layout/gpu_x.h has it
     bool normed_input = false;      // x stands for a normed input (w4_decode.h)
+    bool in_fragments = false;      // x lies as a GpuFragmentOrder has it
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
     half* y_half = nullptr;
     float* y_float = nullptr;
-    half* next_ordered = nullptr;  // with kSiluMul and `ordered`, in the place of y_half
-    int32_t next_group = 128;
+    half* next_ordered = nullptr;     // with kSiluMul and `ordered`, in the place of y_half
+    int32_t next_group = 128;         // of the next product's weights
     const half* next_norm = nullptr;  // with kAddResidual and few tokens: of the norm that follows
     // The kernel that follows adds up what blocks leave (LeavesParts).
     bool in_parts = false;
@@ -164,6 +165,9 @@ class CudaDecoder {
     return step.every_token_sampled && step.rows == step.tokens &&
            step.rows <= options_.sample_rows;
   }
+  // How results lie that attention leaves for the decode kernel.
+  [[nodiscard]] layout::GpuFragmentOrder AttentionFragments(const StepView& step,
+                                                            const DeviceLayer& layer) const;
   // Where attention leaves its results in order, or nullptr.
   [[nodiscard]] half* OrderedAttention(const StepView& step, const DeviceLayer& layer) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {

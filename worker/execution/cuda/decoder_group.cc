@@ -55,17 +55,20 @@ absl::Status CudaDecoder::AddOverRanks(const Product& product) {
   RETURN_IF_ERROR(Multiply(part));
   if (NormsInProducts(product.tokens)) {
     square_parts_ = cuda::ExchangeParts(hidden);
-    RETURN_IF_ERROR(CudaStatus(cuda::AllReduceAdd({.exchange = *options_.group->exchange(),
-                                                   .partial = partial_,
-                                                   .residual = residual_,
-                                                   .tokens = product.tokens,
-                                                   .hidden = hidden,
-                                                   .next = {.x = normed_,
-                                                            .norm_weight = product.next_norm,
-                                                            .scale = scales_[scale_],
-                                                            .square_sums = square_sums_}},
-                                                  Launch()),
-                               "summing over ranks"));
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::AllReduceAdd(
+            {.exchange = *options_.group->exchange(),
+             .partial = partial_,
+             .residual = residual_,
+             .tokens = product.tokens,
+             .hidden = hidden,
+             .next = {.x = normed_,
+                      .norm_weight = product.next_norm,
+                      .scale = scales_[scale_],
+                      .square_sums = square_sums_,
+                      .order = layout::GpuFragments(product.tokens, product.next_group)}},
+            Launch()),
+        "summing over ranks"));
     return Timed("sum over ranks");
   }
   RETURN_IF_ERROR(
