@@ -141,7 +141,6 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
   const auto index = static_cast<int32_t>(blockIdx.x), parts = static_cast<int32_t>(gridDim.y);
   const float* logits = p.logits + static_cast<int64_t>(index) * p.vocab_size;
   const SampleRow row = p.rows[index];
-  if (row.elsewhere != 0) return;
   const int32_t fours = (p.vocab_size + 3) / 4;
   const auto part = static_cast<int32_t>(blockIdx.y);
   const auto begin = static_cast<int32_t>(static_cast<int64_t>(fours) * part / parts * 4);

@@ -14,7 +14,7 @@ struct SampleRow {
   uint64_t stream = 0;             // of random numbers, for this output
   double inverse_temperature = 0;  // 0 = greedy
   int32_t slot = 0;
-  int32_t elsewhere = 0;  // 1: left to SampleWhole (sample_whole.h)
+  int32_t padding = 0;
 };
 struct SampledToken {
   int32_t token_id = -1;

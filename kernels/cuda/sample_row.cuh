@@ -13,7 +13,7 @@ namespace nibble::cuda {
 
 inline constexpr int32_t kRowThreads = 1024;
 inline constexpr int32_t kRowWarps = kRowThreads / 32;
-inline constexpr int32_t kLoads = 4;  // of a thread, in flight
+inline constexpr int32_t kLoads = 8;  // of a thread, in flight
 inline constexpr int32_t kBuckets = kRowThreads;
 inline constexpr int32_t kListMax = kRowThreads;
 
@@ -28,9 +28,8 @@ struct TokenList {
 // the next one.
 struct Shared {
   WholeRow asked;
-  uint32_t low[kBuckets], high[kBuckets];  // sums of weights by bucket, in two words
-  TokenList list;                          // of this block's part
-  TokenList all;                           // of all parts
+  uint2 sums[kBuckets];  // of weights by bucket, in two words
+  TokenList list;        // of all parts
   uint64_t warp_sums[kRowWarps];
   uint4 results[kRowWarps + 1];  // of reductions; the block's stands last
   uint64_t before, cut;
@@ -122,6 +121,7 @@ __device__ T OverRow(const Row& row, T mine, const Take& take) {
   }
   Meet(row);
   T total = *OfPart(row, results + kRowWarps, 0);
+#pragma unroll 1
   for (int32_t part = 1; part < row.parts; ++part) {
     take(&total, *OfPart(row, results + kRowWarps, part));
   }

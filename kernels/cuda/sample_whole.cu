@@ -22,29 +22,44 @@ __device__ __forceinline__ uint32_t LogitKey(float logit) {
   const uint32_t bits = __float_as_uint(logit + 0.0f);
   return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
 }
+__device__ __forceinline__ float LogitOf(uint32_t key) {
+  return __uint_as_float((key >> 31) != 0 ? key : ~key & 0x7fffffffu);
+}
 __device__ __forceinline__ uint64_t PlaceOf(uint32_t key, int32_t token) {
   return static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(token);
 }
 
 // What filters have left of a row's tokens.
 struct Kept {
-  float largest = 0;    // logit
-  float scale = 1;      // 1 / temperature
-  uint64_t cut = kAll;  // the last place by falling logit
-  bool typical = false;
-  float mean_gap = 0;
+  float largest = 0;  // logit
+  float scale = 1;    // 1 / temperature
+  // Tokens with a larger gap are out: by far the most, and at once. The first number below the
+  // reach of weights.
+  float gap_limit = 20.999998f;
+  bool cut_further = false;     // by what follows
+  uint64_t cut = kAll;          // the last place by falling logit
   uint64_t typical_cut = kAll;  // the last place by distance
+  float mean_gap = 0;
+  bool typical = false;
   uint32_t least_weight = 0;
 
   __device__ __forceinline__ float Gap(float logit) const { return (largest - logit) * scale; }
   __device__ __forceinline__ float Distance(float gap) const { return fabsf(gap - mean_gap); }
   __device__ __forceinline__ bool Has(int32_t token, float logit, float gap) const {
-    if (!(gap < kWeightReach)) return false;
+    if (!(gap <= gap_limit)) return false;
+    if (!cut_further) return true;
     if (PlaceOf(LogitKey(logit), token) > cut) return false;
     if (typical && PlaceOf(__float_as_uint(Distance(gap)), token) > typical_cut) return false;
     return least_weight == 0 || WeightUnits(gap) >= least_weight;
   }
+  __device__ __forceinline__ void CutAt(uint64_t place) {
+    if (place >= cut) return;
+    cut = place;
+    gap_limit = fminf(gap_limit, Gap(LogitOf(static_cast<uint32_t>(place >> 32))));
+    cut_further = true;
+  }
 };
+static_assert(kWeightReach == 21.0f);
 
 // The order in which tokens are kept, and what counts towards the share of them.
 enum class Order { kRawLogits, kLogits, kWeighedLogits, kWeighedDistances };
@@ -56,17 +71,18 @@ struct Item {
   uint32_t weight = 1;
 };
 
+__device__ __forceinline__ float LevelOf(const Kept& kept, Order order, float gap) {
+  return order == Order::kWeighedDistances ? kept.Distance(gap) : gap;
+}
+
 __device__ __forceinline__ Item ItemOf(const Kept& kept, Order order, int32_t token, float value) {
-  if (order == Order::kRawLogits) {
-    return {.in = true, .level = kept.largest - value, .key = LogitKey(value), .weight = 1};
-  }
   const float gap = kept.Gap(value);
+  if (order == Order::kRawLogits) return {.in = true, .level = gap, .key = LogitKey(value)};
   if (!kept.Has(token, value, gap)) return {};
-  const bool distances = order == Order::kWeighedDistances;
-  const float level = distances ? kept.Distance(gap) : gap;
+  const float level = LevelOf(kept, order, gap);
   return {.in = true,
           .level = level,
-          .key = distances ? __float_as_uint(level) : LogitKey(value),
+          .key = order == Order::kWeighedDistances ? __float_as_uint(level) : LogitKey(value),
           .weight = order == Order::kLogits ? 1 : WeightUnits(gap)};
 }
 
@@ -81,15 +97,13 @@ struct Range {
     constexpr float kScale = kBuckets / kWeightReach;
     return static_cast<int32_t>(fminf(level * kScale, kBuckets - 1));
   }
-  __device__ __forceinline__ bool Has(const Item& item, uint64_t place) const {
-    return item.in && (level_bucket < 0 || LevelBucket(item.level) == level_bucket) &&
-           (shift == 64 || place >> shift == prefix);
+  __device__ __forceinline__ bool Has(uint64_t place) const {
+    return shift == 64 || place >> shift == prefix;
   }
   __device__ __forceinline__ int32_t NextShift() const {
     return shift > kBucketBits ? shift - kBucketBits : 0;
   }
-  __device__ __forceinline__ int32_t BucketOf(const Item& item, uint64_t place) const {
-    if (level_bucket < 0) return LevelBucket(item.level);
+  __device__ __forceinline__ int32_t BucketOf(uint64_t place) const {
     return static_cast<int32_t>(place >> NextShift() & ((1u << (shift - NextShift())) - 1));
   }
   __device__ __forceinline__ void Narrow(int32_t bucket) {
@@ -106,15 +120,19 @@ struct Range {
 // Sums of weights by bucket, of this block's part.
 __device__ void FillBuckets(const Row& row, const Kept& kept, Order order, const Range& range) {
   Shared& shared = Block();
-  shared.low[threadIdx.x] = shared.high[threadIdx.x] = 0;  // a thread for each
+  shared.sums[threadIdx.x] = make_uint2(0, 0);  // a thread for each
   __syncthreads();
   ForEach(row, order == Order::kRawLogits, [&](int32_t token, float value) {
     const Item item = ItemOf(kept, order, token, value);
-    const uint64_t place = PlaceOf(item.key, token);
-    if (!range.Has(item, place)) return;
-    const int32_t bucket = range.BucketOf(item, place);
-    const uint32_t before = atomicAdd(&shared.low[bucket], item.weight);
-    if (before + item.weight < before) atomicAdd(&shared.high[bucket], 1u);
+    if (!item.in) return;
+    int32_t bucket = Range::LevelBucket(item.level);
+    if (range.level_bucket >= 0) {
+      const uint64_t place = PlaceOf(item.key, token);
+      if (bucket != range.level_bucket || !range.Has(place)) return;
+      bucket = range.BucketOf(place);
+    }
+    const uint32_t before = atomicAdd(&shared.sums[bucket].x, item.weight);
+    if (before + item.weight < before) atomicAdd(&shared.sums[bucket].y, 1u);
   });
   Meet(row);
 }
@@ -132,30 +150,36 @@ struct Target {
   }
 };
 
+// Of the warp's threads up to this one.
+__device__ __forceinline__ uint64_t SumUpTo(uint64_t value) {
+  const uint32_t lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
+    const uint64_t other = __shfl_up_sync(0xffffffffu, value, lanes);
+    if (lane >= lanes) value += other;
+  }
+  return value;
+}
+
 // The bucket in which the weights of those before it and its own reach the target, which becomes a
-// number. False, on every thread, where they don't.
+// number. False, on every thread, where they don't. Empties the lists of all parts.
 __device__ bool FindBucket(const Row& row, uint64_t before, Target* target_out) {
   Shared& shared = Block();
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint64_t own = 0;  // of bucket threadIdx.x
-  for (int32_t part = 0; part < row.parts; ++part) {
-    own += static_cast<uint64_t>(*OfPart(row, &shared.high[threadIdx.x], part)) << 32;
-    own += *OfPart(row, &shared.low[threadIdx.x], part);
-  }
-  uint64_t sum = own;  // of the warp's threads up to this one
-#pragma unroll
-  for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-    const uint64_t other = __shfl_up_sync(0xffffffffu, sum, lanes);
-    if (lane >= lanes) sum += other;
-  }
-  if (lane == 31) shared.warp_sums[warp] = sum;
-  __syncthreads();
-  uint64_t total = 0, warps_before = 0;
 #pragma unroll 4
-  for (uint32_t i = 0; i < kRowWarps; ++i) {
-    if (i == warp) warps_before = total;
-    total += shared.warp_sums[i];
+  for (int32_t part = 0; part < row.parts; ++part) {
+    const uint2 sums = *OfPart(row, &shared.sums[threadIdx.x], part);
+    own += static_cast<uint64_t>(sums.y) << 32 | sums.x;
   }
+  const uint64_t sum = SumUpTo(own);  // of the warp
+  if (lane == 31) shared.warp_sums[warp] = sum;
+  if (threadIdx.x == 0) shared.list.count = 0;
+  __syncthreads();
+  const uint64_t warps = SumUpTo(shared.warp_sums[lane]);
+  const uint64_t total = __shfl_sync(0xffffffffu, warps, 31);
+  const uint64_t warps_before =
+      warp == 0 ? 0 : __shfl_sync(0xffffffffu, warps, static_cast<int32_t>(warp) - 1);
   const uint64_t target = target_out->Of(total);
   *target_out = {.weight = target};
   const uint64_t end = before + warps_before + sum;
@@ -167,33 +191,26 @@ __device__ bool FindBucket(const Row& row, uint64_t before, Target* target_out) 
   return before + total >= target;
 }
 
-// The row's tokens that `wanted` gives, in no order, as far as there is room; how many there are.
+// The row's tokens that `wanted` gives, in no order, as far as there is room, in the list of each
+// part; how many there are. REQUIRES: empty lists.
 template <typename Wanted>
 __device__ int32_t Gather(const Row& row, Order order, const Wanted& wanted) {
-  Shared& shared = Block();
-  if (threadIdx.x == 0) shared.list.count = 0;
-  __syncthreads();
+  TokenList* mine = &Block().list;
   ForEach(row, order == Order::kRawLogits, [&](int32_t token, float value) {
     uint64_t place;
     uint32_t weight;
     if (!wanted(token, value, &place, &weight)) return;
-    const int32_t at = atomicAdd(&shared.list.count, 1);
-    if (at >= kListMax) return;
-    shared.list.places[at] = place;
-    shared.list.weights[at] = weight;
+#pragma unroll 1
+    for (int32_t part = 0; part < row.parts; ++part) {
+      auto* list = const_cast<TokenList*>(OfPart(row, mine, part));
+      const int32_t at = atomicAdd(&list->count, 1);
+      if (at >= kListMax) continue;
+      list->places[at] = place;
+      list->weights[at] = weight;
+    }
   });
   Meet(row);
-  int32_t total = 0;
-  for (int32_t part = 0; part < row.parts; ++part) {
-    const int32_t count = *OfPart(row, &shared.list.count, part);
-    for (int32_t i = threadIdx.x; i < count && total + i < kListMax; i += kRowThreads) {
-      shared.all.places[total + i] = *OfPart(row, &shared.list.places[i], part);
-      shared.all.weights[total + i] = *OfPart(row, &shared.list.weights[i], part);
-    }
-    total += count;
-  }
-  Meet(row);
-  return total;
+  return mine->count;
 }
 
 // The place of the first token, in `order`, with which the weights of all up to it reach the
@@ -209,19 +226,21 @@ __device__ __noinline__ uint64_t FindCut(const Row row, const Kept kept, Order o
     before = shared.before;
     range.Narrow(shared.bucket);
     count = Gather(row, order, [&](int32_t token, float value, uint64_t* place, uint32_t* weight) {
+      const float level = LevelOf(kept, order, kept.Gap(value));
+      if (Range::LevelBucket(level) != range.level_bucket) return false;
       const Item item = ItemOf(kept, order, token, value);
       *place = PlaceOf(item.key, token);
       *weight = item.weight;
-      return range.Has(item, *place);
+      return item.in && range.Has(*place);
     });
   } while (count > kListMax);
   const uint64_t target = goal.weight;
   if (static_cast<int32_t>(threadIdx.x) < count) {
-    const uint64_t place = shared.all.places[threadIdx.x];
-    const uint32_t weight = shared.all.weights[threadIdx.x];
+    const uint64_t place = shared.list.places[threadIdx.x];
+    const uint32_t weight = shared.list.weights[threadIdx.x];
     uint64_t sum = before;
     for (int32_t i = 0; i < count; ++i) {
-      if (shared.all.places[i] <= place) sum += shared.all.weights[i];
+      if (shared.list.places[i] <= place) sum += shared.list.weights[i];
     }
     if (sum >= target && sum - weight < target) shared.cut = place;
   }
@@ -250,7 +269,7 @@ __device__ void KeepTypical(const Row& row, Kept* kept) {
       static_cast<float>(static_cast<double>(sums.gaps) / static_cast<double>(sums.weights));
   kept->typical_cut =
       FindCut(row, *kept, Order::kWeighedDistances, {.share = row.asked().typical_p});
-  kept->typical = true;
+  kept->typical = kept->cut_further = true;
 }
 
 __device__ void KeepMinP(const Row& row, Kept* kept) {
@@ -265,6 +284,7 @@ __device__ void KeepMinP(const Row& row, Kept* kept) {
   }
   kept->least_weight = static_cast<uint32_t>(
       ceil(static_cast<double>(row.asked().min_p) * static_cast<double>(best)));
+  kept->cut_further = true;
 }
 
 __device__ __forceinline__ bool HasFilters(const WholeRow& asked) {
@@ -274,11 +294,12 @@ __device__ __forceinline__ bool HasFilters(const WholeRow& asked) {
 __device__ void Filter(const Row& row, Kept* kept) {
   const WholeRow& asked = row.asked();
   if (asked.top_k > 0) {
-    kept->cut = FindCut(row, *kept, Order::kLogits, {.weight = static_cast<uint64_t>(asked.top_k)});
+    kept->CutAt(
+        FindCut(row, *kept, Order::kLogits, {.weight = static_cast<uint64_t>(asked.top_k)}));
   }
   if (asked.typical_p < 1) KeepTypical(row, kept);
   if (asked.top_p < 1) {
-    kept->cut = min(kept->cut, FindCut(row, *kept, Order::kWeighedLogits, {.share = asked.top_p}));
+    kept->CutAt(FindCut(row, *kept, Order::kWeighedLogits, {.share = asked.top_p}));
   }
   if (asked.min_p > 0) KeepMinP(row, kept);
 }
@@ -367,16 +388,20 @@ __device__ void WriteTop(const Row& row, float largest, double log_sum_exp, RowL
   kept.largest = largest;
   const uint64_t cut = FindCut(row, kept, Order::kRawLogits,
                                {.weight = static_cast<uint64_t>(row.asked().logprobs)});
-  const int32_t count = Gather(row, Order::kRawLogits,
-                               [&](int32_t token, float raw, uint64_t* place, uint32_t* weight) {
-                                 *place = PlaceOf(LogitKey(raw), token);
-                                 *weight = 1;
-                                 return *place <= cut;
-                               });
+  const float least = LogitOf(static_cast<uint32_t>(cut >> 32));
+  if (threadIdx.x == 0) Block().list.count = 0;
+  Meet(row);
+  const auto wanted = [&](int32_t token, float raw, uint64_t* place, uint32_t* weight) {
+    if (raw < least) return false;
+    *place = PlaceOf(LogitKey(raw), token);
+    *weight = 1;
+    return *place <= cut;
+  };
+  const int32_t count = Gather(row, Order::kRawLogits, wanted);
   if (row.part != 0 || static_cast<int32_t>(threadIdx.x) >= count) return;
-  const uint64_t place = Block().all.places[threadIdx.x];
+  const uint64_t place = Block().list.places[threadIdx.x];
   int32_t rank = 0;
-  for (int32_t i = 0; i < count; ++i) rank += Block().all.places[i] < place ? 1 : 0;
+  for (int32_t i = 0; i < count; ++i) rank += Block().list.places[i] < place ? 1 : 0;
   const auto token = static_cast<int32_t>(place & 0xffffffffu);
   out->token_ids[rank] = token;
   out->logprobs[rank] = static_cast<float>(static_cast<double>(row.logits[token]) - log_sum_exp);

@@ -61,11 +61,10 @@ void Time(int32_t vocab, int32_t count, const Timed& timed) {
     is_plain = rows.IsPlain(sequence, 0);
     if (!is_plain) rows.Add(plan, sequence, slot, 300);
     const float temperature = timed.params.temperature;
-    plain.push_back(
-        {.stream = static_cast<uint64_t>(slot),
-         .inverse_temperature = temperature > 0 ? 1.0 / static_cast<double>(temperature) : 0,
-         .slot = slot,
-         .elsewhere = is_plain ? 0 : 1});
+    plain.push_back({.stream = static_cast<uint64_t>(slot),
+                     .inverse_temperature =
+                         is_plain && temperature > 0 ? 1.0 / static_cast<double>(temperature) : 0,
+                     .slot = slot});
   }
   const WholeRows::Lists& lists = rows.lists();
   const auto size = static_cast<size_t>(count) * static_cast<size_t>(vocab);

@@ -201,11 +201,14 @@ void StepInputs::AddRows(const step::StepPlan& plan, int32_t index) {
     const auto output = static_cast<uint64_t>(slot.outputs + draft);
     rows_.push_back(
         {.sequence = index, .draft = draft, .whole = whole, .logprob_row = first_logprobs + draft});
-    sample_rows_.push_back(
-        {.stream = slot.inverse_temperature > 0 ? OutputStream(slot.seed, output) : 0,
-         .inverse_temperature = slot.inverse_temperature,
-         .slot = sequence.slot,
-         .elsewhere = whole ? 1 : 0});
+    if (whole) {  // the step's own sampler gives its best token to nobody
+      sample_rows_.push_back({.slot = limits_.max_slots});
+    } else {
+      sample_rows_.push_back(
+          {.stream = slot.inverse_temperature > 0 ? OutputStream(slot.seed, output) : 0,
+           .inverse_temperature = slot.inverse_temperature,
+           .slot = sequence.slot});
+    }
     row_tokens_.push_back(static_cast<int32_t>(token_ids_.size()) - sequence.sample_count + draft);
   }
   slot.sampled = true;

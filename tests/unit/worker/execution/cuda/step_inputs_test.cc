@@ -164,7 +164,7 @@ TEST(StepInputsTest, WhatAsksForMoreThanItsBestTokenIsSampledElsewhere) {
   EXPECT_TRUE(inputs.rows()[0].whole);
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   const auto memory = Written(inputs, offsets);
-  EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 1)[0].elsewhere, 1);
+  EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 1)[0].slot, kLimits.max_slots);
   const auto whole = Part<cuda::WholeRow>(memory, offsets.whole_rows, 1);
   EXPECT_EQ(whole[0].top_p, 0.9f);
   EXPECT_EQ(whole[0].stream, OutputStream(5, 0));
