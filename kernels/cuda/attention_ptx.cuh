@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/cuda/ptx.cuh"
 
@@ -28,6 +29,35 @@ __device__ __forceinline__ uint4 LoadRelaxed(const uint4* global) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(global)
                : "memory");
+  return value;
+}
+
+// What an earlier kernel wrote, or what may not be there at all: stays behind the waits and the
+// questions before it. (__ldcg does not: the compiler may make it early, and has.)
+template <typename T>
+__device__ __forceinline__ T LoadInOrder(const T* global) {
+  T value;
+  if constexpr (sizeof(T) == 2) {
+    uint16_t bits;
+    asm volatile("ld.global.cg.b16 %0, [%1];" : "=h"(bits) : "l"(global) : "memory");
+    memcpy(&value, &bits, sizeof(value));
+  } else if constexpr (sizeof(T) == 4) {
+    uint32_t bits;
+    asm volatile("ld.global.cg.b32 %0, [%1];" : "=r"(bits) : "l"(global) : "memory");
+    memcpy(&value, &bits, sizeof(value));
+  } else if constexpr (sizeof(T) == 8) {
+    uint64_t bits;
+    asm volatile("ld.global.cg.b64 %0, [%1];" : "=l"(bits) : "l"(global) : "memory");
+    memcpy(&value, &bits, sizeof(value));
+  } else {
+    static_assert(sizeof(T) == sizeof(uint4));
+    uint32_t bits[4];
+    asm volatile("ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "l"(global)
+                 : "memory");
+    memcpy(&value, bits, sizeof(value));
+  }
   return value;
 }
 

@@ -237,15 +237,9 @@ struct RawPart {
 
   __device__ __forceinline__ void Load(const half* head, int32_t lane) {
     if (!Part::Active(lane)) return;
-    low = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer));
-    high = __ldcg(reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer));
-  }
-  // What no kernel writes. The compiler moves __ldcg before the question whether there is anything
-  // to load; an ordinary load stays behind it.
-  __device__ __forceinline__ void LoadConstant(const half* head, int32_t lane) {
-    if (!Part::Active(lane)) return;
-    low = *reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer);
-    high = *reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer);
+    low = LoadInOrder(reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer));
+    high =
+        LoadInOrder(reinterpret_cast<const typename Part::Raw*>(head + kD / 2 + lane * Part::kPer));
   }
   // The sum of the head's parts, several asked for at a time, rounded as the whole would be.
   __device__ __forceinline__ void LoadSum(const AttentionRotation& rotation, const float* head,
@@ -259,8 +253,8 @@ struct RawPart {
       for (int32_t i = 0; i < 4; ++i) {
         if (first + i >= rotation.part_count) continue;
         const float* from = head + (first + i) * rotation.part_stride + lane * Part::kPer;
-        parts[i][0] = __ldcg(reinterpret_cast<const Floats*>(from));
-        parts[i][1] = __ldcg(reinterpret_cast<const Floats*>(from + kD / 2));
+        parts[i][0] = LoadInOrder(reinterpret_cast<const Floats*>(from));
+        parts[i][1] = LoadInOrder(reinterpret_cast<const Floats*>(from + kD / 2));
       }
 #pragma unroll
       for (const auto& part : parts) {
@@ -287,7 +281,7 @@ template <int32_t kD>
 __device__ __forceinline__ void Norm(const half* weight, float epsilon, int32_t lane,
                                      HeadPart<kD>* x) {
   RawPart<kD> raw;
-  raw.LoadConstant(weight, lane);
+  raw.Load(weight, lane);
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < x->kPer; ++i) squares += x->low[i] * x->low[i] + x->high[i] * x->high[i];
@@ -404,7 +398,7 @@ __device__ __forceinline__ void TakeQueries(const AttentionParams& p, const Item
     const int32_t head = item.kv_head * group + row % group;
     const half* from = p.q + (item.first_row + row / group) * p.q_stride + head * S::kD + chunk * 8;
     *reinterpret_cast<uint4*>(shared.queries + row * S::kQueryStride + chunk * 8) =
-        __ldcg(reinterpret_cast<const uint4*>(from));
+        LoadInOrder(reinterpret_cast<const uint4*>(from));
   }
 }
 
