@@ -256,7 +256,7 @@ class GroupsTest(st.StreamChecks, harness.ModelTestCase):
     def test_slow_and_dead_readers_hold_up_nobody(self):
         import grpc  # pylint: disable=import-outside-toplevel
         others = self.start_streams()
-        slow = self.open(2, options=SMALL_WINDOW, pause=0.03, alternatives=5)
+        slow = self.open(2, options=SMALL_WINDOW, pause=0.1, alternatives=5)
         dead = self.open(4, 800, options=SMALL_WINDOW, pause=3 * STALL_SECONDS, alternatives=20)
         self.check_all_ok(others, TOKENS)
         self.check_all_ok(slow, TOKENS)  # late, but every token
