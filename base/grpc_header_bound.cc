@@ -29,9 +29,11 @@ struct grpc_transport;
 namespace grpc_core {
 class ChannelArgs;
 }
+// NOLINTBEGIN(readability-identifier-naming): they are gRPC's names
 grpc_transport* grpc_create_chttp2_transport(const grpc_core::ChannelArgs& arguments,
                                              grpc_endpoint* endpoint, bool is_client);
 absl::Status grpc_chttp2_perform_read(grpc_chttp2_transport* transport, const grpc_slice& bytes);
+// NOLINTEND(readability-identifier-naming)
 
 namespace nibble {
 namespace {

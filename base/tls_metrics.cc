@@ -42,8 +42,10 @@ std::vector<prometheus::MetricFamily> TlsMetrics::Collect() const {
                MetricType::Gauge);
   Family expires("nibble_tls_expiry_timestamp_seconds",
                  "When what is in use expires, in seconds of the Unix epoch.", MetricType::Gauge);
-  for (const auto& [use, stats] : uses_) {
+  for (const Use& one : uses_) {
+    const TlsStats* const stats = one.stats;
     if (!InUse(*stats)) continue;
+    const std::string& use = one.label;
     reloads.Add(use, "result", "ok", static_cast<double>(stats->reloads_ok.Get()));
     reloads.Add(use, "result", "failed", static_cast<double>(stats->reloads_failed.Get()));
     stale.Add(use, nullptr, nullptr, static_cast<double>(stats->stale.Get()));
