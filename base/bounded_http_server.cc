@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -19,6 +20,9 @@ namespace {
 constexpr std::string_view kTooLong =
     "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: "
     "0\r\n\r\n";
+
+// A reader that takes a little now and then holds a thread no longer than this.
+constexpr int kAnswerStalls = 5;
 
 class BoundedStream final : public httplib::Stream {
  public:
@@ -79,8 +83,10 @@ class BoundedStream final : public httplib::Stream {
   }
 
   bool Send(std::string_view bytes) {
+    if (!answer_until_) answer_until_ = SteadyClock().Now() + kAnswerStalls * stall_;
     while (!bytes.empty()) {
-      if (!Wait(POLLOUT, stall_)) return false;
+      const Duration left = *answer_until_ - SteadyClock().Now();
+      if (!Wait(POLLOUT, std::min(stall_, left))) return false;
       const ssize_t count =
           ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
@@ -93,7 +99,8 @@ class BoundedStream final : public httplib::Stream {
   const int socket_;
   size_t left_;  // bytes that may still be received
   const Duration stall_;
-  const Deadline until_;  // of the whole request
+  const Deadline until_;                  // of the whole request
+  std::optional<Deadline> answer_until_;  // of the whole answer
   bool too_long_ = false;
   std::array<char, 4096> buffer_;
   size_t begin_ = 0;

@@ -13,7 +13,8 @@ namespace nibble {
 
 // One request a connection. Past `request_bytes` (line, fields and body together) a connection is
 // answered 431 and closed, whatever else is on its way; one whose request is not there in whole
-// after `stall`, or that takes no byte of its answer for as long, is closed.
+// after `stall`, that takes no byte of its answer for as long, or not the whole of it within five
+// times that, is closed.
 class BoundedHttpServer final : public httplib::Server {
  public:
   BoundedHttpServer(size_t request_bytes, Duration stall)

@@ -42,7 +42,8 @@ namespace {
 struct Connections {
   std::atomic<size_t> bytes_max{0};  // 0: no bound
   absl::Mutex mutex;
-  // By transport; an entry of one that has gone stays until its address is used again.
+  // By transport. Nothing of the library's says that one has gone: its entry stays until the heap
+  // gives its address to the next, so there are hardly more than there were connections at once.
   absl::flat_hash_map<const void*, std::unique_ptr<HeaderBlocks>> servers ABSL_GUARDED_BY(mutex);
 };
 
@@ -79,7 +80,9 @@ HeaderBlocks* Find(const void* transport) {
 
 }  // namespace
 
-void BoundGrpcHeaderBlocks(size_t bytes) { TheConnections().bytes_max.store(bytes); }
+void BoundGrpcHeaderBlocks(size_t metadata_bytes) {
+  TheConnections().bytes_max.store(2 * metadata_bytes);
+}
 
 }  // namespace nibble
 
@@ -106,7 +109,7 @@ absl::Status grpc_chttp2_perform_read(grpc_chttp2_transport* transport, const gr
 
 namespace nibble {
 
-void BoundGrpcHeaderBlocks(size_t /*bytes*/) {}
+void BoundGrpcHeaderBlocks(size_t /*metadata_bytes*/) {}
 
 }  // namespace nibble
 

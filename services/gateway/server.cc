@@ -24,7 +24,6 @@ namespace {
 
 constexpr Duration kPoll = std::chrono::milliseconds(10);
 constexpr Duration kFlush = std::chrono::milliseconds(500);  // for statuses of calls that were cut
-constexpr size_t kEncodedPerMetadataByte = 2;                // more than any client's encoder takes
 constexpr Duration kLive = std::chrono::seconds(5);          // the ticker's longest silence
 
 std::string Today() {
@@ -100,8 +99,7 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(GatewayOptio
   google::protobuf::SetLogHandler(nullptr);
   const Clock* clock = options.clock == nullptr ? &kSteady : options.clock;
   std::unique_ptr<GatewayServer> server(new GatewayServer(WithDefaults(std::move(options)), clock));
-  BoundGrpcHeaderBlocks(kEncodedPerMetadataByte *
-                        static_cast<size_t>(server->options_.limits.metadata_bytes));
+  BoundGrpcHeaderBlocks(static_cast<size_t>(server->options_.limits.metadata_bytes));
   RETURN_IF_ERROR(server->OpenTls());
   RETURN_IF_ERROR(server->ConnectGroups());
   if (const std::string& keys = server->options_.keys_file; !keys.empty()) {

@@ -64,4 +64,33 @@ RawExchange SendRaw(const std::string& address, const std::string& begin, const 
   return exchange;
 }
 
+RawExchange Drip(const std::string& address, const std::string& byte,
+                 std::chrono::milliseconds every) {
+  RawExchange exchange;
+  const OwnedFd connection = Connect(address);
+  const auto from = std::chrono::steady_clock::now();
+  while (exchange.took < std::chrono::milliseconds(kLastWaitMs)) {
+    const ssize_t count = ::send(connection.get(), byte.data(), byte.size(), MSG_NOSIGNAL);
+    if (count > 0) exchange.sent += static_cast<size_t>(count);
+    pollfd entry = {.fd = connection.get(), .events = POLLIN, .revents = 0};
+    const bool readable = ::poll(&entry, 1, static_cast<int>(every.count())) > 0;
+    exchange.took = std::chrono::steady_clock::now() - from;
+    if (readable && !ReadSome(connection.get(), &exchange.got)) {
+      exchange.closed = true;
+      break;
+    }
+  }
+  return exchange;
+}
+
+std::string Http2Frame(uint8_t type, uint8_t flags, uint8_t stream, const std::string& payload) {
+  const size_t size = payload.size();
+  std::string frame;
+  for (const size_t byte : {size >> 16, size >> 8, size, size_t{type}, size_t{flags}, size_t{0},
+                            size_t{0}, size_t{0}, size_t{stream}}) {
+    frame.push_back(static_cast<char>(byte));
+  }
+  return frame + payload;
+}
+
 }  // namespace nibble::testing

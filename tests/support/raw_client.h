@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace nibble::testing {
@@ -18,5 +19,13 @@ struct RawExchange {
 // server closes the connection; reads beside that, and then until the end.
 [[nodiscard]] RawExchange SendRaw(const std::string& address, const std::string& begin,
                                   const std::string& again, size_t bytes);
+
+// Sends host:port `byte` every so often and nothing else, until the server closes the connection.
+[[nodiscard]] RawExchange Drip(const std::string& address, const std::string& byte,
+                               std::chrono::milliseconds every);
+
+// A frame of HTTP/2 (RFC 9113, 4.1), by hand: clients' libraries have bounds of their own.
+[[nodiscard]] std::string Http2Frame(uint8_t type, uint8_t flags, uint8_t stream,
+                                     const std::string& payload);
 
 }  // namespace nibble::testing

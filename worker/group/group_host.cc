@@ -28,7 +28,6 @@ namespace v1 = worker::v1;
 
 constexpr int kMessageBytesMax = 8 << 20;  // a plan is at most 4 MiB
 constexpr int kMetadataBytesMax = 8 << 10;
-constexpr size_t kHeaderBlockBytesMax = 2 * kMetadataBytesMax;  // as they are encoded
 constexpr int kSpareThreads = 16;  // for callers that have not said who they are
 constexpr Duration kHelloTime = std::chrono::seconds(5);
 constexpr Duration kRelayTick = std::chrono::milliseconds(50);
@@ -65,7 +64,7 @@ class Host final : public GroupHost, private v1::GroupService::Service {
   }
 
   absl::Status Listen() {
-    BoundGrpcHeaderBlocks(kHeaderBlockBytesMax);
+    BoundGrpcHeaderBlocks(kMetadataBytesMax);
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(kMessageBytesMax);
     builder.SetMaxSendMessageSize(kMessageBytesMax);

@@ -18,7 +18,6 @@ namespace {
 constexpr int kReceiveBytesMax = 4 << 20;
 constexpr int kSendBytesMax = 64 << 20;
 constexpr int kMetadataBytesMax = 8 << 10;
-constexpr size_t kHeaderBlockBytesMax = 2 * kMetadataBytesMax;  // as they are encoded
 constexpr int kKeepaliveMs = 10'000;
 constexpr int kKeepaliveTimeoutMs = 5'000;
 // Below the gateway's ping interval of 10 s: a server that counts pings as too many closes the
@@ -49,7 +48,7 @@ std::chrono::system_clock::time_point WallTime(Deadline deadline, const Clock& c
 absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   // gRPC replaces a unix socket that is in use without a word.
   RETURN_IF_ERROR(CheckAvailable(options.listen));
-  BoundGrpcHeaderBlocks(kHeaderBlockBytesMax);
+  BoundGrpcHeaderBlocks(kMetadataBytesMax);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 

@@ -178,28 +178,19 @@ TEST_F(BadInputTest, MetadataPastTheTransportsLimitEndsItsConnectionOnly) {
   EXPECT_EQ(workers_[0]->requests().size(), 3U);
 }
 
-// Frames of HTTP/2, written by hand: clients' libraries have bounds of their own.
-std::string Frame(char type, char flags, const std::string& payload) {
-  const size_t size = payload.size();
-  const char stream = type == 4 ? 0 : 1;
-  const std::string header = {static_cast<char>(size >> 16),
-                              static_cast<char>(size >> 8),
-                              static_cast<char>(size),
-                              type,
-                              flags,
-                              0,
-                              0,
-                              0,
-                              stream};
-  return header + payload;
-}
-
 // The encoded headers of a call pass their bound at about 32 KiB and go on for ever. The connection
 // is closed there: within 20 ms (of five tries), before the rest is read, and with nothing kept.
 TEST_F(BadInputTest, HeadersWithoutAnEndAreCutWhereTheyPassTheirBound) {
+  const auto headers = [](const std::string& block) {
+    return nibble::testing::Http2Frame(1, 0, 1, block);
+  };
+  const auto continuation = [](const std::string& block) {
+    return nibble::testing::Http2Frame(9, 0, 1, block);
+  };
   constexpr size_t kBytes = 64 << 20;  // far more than two sockets hold
   constexpr std::chrono::milliseconds kCut{20};
-  const std::string begin = std::string("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") + Frame(4, 0, "");
+  const std::string begin =
+      std::string("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") + nibble::testing::Http2Frame(4, 0, 0, "");
   const std::string name("\x00\x06x-junk", 8);  // a literal, its value to follow
   std::string small;
   for (int i = 0; i < 4000; ++i)
@@ -210,9 +201,9 @@ TEST_F(BadInputTest, HeadersWithoutAnEndAreCutWhereTheyPassTheirBound) {
         4);
   const std::string huge(16 << 10, 'x');
   for (const auto& [first, next] :
-       {std::pair(Frame(1, 0, name + "\x7f\xff\xff\xff\x07"), Frame(9, 0, huge)),  // one of 16 MiB
-        std::pair(Frame(1, 0, ""), Frame(9, 0, small)),  // ever more of them
-        std::pair(Frame(1, 0, ""), Frame(9, 0, ""))}) {  // frames without any
+       {std::pair(headers(name + "\x7f\xff\xff\xff\x07"), continuation(huge)),  // one of 16 MiB
+        std::pair(headers(""), continuation(small)),                            // ever more of them
+        std::pair(headers(""), continuation(""))}) {  // frames without any
     auto quickest = std::chrono::steady_clock::duration::max();
     for (int i = 0; i < 5 && quickest > kCut; ++i) {
       const auto cut = nibble::testing::SendRaw(server_->address(), begin + first, next, kBytes);

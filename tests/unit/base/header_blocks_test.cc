@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "tests/support/raw_client.h"
+
 namespace nibble {
 namespace {
 
@@ -15,17 +17,9 @@ constexpr uint8_t kContinuation = 9;
 constexpr uint8_t kEndHeaders = 4;
 constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+// What its payload reads as would be a frame of headers.
 std::string Frame(uint8_t type, uint8_t flags, size_t bytes) {
-  std::string frame = {static_cast<char>(bytes >> 16),
-                       static_cast<char>(bytes >> 8),
-                       static_cast<char>(bytes),
-                       static_cast<char>(type),
-                       static_cast<char>(flags),
-                       0,
-                       0,
-                       0,
-                       1};
-  return frame + std::string(bytes, '\x01');  // which read as a frame would be one of headers
+  return testing::Http2Frame(type, flags, 1, std::string(bytes, '\x01'));
 }
 
 bool Take(HeaderBlocks* blocks, std::string_view bytes) {

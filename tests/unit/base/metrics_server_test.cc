@@ -99,6 +99,16 @@ TEST(MetricsServer, RequestsWithoutAnEndAreCut) {
   EXPECT_EQ(Get(**server, "/healthz")->status, 200);
 }
 
+// Two seconds are for the whole request, not for each of its bytes.
+TEST(MetricsServer, ARequestThatComesByteByByteIsCut) {
+  const auto server = MetricsServer::Start({.address = "127.0.0.1:0"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto cut = testing::Drip((*server)->address(), "G", std::chrono::milliseconds(100));
+  EXPECT_TRUE(cut.closed);
+  EXPECT_GT(cut.took, std::chrono::seconds(1));
+  EXPECT_LT(cut.took, std::chrono::seconds(6));
+}
+
 TEST(MetricsServer, RefusesAPortThatIsTaken) {
   const auto first = MetricsServer::Start({.address = "127.0.0.1:0"});
   ASSERT_TRUE(first.ok());

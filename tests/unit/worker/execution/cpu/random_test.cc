@@ -31,7 +31,6 @@ TEST(PortableMathTest, LogAgreesWithTheLibrary) {
   EXPECT_EQ(PortableLog(1.0), 0.0);
 }
 
-// The first outputs for seed 1234567, as published with the reference implementation's ports.
 TEST(PortableMathTest, WeightsAgreeWithTheLibrary) {
   EXPECT_EQ(WeightUnits(0), kWeightOne);
   EXPECT_GE(WeightUnits(std::nextafter(kWeightReach, 0.0f)), 1u);
@@ -41,6 +40,7 @@ TEST(PortableMathTest, WeightsAgreeWithTheLibrary) {
   }
 }
 
+// The first outputs for seed 1234567, as published with the reference implementation's ports.
 TEST(RandomTest, ProducesSplitMix64) {
   const std::vector<uint64_t> published = {6457827717110365317u, 3203168211198807973u,
                                            9817491932198370423u, 4593380528125082431u,
