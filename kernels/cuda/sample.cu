@@ -20,12 +20,10 @@ using Best = SamplePart;
 
 __device__ __forceinline__ void Take(Best* best, const Best& other) {
   best->non_finite |= other.non_finite;
-  if (other.token_id < 0) return;
-  if (best->token_id < 0 || other.score > best->score ||
-      (other.score == best->score && other.token_id < best->token_id)) {
-    best->score = other.score;
-    best->token_id = other.token_id;
-  }
+  TakeBetter(best, other, [](Best* a, const Best& b) {
+    a->score = b.score;
+    a->token_id = b.token_id;
+  });
 }
 
 __device__ __forceinline__ Best WarpBest(Best best) {

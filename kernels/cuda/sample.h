@@ -41,8 +41,10 @@ struct SampleParams {
   const SampleRow* rows = nullptr;  // [count]
   int32_t count = 0;
   int32_t vocab_size = 0;
-  SampledToken* sampled = nullptr;   // [count]
-  int32_t* last_tokens = nullptr;    // [slots]: the row's slot gets its token
+  SampledToken* sampled = nullptr;  // [count]
+  // [slots + 1]: the row's slot gets its token. The last is that of rows whose token nobody is to
+  // get here (padding, and what SampleWhole samples again): several write to it, nobody reads it.
+  int32_t* last_tokens = nullptr;
   SampleScratch* scratch = nullptr;  // nullptr: one block a row
 };
 [[nodiscard]] cudaError_t Sample(const SampleParams& params, const LaunchOptions& options);

@@ -108,4 +108,15 @@ __device__ __forceinline__ bool StaysBehind(double gap, uint64_t bits, const uin
   return gap > kGumbelMax || (gap >= 1 && bits < bounds[static_cast<int32_t>(gap)]);
 }
 
+// Calls take(best, other) where `other` is the one of two scored tokens that is sampled. A token_id
+// below 0: none.
+template <typename Scored, typename Take>
+__device__ __forceinline__ void TakeBetter(Scored* best, const Scored& other, const Take& take) {
+  if (other.token_id < 0) return;
+  if (best->token_id < 0 || other.score > best->score ||
+      (other.score == best->score && other.token_id < best->token_id)) {
+    take(best, other);
+  }
+}
+
 }  // namespace nibble::cuda

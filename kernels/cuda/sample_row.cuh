@@ -25,7 +25,8 @@ struct TokenList {
 };
 
 // Of a block. What the others of the cluster read is written before one Meet and not again before
-// the next one.
+// the next one. `list` alone is filled by all parts: between the Meet that follows its emptying
+// (FindBucket's) and Gather's.
 struct Shared {
   WholeRow asked;
   uint2 sums[kBuckets];  // of weights by bucket, in two words
@@ -79,10 +80,10 @@ __device__ __forceinline__ void Meet(const Row& row) {
 
 // Where `mine` lies in the shared memory of another of the row's blocks.
 template <typename T>
-__device__ __forceinline__ const T* OfPart(const Row& row, const T* mine, int32_t part) {
+__device__ __forceinline__ T* OfPart(const Row& row, T* mine, int32_t part) {
 #if __CUDA_ARCH__ >= 900
   if (row.parts > 1) {
-    const T* theirs;
+    T* theirs;
     asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(part));
     return theirs;
   }

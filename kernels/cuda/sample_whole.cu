@@ -202,7 +202,7 @@ __device__ int32_t Gather(const Row& row, Order order, const Wanted& wanted) {
     if (!wanted(token, value, &place, &weight)) return;
 #pragma unroll 1
     for (int32_t part = 0; part < row.parts; ++part) {
-      auto* list = const_cast<TokenList*>(OfPart(row, mine, part));
+      TokenList* list = OfPart(row, mine, part);
       const int32_t at = atomicAdd(&list->count, 1);
       if (at >= kListMax) continue;
       list->places[at] = place;
@@ -311,11 +311,7 @@ struct Best {
   int32_t padding = 0;
 };
 __device__ __forceinline__ void Take(Best* best, const Best& other) {
-  if (other.token_id < 0) return;
-  if (best->token_id < 0 || other.score > best->score ||
-      (other.score == best->score && other.token_id < best->token_id)) {
-    *best = other;
-  }
+  TakeBetter(best, other, [](Best* a, const Best& b) { *a = b; });
 }
 
 __device__ int32_t Draw(const Row& row, const Kept& kept, int32_t likeliest, bool filtered) {
