@@ -331,41 +331,44 @@ __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>&
   StoreItem(p, item, low, high, factors, scales);
 }
 
-// All that can be known of what this warp has to finish before the sums are there.
+// What this thread has to finish of the rounds of its block.
 template <typename S>
-__device__ __forceinline__ void AimAtRound(const W4DecodeParams& p, const Rounds<S>& rounds,
-                                           int32_t round, int32_t warp, int32_t lane,
-                                           int32_t tile_count, Item* item) {
-  const int32_t turn = rounds.Turn(round, warp);
-  if (turn >= rounds.Finishers()) return;
-  if (p.output != DecodeOutput::kAddResidual) {
-    *item = MakeItem<S>(p, rounds, round, turn * 32 + lane, tile_count);
-  }
-  item->Aim(p);
-}
+struct Finisher {
+  const W4DecodeParams& p;
+  const Rounds<S>& rounds;
+  int32_t warp, lane;
+  int32_t tile_count;  // of the block
+  const float* factors;
+  const float* scales;
 
-// What this warp has to finish of a round, when all have left their sums of it.
-template <typename S>
-__device__ __forceinline__ void FinishRound(const W4DecodeParams& p, const Rounds<S>& rounds,
-                                            int32_t round, int32_t warp, int32_t lane,
-                                            int32_t tile_count, Item* item, const float* factors,
-                                            const float* scales) {
-  const int32_t turn = rounds.Turn(round, warp);
-  if (turn >= rounds.Finishers()) return;
-  rounds.AwaitAll(round);
-#pragma unroll
-  for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
-    const int32_t part = turn + i * kWarps;
-    if (part >= rounds.Finishers()) break;
-    if (i > 0) {
-      *item = MakeItem<S>(p, rounds, round, part * 32 + lane, tile_count);
-      item->Aim(p);
-      item->Prefetch(p);
+  // All that can be known of it before the sums are there.
+  __device__ __forceinline__ void Aim(int32_t round, Item* item) const {
+    const int32_t turn = rounds.Turn(round, warp);
+    if (turn >= rounds.Finishers()) return;
+    if (p.output != DecodeOutput::kAddResidual) {
+      *item = MakeItem<S>(p, rounds, round, turn * 32 + lane, tile_count);
     }
-    Finish<S>(p, rounds, round, *item, factors, scales);
+    item->Aim(p);
   }
-  rounds.Free(round, lane);
-}
+  // When all have left their sums of the round.
+  __device__ __forceinline__ void Complete(int32_t round, Item* item) const {
+    const int32_t turn = rounds.Turn(round, warp);
+    if (turn >= rounds.Finishers()) return;
+    rounds.AwaitAll(round);
+#pragma unroll
+    for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
+      const int32_t part = turn + i * kWarps;
+      if (part >= rounds.Finishers()) break;
+      if (i > 0) {
+        *item = MakeItem<S>(p, rounds, round, part * 32 + lane, tile_count);
+        item->Aim(p);
+        item->Prefetch(p);
+      }
+      Finish<S>(p, rounds, round, *item, factors, scales);
+    }
+    rounds.Free(round, lane);
+  }
+};
 
 template <typename S>
 __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRange& range,
@@ -437,6 +440,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   x.PutAside(lane);
   __syncwarp();
   Item item;
+  const Finisher<S> finisher{p, rounds, warp, lane, tile_count, factors, scales};
   const int32_t round_count = (tile_count + rounds.tiles - 1) / rounds.tiles;
   for (int32_t round = 0; round < round_count + Rounds<S>::kLag; ++round) {
     if (round < round_count) {
@@ -457,13 +461,10 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
         }
       }
       if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
-      AimAtRound<S>(p, rounds, round, warp, lane, tile_count, &item);
+      finisher.Aim(round, &item);
       rounds.Leave(round, lane);
     }
-    if (round >= Rounds<S>::kLag) {
-      FinishRound<S>(p, rounds, round - Rounds<S>::kLag, warp, lane, tile_count, &item, factors,
-                     scales);
-    }
+    if (round >= Rounds<S>::kLag) finisher.Complete(round - Rounds<S>::kLag, &item);
   }
 }
 
