@@ -1,9 +1,10 @@
 // W4A16 matrix products for 1 to 16 tokens: weights stream once, at the speed of the memory.
 //
-// Bound: bytes. Every warp feeds itself: its lane 0 issues bulk copies into the warp's own ring,
-// the first of them before the previous kernel has ended (programmatic dependent launch). Each warp
-// owns a range of k of every row tile; the eight partial sums of a row tile meet in shared memory
-// in warp order, so results do not vary from run to run.
+// The floor is the weights' bytes; what bounds a step today is products and the way of activations
+// to them (NOTES.md). Every warp feeds itself: its lane 0 issues bulk copies into the warp's own
+// ring, the first of them before the previous kernel has ended (programmatic dependent launch).
+// Each warp owns a range of k of every row tile; the eight partial sums of a row tile meet in
+// shared memory in warp order, so results do not vary from run to run.
 //
 // A norm costs no kernel and no trip of its own. The product before it leaves, beside the residual
 // stream, x = residual * norm_weight * scale with a scale that was known already: the inverse rms

@@ -55,8 +55,9 @@ struct Shape {
   static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// A warp's activations: [slabs of a unit][k-step][token tile] B fragments, and where they are
-// resident, the sums over k of every group for the columns 2c, 2c + 1 of this lane's results.
+// A warp's activations: [fragments of a unit][k-step][token tile] B fragments, each shared by
+// kSharing slabs, and where they are resident, the sums over k of every group for the columns 2c,
+// 2c + 1 of this lane's results.
 template <typename S>
 struct Fragments {
   uint32_t b[S::kFragments][8][S::kTokenTiles][2];

@@ -43,6 +43,10 @@ __device__ __forceinline__ OrderedOutput NextInput(const KernelParams& k) {
   return {k.input.next_ordered, k.input.next_group, k.ordered_tokens};
 }
 
+// What W4WgmmaParts reckons with, whatever the tokens: of a block's tile, and of a part at least.
+constexpr int32_t RowTilesOf(int32_t group) { return group == 0 ? 8 : 16; }
+constexpr int32_t kPartSlabs = 2;
+
 template <int32_t kGroupT, int32_t kTokensT>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;
@@ -67,6 +71,7 @@ struct Shape {
   static constexpr int32_t kParts = kFloatScales || kGroup == 0 ? 1 : 2;  // of 64 rows, a warpgroup
   static constexpr int32_t kRowTiles = kConsumerWarps * kParts;           // of 16 rows, a block
   static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
+  static_assert(kRowTiles == RowTilesOf(kGroup) && kPartSlabs % kChunk == 0);
   static constexpr int32_t kSteps =
       kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
   static constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
@@ -75,9 +80,10 @@ struct Shape {
   static constexpr int32_t kStageW = kRowTiles * kRowTileBytes;
   static constexpr int32_t kFit = (kBlockBytesMax - 256) / (kStageX + kStageW);
   static constexpr int32_t kStages = kFit < 8 ? kFit : 8;
-  // Stages of weights that are asked for at a time before the ring is full; the head's are many
-  // more than its activations.
-  static constexpr int32_t kEarly = kGroup == 0 ? kStages : kStageW > 20 * 1024 ? 2 : 4;
+  // Stages of weights that are asked for at a time before the ring is full: four slabs of every row
+  // tile, 70 to 80 KB. Twice as much kept the first activations waiting 3 to 4 µs (NOTES.md). The
+  // head's weights are many more than its activations.
+  static constexpr int32_t kEarly = kGroup == 0 ? kStages : 4 / kChunk;
   // Shared memory: activations of all stages, weights, barriers.
   static constexpr int32_t kWeights = kStages * kStageX;
   static constexpr int32_t kBarriers = kWeights + kStages * kStageW;
@@ -399,7 +405,7 @@ __device__ __forceinline__ void StoreShare(const KernelParams& k, const Place& p
   constexpr int32_t kValues = Consumer<S>::kValues;
   constexpr int32_t kQuads = S::kParts * kValues / 4;
   auto* own = reinterpret_cast<float4*>(shared) + group * kQuads * kGroupThreads + thread;
-  MeetConsumers<S::kConsumers * kGroupThreads>();  // the other group reads the ring no longer
+  MeetConsumers<S::kConsumers * kGroupThreads>();  // no group reads the ring any longer
 #pragma unroll
   for (int32_t i = 0; i < kQuads; ++i) {
     const float* from = &consumer.acc[i * 4 / kValues][i * 4 % kValues];
@@ -587,9 +593,9 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 }  // namespace
 
 int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors) {
-  const int32_t rows_of_tile = params.group == 0 ? 128 : 256;
+  const int32_t rows_of_tile = RowTilesOf(params.group) * layout::kGpuTileRows;
   const int32_t tiles = (params.rows + rows_of_tile - 1) / rows_of_tile;
-  const int32_t chunks = (layout::GpuSlabs(params.columns) + 1) / 2;
+  const int32_t chunks = (layout::GpuSlabs(params.columns) + kPartSlabs - 1) / kPartSlabs;
   const int32_t parts = std::clamp(multiprocessors / tiles, 1, std::min(chunks, kWgmmaPartsMax));
   // No more than the longest needs.
   const int32_t longest = (chunks + parts - 1) / parts;
