@@ -468,33 +468,4 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }
 
-absl::Status CudaDecoder::SampleRows(const StepView& step, int32_t begin, int32_t end) {
-  const int32_t count = end - begin;
-  const bool in_products = step.every_token_sampled && NormsInProducts(step.tokens);
-  if (!in_products) {
-    const int32_t* rows = LastNormTakesAll(step) ? nullptr : step.row_tokens + begin;
-    RETURN_IF_ERROR(Norm(model_.final_norm(), rows, count, model_.head()));
-  }
-  RETURN_IF_ERROR(Multiply({.name = "head",
-                            .matrix = &model_.head(),
-                            .tokens = count,
-                            .x = normed_,
-                            .ordered = OrderedInput(count),
-                            .normed_input = in_products,
-                            .in_fragments = in_products,
-                            .output = cuda::DecodeOutput::kFloat,
-                            .y_float = parallel() ? own_logits_ : logits_}));
-  if (parallel()) RETURN_IF_ERROR(JoinLogits(count));
-  RETURN_IF_ERROR(CudaStatus(cuda::Sample({.logits = logits_,
-                                           .rows = step.sample_rows + begin,
-                                           .count = count,
-                                           .vocab_size = model_.spec().vocab_size,
-                                           .sampled = step.sampled + begin,
-                                           .last_tokens = last_tokens_,
-                                           .scratch = sample_scratch_},
-                                          Launch()),
-                             "sampling"));
-  return Timed("sampling", int64_t{count} * model_.spec().vocab_size * 4);
-}
-
 }  // namespace nibble::execution
