@@ -6,8 +6,6 @@
 
 #include "base/check.h"
 #include "base/status.h"
-#include "worker/execution/cpu/random.h"
-#include "worker/execution/cpu/row_sampler.h"
 
 namespace nibble::execution {
 namespace {
@@ -93,10 +91,6 @@ int64_t StepInputs::bytes_max() const {
 
 absl::Status StepInputs::Open(const step::SlotSetup& setup) {
   Slot& slot = slots_[static_cast<size_t>(setup.slot)];
-  slot.seed = setup.seed;
-  const float temperature = setup.sampling.temperature;
-  slot.inverse_temperature =
-      temperature < kGreedyBelow ? 0.0 : 1.0 / static_cast<double>(temperature);
   slot.outputs = static_cast<int64_t>(setup.history.size()) - setup.prompt_count;
   slot.last_of_history = setup.history.empty() ? 0 : setup.history.back();
   slot.sampled = false;
@@ -198,17 +192,11 @@ void StepInputs::AddRows(const step::StepPlan& plan, int32_t index) {
     whole_rows_.Add(plan, sequence, static_cast<int32_t>(rows_.size()), slot.outputs);
   }
   for (int32_t draft = 0; draft < sequence.sample_count; ++draft) {
-    const auto output = static_cast<uint64_t>(slot.outputs + draft);
     rows_.push_back(
         {.sequence = index, .draft = draft, .whole = whole, .logprob_row = first_logprobs + draft});
-    if (whole) {  // the step's own sampler gives its best token to nobody
-      sample_rows_.push_back({.slot = limits_.max_slots});
-    } else {
-      sample_rows_.push_back(
-          {.stream = slot.inverse_temperature > 0 ? OutputStream(slot.seed, output) : 0,
-           .inverse_temperature = slot.inverse_temperature,
-           .slot = sequence.slot});
-    }
+    // The step's own sampler gives a whole row's best token to nobody.
+    sample_rows_.push_back(whole ? cuda::SampleRow{.slot = limits_.max_slots}
+                                 : whole_rows_.PlainRow(sequence.slot, slot.outputs));
     row_tokens_.push_back(static_cast<int32_t>(token_ids_.size()) - sequence.sample_count + draft);
   }
   slot.sampled = true;

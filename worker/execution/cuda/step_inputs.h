@@ -91,8 +91,6 @@ class StepInputs {
 
  private:
   struct Slot {
-    uint64_t seed = 0;
-    double inverse_temperature = 0;  // 0 = greedy
     int64_t outputs = 0;
     int32_t last_of_history = 0;
     bool sampled = false;  // since it was opened

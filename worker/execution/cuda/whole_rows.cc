@@ -139,6 +139,17 @@ bool WholeRows::IsPlain(const step::SequenceStep& sequence, int64_t outputs) con
          sequence.mask == step::MaskSource::kNone && outputs >= slot.min_tokens;
 }
 
+uint64_t WholeRows::Slot::Stream(int64_t output) const {
+  return asked.inverse_temperature > 0 ? OutputStream(seed, static_cast<uint64_t>(output)) : 0;
+}
+
+cuda::SampleRow WholeRows::PlainRow(int32_t slot, int64_t outputs) const {
+  const Slot& from = slots_[static_cast<size_t>(slot)];
+  return {.stream = from.Stream(outputs),
+          .inverse_temperature = from.asked.inverse_temperature,
+          .slot = slot};
+}
+
 void WholeRows::AddMask(const step::StepPlan& plan, step::MaskSource source, cuda::WholeRow* row) {
   const int32_t words = MaskWords(limits_.vocab_size);
   if (source == step::MaskSource::kLate) {
@@ -177,8 +188,7 @@ void WholeRows::Add(const step::StepPlan& plan, const step::SequenceStep& sequen
   for (int32_t draft = 0; draft < sequence.sample_count; ++draft) {
     const int64_t output = outputs + draft;
     row.row = first_row + draft;
-    row.stream =
-        row.inverse_temperature > 0 ? OutputStream(slot.seed, static_cast<uint64_t>(output)) : 0;
+    row.stream = slot.Stream(output);
     row.forbidden_count = output < slot.min_tokens ? static_cast<int32_t>(slot.stop_ids.size()) : 0;
     row.draft_count = row.penalized != 0 ? draft : 0;
     AddMask(plan, sequence.mask, &row);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/sample_whole.h"
 #include "kernels/cuda/token_counts.h"
 #include "worker/step/executor.h"
@@ -51,6 +52,8 @@ class WholeRows {
   // Whether the best token of the raw logits, greedily or at a temperature, is all that the
   // sequence asks for when its slot has given `outputs` tokens.
   [[nodiscard]] bool IsPlain(const step::SequenceStep& sequence, int64_t outputs) const;
+  // The row of a plain sequence when its slot has given `outputs` tokens.
+  [[nodiscard]] cuda::SampleRow PlainRow(int32_t slot, int64_t outputs) const;
   // The rows of a sequence that is not plain, the first of which is `first_row` of the step.
   void Add(const step::StepPlan& plan, const step::SequenceStep& sequence, int32_t first_row,
            int64_t outputs);
@@ -75,6 +78,8 @@ class WholeRows {
     cuda::WholeRow asked;  // the parts that stay
     std::vector<cuda::TokenBias> biases;
     std::vector<int32_t> stop_ids;
+
+    [[nodiscard]] uint64_t Stream(int64_t output) const;  // of random numbers
   };
   void AddMask(const step::StepPlan& plan, step::MaskSource source, cuda::WholeRow* row);
 
