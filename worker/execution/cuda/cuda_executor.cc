@@ -387,7 +387,8 @@ absl::Status CudaExecutor::Launch(const step::StepPlan& plan) {
   }
   StepRecord& record = state.At(state.launched);
   record.CopyPlan(plan);
-  RETURN_IF_ERROR(state.inputs.Build(plan));
+  state.failure = state.inputs.Build(plan);  // slots have changed whether it fails or not
+  if (!state.failure.ok()) return state.failure;
   state.LayOut(&record);
   ++state.launched;
   state.failure = state.Advance();
@@ -396,11 +397,12 @@ absl::Status CudaExecutor::Launch(const step::StepPlan& plan) {
 
 absl::Status CudaExecutor::ProvideMasks(const step::MaskBatch& masks) {
   State& state = *state_;
+  if (!state.failure.ok()) return state.failure;
   for (uint64_t step = state.waited; step < state.launched; ++step) {
     StepRecord& record = state.At(step);
     if (record.step_id != masks.step_id) continue;
-    RETURN_IF_ERROR(record.late_masks.Provide(masks));
     RETURN_IF_ERROR(CudaStatus(cudaSetDevice(state.device), "choosing the device"));
+    RETURN_IF_ERROR(record.late_masks.Provide(masks));
     state.failure = state.Advance();
     return state.failure;
   }
