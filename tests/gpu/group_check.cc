@@ -17,6 +17,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/all_reduce.h"
+#include "kernels/layout/gpu_x.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"
 #include "worker/collectives/shm_communicator.h"
@@ -46,17 +47,19 @@ std::vector<float> Normal(size_t count, uint32_t seed) {
   return values;
 }
 
-// What a sum takes in and leaves, on this rank's device.
+// What a sum takes in and leaves, on this rank's device; the next input in the order for weights of
+// `group`, or by rows where that is negative.
 struct Sum {
-  Sum(int32_t rank, int32_t tokens_of, int32_t hidden_of)
+  Sum(int32_t rank, int32_t tokens_of, int32_t hidden_of, int32_t group = -1)
       : tokens(tokens_of),
         hidden(hidden_of),
+        order(group < 0 ? layout::GpuFragmentOrder{} : layout::GpuFragments(tokens, group)),
         count(static_cast<size_t>(tokens) * static_cast<size_t>(hidden)),
         partial(Normal(count, 100 + static_cast<uint32_t>(rank))),
         residual(Normal(count, 1)),
         weight(count),
         scale(std::vector<float>(static_cast<size_t>(tokens), 3.0f)),
-        x(count),
+        x(std::max(count, static_cast<size_t>(layout::GpuFragmentCount(tokens, hidden)))),
         squares(static_cast<size_t>(tokens * cuda::ExchangeParts(hidden))) {
     weight.Set(std::vector<half>(count, __float2half(1.5f)));
   }
@@ -69,10 +72,17 @@ struct Sum {
             .next = {.x = x.get(),
                      .norm_weight = weight.get(),
                      .scale = scale.get(),
-                     .square_sums = squares.get()}};
+                     .square_sums = squares.get(),
+                     .order = order}};
+  }
+  // Where element i of [token][k] lies in x.
+  [[nodiscard]] size_t InX(size_t i) const {
+    const auto at = static_cast<int32_t>(i);
+    return static_cast<size_t>(order.Index(at / hidden, at % hidden, hidden));
   }
 
   const int32_t tokens, hidden;
+  const layout::GpuFragmentOrder order;
   const size_t count;
   DeviceArray<float> partial, residual;
   DeviceArray<half> weight;
@@ -81,9 +91,14 @@ struct Sum {
   DeviceArray<float> squares;
 };
 
-bool CheckSum(const GpuGroup& group, int32_t tokens, int32_t hidden, cudaStream_t stream) {
+struct SumCase {
+  int32_t tokens, hidden;
+  int32_t weights_group = -1;  // of the next product, whose order x then has
+};
+
+bool CheckSum(const GpuGroup& group, const SumCase& c, cudaStream_t stream) {
   constexpr int kRounds = 5;
-  Sum sum(group.rank(), tokens, hidden);
+  Sum sum(group.rank(), c.tokens, c.hidden, c.weights_group);
   for (int round = 0; round < kRounds; ++round) {
     CUDA_OK(cuda::AllReduceAdd(sum.Params(group), {.stream = stream, .dependent = true}));
   }
@@ -100,19 +115,23 @@ bool CheckSum(const GpuGroup& group, int32_t tokens, int32_t hidden, cudaStream_
   const std::vector<float> got = sum.residual.Get();
   const std::vector<half> x = sum.x.Get();
   const std::vector<float> squares = sum.squares.Get();
-  size_t wrong = 0;
+  size_t wrong = 0, misplaced = 0;
   double squares_want = 0, squares_got = 0, x_error = 0;
   for (size_t i = 0; i < sum.count; ++i) {
     if (got[i] != want[i]) ++wrong;  // in rank order: the same bits
     squares_want += static_cast<double>(want[i]) * want[i];
     const double normed = static_cast<double>(want[i]) * 4.5 * cuda::kNormedInputFactor;
-    x_error = std::max(x_error, std::abs(static_cast<double>(__half2float(x[i])) - normed));
+    const double error = std::abs(static_cast<double>(__half2float(x[sum.InX(i)])) - normed);
+    if (!(error < 2e-3)) ++misplaced;  // also where nothing was written
+    x_error = std::max(x_error, error);
   }
   for (const float part : squares) squares_got += static_cast<double>(part);
-  const bool ok = wrong == 0 && std::abs(squares_got / squares_want - 1) < 1e-5 && x_error < 2e-3;
-  std::printf("%s rank %d: sum of %d x %d: %zu values differ, squares %.2e, x %.1e\n",
-              ok ? "ok  " : "FAIL", group.rank(), tokens, hidden, wrong,
-              squares_got / squares_want - 1, x_error);
+  const bool ok = wrong == 0 && misplaced == 0 && std::abs(squares_got / squares_want - 1) < 1e-5;
+  std::printf(
+      "%s rank %d: sum of %d x %d, order %d: %zu values differ, squares %.2e, x %.1e, "
+      "%zu misplaced\n",
+      ok ? "ok  " : "FAIL", group.rank(), c.tokens, c.hidden, c.weights_group, wrong,
+      squares_got / squares_want - 1, x_error, misplaced);
   return ok;
 }
 
@@ -226,7 +245,12 @@ bool RunRank(int32_t rank, collectives::ShmRegion* region) {
   CHECK_MSG(group->exchange() != nullptr, "the GPUs cannot write to each other's memory");
   for (const int32_t hidden : {64, 576, 4096, 5120, 8192}) {
     for (const int32_t tokens : {1, 3, 16}) {
-      ok = CheckSum(*group, tokens, hidden, stream) && ok;
+      ok = CheckSum(*group, {tokens, hidden}, stream) && ok;
+    }
+    for (const int32_t tokens : {2, 8, 16}) {
+      for (const int32_t weights_group : {32, 64, 128}) {
+        ok = CheckSum(*group, {tokens, hidden, weights_group}, stream) && ok;
+      }
     }
   }
   ok = CheckLarge(group.get(), stream) && ok;
