@@ -10,8 +10,11 @@ whole run, and their memory, descriptors and threads are what is looked at.
 """
 
 import collections
+import contextlib
+import functools
 import json
 import math
+import operator
 import os
 import pathlib
 import random
@@ -36,6 +39,7 @@ SAMPLE_SECONDS = 2
 WARM_UP_SHARE = 0.1
 FAULT_SECONDS_MEAN = 120
 SLOPE_MAX = 1.0  # MiB an hour
+EXECUTOR = "default-executo"  # as the kernel cuts it
 JUDGED_FROM_SECONDS = 1800  # a shorter run's slope is mostly noise
 GROUP_FLAGS = ("--max-sequences", "16", "--step-base", "20ms", "--vocab-size", "376")
 
@@ -63,11 +67,18 @@ class Program:
                    if all(found.get(key) == wanted for key, wanted in labels.items()))
 
     def usage(self):
-        """(resident bytes, descriptors, threads)"""
+        """(resident bytes, descriptors, threads, how many threads of each name)"""
         process = pathlib.Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
+        names = collections.Counter()
+        for thread in (process / "task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                names[(thread / "comm").read_text().strip()] += 1
+        # gRPC's executor starts its threads one by one, when all are busy, and keeps them: up to
+        # two a core, at which it is counted from the first on. One more would be a leak.
+        names[EXECUTOR] = max(names[EXECUTOR], 2 * os.cpu_count())
         return (pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(process / "fd")),
-                len(os.listdir(process / "task")))
+                names.total(), names)
 
     def signal(self, number):
         self.process.send_signal(number)
@@ -245,7 +256,7 @@ class Soak:
         self.expect(set(self.clients.codes) <= allowed, f"streams end {sorted(allowed)} alone")
         self.expect(not self.clients.faults, f"every stream is whole {self.clients.faults[:3]}")
         for label, samples in self.samples.items():
-            points = [(at, rss) for at, rss, _, _ in samples]
+            points = [(at, rss) for at, rss, *_ in samples]
             middle, upper = slope(points)
             judged = self.seconds >= JUDGED_FROM_SECONDS
             self.expect(upper < SLOPE_MAX or not judged,
@@ -256,6 +267,10 @@ class Soak:
                 before = max(sample[column] for sample in samples[:half])
                 after = max(sample[column] for sample in samples[half:])
                 self.expect(after <= before, f"{label}: {name} at most {before}, then {after}")
+            before, after = (functools.reduce(operator.or_, (sample[4] for sample in part))
+                             for part in (samples[:half], samples[half:]))
+            if after - before:
+                print(f"         {label}: more threads than before: {dict(after - before)}")
         self.judge_idle()
 
     def judge_idle(self):
