@@ -7,7 +7,7 @@
 
 #include "kernels/cuda/sample_math.cuh"
 #include "kernels/cuda/sample_whole.h"
-#include "kernels/cuda/token_counts.cuh"
+#include "kernels/cuda/token_counts.h"
 
 namespace nibble::cuda {
 
@@ -135,16 +135,7 @@ __device__ __forceinline__ T SumOverRow(const Row& row, T mine) {
   return OverRow(row, mine, [](T* sum, T other) { *sum += other; });
 }
 
-// The logit after the three penalties.
-__device__ __forceinline__ float Penalized(float logit, TokenCount count, const WholeRow& asked) {
-  if (count == 0) return logit;
-  logit = logit > 0 ? logit / asked.repetition_penalty : logit * asked.repetition_penalty;
-  const int32_t outputs = count & kOutputMax;
-  if (outputs > 0) {
-    logit -= asked.frequency_penalty * static_cast<float>(outputs) + asked.presence_penalty;
-  }
-  return logit;
-}
+using sampling::Penalized;
 
 __device__ __forceinline__ int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
 

@@ -410,7 +410,8 @@ __device__ void Deliver(const Row& row, int32_t token, bool non_finite) {
   if (asked.feeds == 0) return;
   row.p.last_tokens[asked.slot] = token < 0 ? 0 : token;
   if (token >= 0 && asked.penalized != 0) {
-    AddOutput(row.p.counts + static_cast<int64_t>(asked.slot) * row.p.vocab_size + token);
+    sampling::CountOutput(row.p.counts + static_cast<int64_t>(asked.slot) * row.p.vocab_size +
+                          token);
   }
 }
 

@@ -1,7 +1,7 @@
 #include "kernels/cuda/token_counts.h"
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/token_counts.cuh"
+#include "kernels/cuda/token_counts.h"
 
 namespace nibble::cuda {
 namespace {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
       if (in_prompt) {
         next |= kInPrompt;
       } else {
-        AddOutput(&next);
+        sampling::CountOutput(&next);
       }
       seen = atomicCAS(count, found, next);
     } while (seen != found);
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kDraftThreads)
     const SampledToken token = p.sampled[sequence.row + i];
     if (token.non_finite != 0 || token.token_id < 0) return;
     p.last_tokens[sequence.slot] = token.token_id;
-    if (sequence.penalized != 0) AddOutput(counts + token.token_id);
+    if (sequence.penalized != 0) sampling::CountOutput(counts + token.token_id);
     if (i < sequence.draft_count && p.ids[sequence.draft_begin + i] != token.token_id) return;
   }
 }

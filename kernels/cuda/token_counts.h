@@ -1,5 +1,5 @@
 // How often each token id stands in a slot's prompt and output: what penalties go by
-// (worker/execution/cpu/penalties.h). A table of all slots, on the device from step to step.
+// (kernels/sampling/penalties.h). A table of all slots, on the device from step to step.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,13 +8,13 @@
 
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/sampling/penalties.h"
 
 namespace nibble::cuda {
 
-// One entry per token id: kInPrompt, and below it how often it stands in the output.
-using TokenCount = uint16_t;
-inline constexpr TokenCount kInPrompt = 0x8000;
-inline constexpr TokenCount kOutputMax = 0x7fff;  // counts stay there
+using sampling::kInPrompt;
+using sampling::kOutputMax;
+using sampling::TokenCount;
 
 // A slot that begins with a history.
 struct SlotHistory {

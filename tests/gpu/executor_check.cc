@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "nlohmann/json.hpp"
 #include "tests/gpu/sequence_driver.h"
+#include "tests/support/must.h"
 #include "worker/execution/cpu/local_group.h"
 #include "worker/execution/cuda/cuda_executor.h"
 #include "worker/weights/checkpoint.h"
@@ -27,12 +28,7 @@ namespace {
 using execution::CudaExecutor;
 using execution::CudaExecutorOptions;
 using execution::CudaModel;
-
-template <typename T>
-T Must(absl::StatusOr<T> made) {
-  CHECK_MSG(made.ok(), made.status().ToString());
-  return std::move(*made);
-}
+using testing::Must;
 
 using Logits = std::map<std::pair<int32_t, int32_t>, std::vector<float>>;  // by slot, position
 

@@ -20,6 +20,7 @@
 #include "kernels/layout/gpu_x.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"
+#include "tests/support/must.h"
 #include "worker/collectives/shm_communicator.h"
 #include "worker/execution/cuda/gpu_group.h"
 
@@ -28,16 +29,10 @@ namespace {
 
 using cuda::DeviceArray;
 using execution::GpuGroup;
+using testing::Must;
 
 constexpr int32_t kTokensMax = 16;
 constexpr int32_t kHiddenMax = 8192;
-
-template <typename T>
-T Must(absl::StatusOr<T> made) {
-  CHECK_MSG(made.ok(), made.status().ToString());
-  return std::move(*made);
-}
-void Must(const absl::Status& status) { CHECK_MSG(status.ok(), status.ToString()); }
 
 std::vector<float> Normal(size_t count, uint32_t seed) {
   std::mt19937 random(seed);

@@ -12,9 +12,9 @@
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/w4_batch.h"
+#include "kernels/sampling/random.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
-#include "worker/execution/cpu/random.h"
 #include "worker/execution/cpu/row_sampler.h"
 
 namespace nibble::cuda {
@@ -160,7 +160,7 @@ bool CheckSample(int32_t vocab, double temperature, bool several) {
   params.temperature = static_cast<float>(temperature);
   for (int32_t row = 0; row < kRows; ++row) {
     rows.push_back(
-        {.stream = execution::OutputStream(99, static_cast<uint64_t>(row)),
+        {.stream = sampling::OutputStream(99, static_cast<uint64_t>(row)),
          .inverse_temperature = temperature > 0 ? 1.0 / static_cast<double>(params.temperature) : 0,
          .slot = row});
   }

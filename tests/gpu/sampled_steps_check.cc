@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "tests/gpu/sequence_driver.h"
+#include "tests/support/must.h"
 #include "worker/execution/cpu/penalties.h"
 #include "worker/execution/cpu/row_sampler.h"
 #include "worker/execution/cuda/cuda_executor.h"
@@ -24,15 +25,10 @@ namespace {
 
 using execution::CudaExecutor;
 using execution::CudaModel;
+using testing::Must;
 
 constexpr int32_t kSteps = 24;
 constexpr int32_t kReopened = 10;  // the step before which a sequence is preempted
-
-template <typename T>
-T Must(absl::StatusOr<T> made) {
-  CHECK_MSG(made.ok(), made.status().ToString());
-  return std::move(*made);
-}
 
 struct Wish {
   step::SamplingParams params;

@@ -4,17 +4,9 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "tests/support/must.h"
 
 namespace nibble::testing {
-namespace {
-
-template <typename T>
-T Must(absl::StatusOr<T> made) {
-  CHECK_MSG(made.ok(), made.status().ToString());
-  return std::move(*made);
-}
-
-}  // namespace
 
 InProcessGroup::InProcessGroup(const std::string& folder, const Options& options)
     : InProcessGroup(Must(weights::Checkpoint::Open(folder)), options) {}

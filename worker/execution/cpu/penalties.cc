@@ -20,8 +20,7 @@ void PenaltyCounts::Reset(int32_t slot, std::span<const int32_t> history, int32_
 }
 
 void PenaltyCounts::AddOutput(int32_t slot, int32_t token_id) {
-  TokenCount& count = MutableRow(slot)[token_id];
-  if ((count & kOutputMax) < kOutputMax) ++count;
+  sampling::CountOutput(&MutableRow(slot)[token_id]);
 }
 
 }  // namespace nibble::execution

@@ -4,15 +4,16 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/sampling/penalties.h"
 #include "worker/execution/cpu/memory.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::execution {
 
-// One entry per token id: kInPrompt, and below it the number of times in the output.
-using TokenCount = uint16_t;
-inline constexpr TokenCount kInPrompt = 0x8000;
-inline constexpr TokenCount kOutputMax = 0x7fff;  // counts stay there
+using sampling::kInPrompt;
+using sampling::kOutputMax;
+using sampling::Penalized;
+using sampling::TokenCount;
 
 [[nodiscard]] inline bool UsesPenalties(const step::SamplingParams& params) {
   return params.presence_penalty != 0 || params.frequency_penalty != 0 ||
@@ -45,18 +46,5 @@ class PenaltyCounts {
   const int32_t vocab_size_;
   MappedMemory counts_;
 };
-
-// The logit after the three penalties: repetition over prompt and output (divides a positive logit,
-// multiplies a negative one), then frequency and presence over the output.
-[[nodiscard]] inline float Penalized(float logit, TokenCount count,
-                                     const step::SamplingParams& params) {
-  if (count == 0) return logit;
-  logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-  const int32_t outputs = count & kOutputMax;
-  if (outputs > 0) {
-    logit -= params.frequency_penalty * static_cast<float>(outputs) + params.presence_penalty;
-  }
-  return logit;
-}
 
 }  // namespace nibble::execution

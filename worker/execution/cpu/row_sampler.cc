@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "worker/execution/cpu/random.h"
+#include "kernels/sampling/random.h"
 
 namespace nibble::execution {
 namespace {
@@ -50,7 +50,7 @@ size_t ArgMax(std::span<const float> values) {
 
 double Score(float logit, double inverse_temperature, uint64_t stream, int32_t token_id) {
   return static_cast<double>(logit) * inverse_temperature +
-         GumbelFromBits(UniformBits(stream, token_id));
+         sampling::GumbelFromBits(sampling::UniformBits(stream, token_id));
 }
 
 // P(gumbel > d) = 1 - exp(-e^-d) <= e^-d. Uniform bits below bound[floor(d)] give a gumbel that is
@@ -60,7 +60,7 @@ const std::array<uint64_t, kBounds>& SkipBounds() {
   static const std::array<uint64_t, kBounds> bounds = [] {
     std::array<uint64_t, kBounds> made{};
     for (size_t d = 1; d < kBounds; ++d) {
-      const double surely_below = 1.0 - 1.001 * PortableExp(-static_cast<double>(d));
+      const double surely_below = 1.0 - 1.001 * sampling::PortableExp(-static_cast<double>(d));
       made[d] = static_cast<uint64_t>(surely_below * 0x1p52);
     }
     return made;
@@ -72,16 +72,17 @@ const std::array<uint64_t, kBounds>& SkipBounds() {
 Candidate SampleAll(const RowRequest& request, int32_t first_token, std::span<const float> logits,
                     size_t arg_max) {
   const std::array<uint64_t, kBounds>& bounds = SkipBounds();
-  const uint64_t stream = OutputStream(request.seed, request.output_index);
+  const uint64_t stream = sampling::OutputStream(request.seed, request.output_index);
   const double inverse_temperature = 1.0 / static_cast<double>(request.params->temperature);
   Candidate best;
   best.token_id = first_token + static_cast<int32_t>(arg_max);
   best.score = Score(logits[arg_max], inverse_temperature, stream, best.token_id);
   for (size_t i = 0; i < logits.size(); ++i) {
     const double gap = best.score - static_cast<double>(logits[i]) * inverse_temperature;
-    if (gap > kGumbelMax) continue;  // also where the logit is masked
+    if (gap > sampling::kGumbelMax) continue;  // also where the logit is masked
     const int32_t token_id = first_token + static_cast<int32_t>(i);
-    if (gap >= 1 && UniformBits(stream, token_id) < bounds[static_cast<size_t>(gap)]) continue;
+    if (gap >= 1 && sampling::UniformBits(stream, token_id) < bounds[static_cast<size_t>(gap)])
+      continue;
     const double score = Score(logits[i], inverse_temperature, stream, token_id);
     if (score > best.score || (score == best.score && token_id < best.token_id)) {
       best.score = score;
@@ -223,7 +224,7 @@ Candidate RowSampler::Sample(const RowRequest& request, std::span<float> logits)
   if (params.typical_p < 1) KeepTypical(params.typical_p);
   if (params.top_p < 1) KeepTopP(params.top_p);
   if (params.min_p > 0) KeepMinP(params.min_p);
-  const uint64_t stream = OutputStream(request.seed, request.output_index);
+  const uint64_t stream = sampling::OutputStream(request.seed, request.output_index);
   for (const Entry& entry : entries_) {
     Merge({.score = Score(entry.logit, inverse_temperature, stream, entry.token_id),
            .token_id = entry.token_id},
@@ -236,7 +237,8 @@ void RowSampler::Collect(std::span<const float> logits) {
   entries_.clear();
   sorted_ = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (Gap(logits[i]) < kWeightReach) entries_.push_back({logits[i], static_cast<int32_t>(i)});
+    if (Gap(logits[i]) < sampling::kWeightReach)
+      entries_.push_back({logits[i], static_cast<int32_t>(i)});
   }
 }
 
@@ -314,9 +316,10 @@ double RowSampler::LogSumExp(std::span<const float> logits) const {
   const double max = arg_max < logits.size() ? static_cast<double>(logits[arg_max]) : 0.0;
   uint64_t sum = 0;
   for (const float logit : logits) {
-    sum += static_cast<uint64_t>(PortableExp(static_cast<double>(logit) - max) * 0x1p44 + 0.5);
+    sum += static_cast<uint64_t>(sampling::PortableExp(static_cast<double>(logit) - max) * 0x1p44 +
+                                 0.5);
   }
-  return max + PortableLog(static_cast<double>(sum) * 0x1p-44);
+  return max + sampling::PortableLog(static_cast<double>(sum) * 0x1p-44);
 }
 
 void RowSampler::TopLogprobs(std::span<const float> logits, double log_sum_exp, int32_t count,

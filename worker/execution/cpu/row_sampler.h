@@ -19,8 +19,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels/sampling/portable_math.h"
 #include "worker/execution/cpu/penalties.h"
-#include "worker/execution/cpu/portable_math.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::execution {
@@ -91,7 +91,9 @@ class RowSampler {
   void Collect(std::span<const float> logits);
   void SortFirst(size_t count);
   [[nodiscard]] float Gap(float logit) const { return (max_logit_ - logit) * gap_scale_; }
-  [[nodiscard]] uint64_t Weight(const Entry& entry) const { return WeightUnits(Gap(entry.logit)); }
+  [[nodiscard]] uint64_t Weight(const Entry& entry) const {
+    return sampling::WeightUnits(Gap(entry.logit));
+  }
   [[nodiscard]] uint64_t TotalWeight() const;
   void KeepTopK(int32_t top_k);
   void KeepTypical(float typical_p);

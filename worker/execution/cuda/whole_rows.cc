@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/sampling/random.h"
 #include "worker/execution/cpu/penalties.h"
-#include "worker/execution/cpu/random.h"
 #include "worker/execution/cpu/row_sampler.h"
 
 namespace nibble::execution {
@@ -14,7 +14,6 @@ constexpr int64_t kPlanBytesMax = int64_t{4} << 20;  // of a plan's lists, and o
 // Of a slot: a row has room for its drafts beside them.
 constexpr int32_t kBiasesAndStopsMax = cuda::kSparseMax - kDraftsMax;
 
-static_assert(cuda::kInPrompt == kInPrompt && cuda::kOutputMax == kOutputMax);
 static_assert(cuda::kTopLogprobsMax == step::kMaxLogprobs);
 
 int64_t RowsMax(const step::ExecutorLimits& limits) { return limits.max_step_tokens; }
@@ -140,7 +139,8 @@ bool WholeRows::IsPlain(const step::SequenceStep& sequence, int64_t outputs) con
 }
 
 uint64_t WholeRows::Slot::Stream(int64_t output) const {
-  return asked.inverse_temperature > 0 ? OutputStream(seed, static_cast<uint64_t>(output)) : 0;
+  return asked.inverse_temperature > 0 ? sampling::OutputStream(seed, static_cast<uint64_t>(output))
+                                       : 0;
 }
 
 cuda::SampleRow WholeRows::PlainRow(int32_t slot, int64_t outputs) const {

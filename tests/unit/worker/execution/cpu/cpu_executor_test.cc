@@ -12,10 +12,10 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/sampling/random.h"
 #include "tests/support/in_process_group.h"
 #include "tests/support/test_data.h"
 #include "worker/collectives/self_communicator.h"
-#include "worker/execution/cpu/random.h"
 
 namespace nibble::execution {
 namespace {
@@ -142,11 +142,12 @@ TEST_P(CpuExecutorTest, EachOutputDrawsFromAStreamOfItsOwn) {
   for (size_t i = 0; i < kOutputs; ++i) {
     const auto position = static_cast<int32_t>(kPrompt.size() + i) - 1;
     const std::vector<float>& logits = group_.Logits(0, position);
-    const uint64_t stream = OutputStream(kSeed, i);
+    const uint64_t stream = sampling::OutputStream(kSeed, i);
     std::vector<double> scores;
     for (size_t id = 0; id < logits.size(); ++id) {
-      scores.push_back(static_cast<double>(logits[id]) / 1.5 +
-                       GumbelFromBits(UniformBits(stream, static_cast<int32_t>(id))));
+      scores.push_back(
+          static_cast<double>(logits[id]) / 1.5 +
+          sampling::GumbelFromBits(sampling::UniformBits(stream, static_cast<int32_t>(id))));
     }
     const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();
     EXPECT_EQ(tokens[i], best) << "output " << i;

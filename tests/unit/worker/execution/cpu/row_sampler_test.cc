@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "worker/execution/cpu/random.h"
+#include "kernels/sampling/random.h"
 
 namespace nibble::execution {
 namespace {
@@ -91,7 +91,8 @@ int32_t ReferenceChoice(const std::map<int32_t, double>& distribution, uint64_t 
   int32_t choice = -1;
   double best = -1e300;
   for (const auto& [id, p] : distribution) {
-    const double u = UniformFromBits(UniformBits(OutputStream(seed, output_index), id));
+    const double u = sampling::UniformFromBits(
+        sampling::UniformBits(sampling::OutputStream(seed, output_index), id));
     const double score = std::log(p) - std::log(-std::log(u));
     if (score > best) {
       best = score;

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "worker/execution/cpu/random.h"
+#include "kernels/sampling/random.h"
 
 namespace nibble::execution {
 namespace {
@@ -150,7 +150,7 @@ TEST(StepInputsTest, RandomNumbersFollowSeedAndOutputIndex) {
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   const auto rows =
       Part<cuda::SampleRow>(Written(inputs, offsets), offsets.sample_rows, inputs.shape().rows);
-  EXPECT_EQ(rows[0].stream, OutputStream(5, 1));
+  EXPECT_EQ(rows[0].stream, sampling::OutputStream(5, 1));
   EXPECT_EQ(rows[0].inverse_temperature, 2.0);
   EXPECT_EQ(rows[0].slot, 2);
 }
@@ -167,7 +167,7 @@ TEST(StepInputsTest, WhatAsksForMoreThanItsBestTokenIsSampledElsewhere) {
   EXPECT_EQ(Part<cuda::SampleRow>(memory, offsets.sample_rows, 1)[0].slot, kLimits.max_slots);
   const auto whole = Part<cuda::WholeRow>(memory, offsets.whole_rows, 1);
   EXPECT_EQ(whole[0].top_p, 0.9f);
-  EXPECT_EQ(whole[0].stream, OutputStream(5, 0));
+  EXPECT_EQ(whole[0].stream, sampling::OutputStream(5, 0));
   EXPECT_THAT(Part<int32_t>(memory, offsets.ids, 1), ElementsAre(3));
   EXPECT_EQ(Part<cuda::SlotHistory>(memory, offsets.histories, 1)[0].count, 18);
   EXPECT_EQ(Part<int32_t>(memory, offsets.history_tokens, 18)[17], 7);
@@ -195,12 +195,12 @@ TEST(StepInputsTest, OutputsOfDraftsCountWhenTheyAreKnown) {
   plan.sequences[0].draft_count = 2;
   plan.sequences[0].sample_count = 3;
   ASSERT_TRUE(inputs.Build(plan).ok());
-  EXPECT_EQ(inputs.whole_rows().lists().rows[2].stream, OutputStream(5, 2));
+  EXPECT_EQ(inputs.whole_rows().lists().rows[2].stream, sampling::OutputStream(5, 2));
   inputs.TakeOutputs(2, 2);
   ASSERT_TRUE(inputs.Build(Next(18)).ok());
   const StepOffsets offsets = OffsetsOf(inputs.shape());
   EXPECT_EQ(Part<cuda::SampleRow>(Written(inputs, offsets), offsets.sample_rows, 1)[0].stream,
-            OutputStream(5, 2));
+            sampling::OutputStream(5, 2));
 }
 
 TEST(StepInputsTest, PaddingUsesASlotAndABlockOfItsOwn) {

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "worker/execution/cpu/random.h"
+#include "kernels/sampling/random.h"
 #include "worker/execution/cuda/step_record.h"
 
 namespace nibble::execution {
@@ -85,7 +85,7 @@ TEST_F(WholeRowsTest, RowSaysWhatItsSlotAskedFor) {
   rows_.Add(PlanWith({}), PlanWith({}).sequences[0], 6, 1);
   ASSERT_EQ(lists.rows.size(), 1u);
   const cuda::WholeRow& row = lists.rows[0];
-  EXPECT_EQ(row.stream, OutputStream(5, 1));
+  EXPECT_EQ(row.stream, sampling::OutputStream(5, 1));
   EXPECT_EQ(row.inverse_temperature, 2.0);
   EXPECT_EQ(row.row, 6);
   EXPECT_EQ(row.slot, 2);

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-#include "worker/execution/cpu/portable_math.h"
+#include "kernels/sampling/portable_math.h"
 
-namespace nibble::execution {
+namespace nibble::sampling {
 
 inline constexpr uint64_t kSplitMixStep = 0x9e3779b97f4a7c15;
 
@@ -38,9 +38,9 @@ inline constexpr uint64_t kSplitMixStep = 0x9e3779b97f4a7c15;
 }
 
 // A standard Gumbel variate: the token with the largest log p + gumbel is a sample from p.
-[[nodiscard]] inline double GumbelFromBits(uint64_t bits) {
+[[nodiscard]] constexpr double GumbelFromBits(uint64_t bits) {
   return -PortableLog(-PortableLog(UniformFromBits(bits)));
 }
 inline constexpr double kGumbelMax = 36.75;  // -log(-log(1 - 2^-53)) is 36.74
 
-}  // namespace nibble::execution
+}  // namespace nibble::sampling

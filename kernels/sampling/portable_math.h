@@ -1,18 +1,18 @@
 // exp and log of doubles from plain additions and multiplications in a fixed order: the C
 // library's pick their instructions by CPU, and ranks on different machines must sample the same
-// token from the same logits. Relative error below 1e-13. kernels/cuda/sample_math.cuh has the
-// same.
+// token from the same logits, on a GPU too. Relative error below 1e-13. Compile without contraction
+// of products and sums.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 
-namespace nibble::execution {
+namespace nibble::sampling {
 
 inline constexpr double kLn2 = 0.69314718055994530942;
 
 // e^x; 0 below -700. REQUIRES: x <= 700 (NaN gives anything).
-[[nodiscard]] inline double PortableExp(double x) {
+[[nodiscard]] constexpr double PortableExp(double x) {
   if (!(x > -700.0)) return 0.0;
   constexpr double kLog2E = 1.4426950408889634074;
   constexpr double kLn2High = 0x1.62e42fefp-1;  // 32 bits: n * kLn2High is exact
@@ -38,7 +38,7 @@ inline constexpr double kLn2 = 0.69314718055994530942;
 }
 
 // The natural logarithm. REQUIRES: x is positive, normal and finite.
-[[nodiscard]] inline double PortableLog(double x) {
+[[nodiscard]] constexpr double PortableLog(double x) {
   constexpr uint64_t kSqrtHalf =
       0x3fe6a09e667f3bcd;  // the mantissa m lies in sqrt(1/2) ... sqrt(2)
   const auto bits = std::bit_cast<uint64_t>(x);
@@ -65,7 +65,7 @@ inline constexpr double kLn2 = 0.69314718055994530942;
 // and a unit. REQUIRES: 0 <= x <= 21, which leaves 1 at least.
 inline constexpr float kWeightReach = 21.0f;
 inline constexpr uint32_t kWeightOne = 1u << 31;
-[[nodiscard]] inline uint32_t WeightUnits(float x) {
+[[nodiscard]] constexpr uint32_t WeightUnits(float x) {
   constexpr float kLog2E = 1.44269504f;
   constexpr float kRound = 0x1.8p23f;  // adding and subtracting it rounds to an integer
   const float y = x * kLog2E;
@@ -82,4 +82,4 @@ inline constexpr uint32_t kWeightOne = 1u << 31;
   return static_cast<uint32_t>(p * std::bit_cast<float>(exponent));
 }
 
-}  // namespace nibble::execution
+}  // namespace nibble::sampling

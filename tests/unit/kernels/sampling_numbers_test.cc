@@ -1,4 +1,4 @@
-#include "worker/execution/cpu/random.h"
+#include "kernels/sampling/random.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <set>
 #include <vector>
 
-namespace nibble::execution {
+namespace nibble::sampling {
 namespace {
 
 TEST(PortableMathTest, ExpAgreesWithTheLibrary) {
@@ -81,4 +81,4 @@ TEST(RandomTest, GumbelIsFiniteAtBothEnds) {
 }
 
 }  // namespace
-}  // namespace nibble::execution
+}  // namespace nibble::sampling
