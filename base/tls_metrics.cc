@@ -2,30 +2,15 @@
 
 #include <prometheus/metric_family.h>
 
+#include <algorithm>
+#include <iterator>
+
+#include "base/metric_families.h"
+
 namespace nibble {
 namespace {
 
 using prometheus::MetricType;
-
-struct Family {
-  prometheus::MetricFamily family;
-
-  Family(const char* name, const char* help, MetricType type) {
-    family.name = name;
-    family.help = help;
-    family.type = type;
-  }
-  void Add(const std::string& use, const char* label, const char* value, double number) {
-    prometheus::ClientMetric& metric = family.metric.emplace_back();
-    metric.label.push_back({"use", use});
-    if (label != nullptr) metric.label.push_back({label, value});
-    if (family.type == MetricType::Counter) {
-      metric.counter.value = number;
-    } else {
-      metric.gauge.value = number;
-    }
-  }
-};
 
 bool InUse(const TlsStats& stats) {
   return stats.certificate_expires.Get() != 0 || stats.ca_expires.Get() != 0;
@@ -34,29 +19,32 @@ bool InUse(const TlsStats& stats) {
 }  // namespace
 
 std::vector<prometheus::MetricFamily> TlsMetrics::Collect() const {
-  Family reloads("nibble_tls_reloads_total",
+  std::vector<Use> uses;
+  std::copy_if(uses_.begin(), uses_.end(), std::back_inserter(uses),
+               [](const Use& use) { return InUse(*use.stats); });
+  if (uses.empty()) return {};
+  MetricFamilies families({});
+  families.Begin("nibble_tls_reloads_total",
                  "Sets of TLS files that were read again: taken, or found not to hold.",
                  MetricType::Counter);
-  Family stale("nibble_tls_files_stale",
-               "1 while the TLS files do not hold and those before them are in use.",
-               MetricType::Gauge);
-  Family expires("nibble_tls_expiry_timestamp_seconds",
-                 "When what is in use expires, in seconds of the Unix epoch.", MetricType::Gauge);
-  for (const Use& one : uses_) {
-    const TlsStats* const stats = one.stats;
-    if (!InUse(*stats)) continue;
-    const std::string& use = one.label;
-    reloads.Add(use, "result", "ok", static_cast<double>(stats->reloads_ok.Get()));
-    reloads.Add(use, "result", "failed", static_cast<double>(stats->reloads_failed.Get()));
-    stale.Add(use, nullptr, nullptr, static_cast<double>(stats->stale.Get()));
-    const auto expiry = [&](const char* file, const Gauge& when) {
-      if (when.Get() != 0) expires.Add(use, "file", file, static_cast<double>(when.Get()));
-    };
-    expiry("certificate", stats->certificate_expires);
-    expiry("ca", stats->ca_expires);
+  for (const Use& use : uses) {
+    families.Add(use.stats->reloads_ok, {{"use", use.label}, {"result", "ok"}});
+    families.Add(use.stats->reloads_failed, {{"use", use.label}, {"result", "failed"}});
   }
-  if (reloads.family.metric.empty()) return {};
-  return {std::move(reloads.family), std::move(stale.family), std::move(expires.family)};
+  families.Begin("nibble_tls_files_stale",
+                 "1 while the TLS files do not hold and those before them are in use.",
+                 MetricType::Gauge);
+  for (const Use& use : uses) families.Add(use.stats->stale, {{"use", use.label}});
+  families.Begin("nibble_tls_expiry_timestamp_seconds",
+                 "When what is in use expires, in seconds of the Unix epoch.", MetricType::Gauge);
+  for (const Use& use : uses) {
+    const auto expiry = [&](const char* file, const Gauge& when) {
+      if (when.Get() != 0) families.Add(when, {{"use", use.label}, {"file", file}});
+    };
+    expiry("certificate", use.stats->certificate_expires);
+    expiry("ca", use.stats->ca_expires);
+  }
+  return families.Take();
 }
 
 }  // namespace nibble

@@ -5,8 +5,8 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "base/metric_families.h"
 #include "base/version.h"
-#include "worker/group/metric_families.h"
 #include "worker/step/step_plan.h"
 
 namespace nibble::group {

@@ -13,7 +13,7 @@
 
 #include "base/stats.h"
 
-namespace nibble::group {
+namespace nibble {
 
 using MetricLabels = std::vector<prometheus::ClientMetric::Label>;
 
@@ -62,4 +62,4 @@ class MetricFamilies {
   std::vector<prometheus::MetricFamily> families_;
 };
 
-}  // namespace nibble::group
+}  // namespace nibble

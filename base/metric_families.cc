@@ -1,10 +1,10 @@
-#include "worker/group/metric_families.h"
+#include "base/metric_families.h"
 
 #include <limits>
 
 #include "base/check.h"
 
-namespace nibble::group {
+namespace nibble {
 
 prometheus::ClientMetric* MetricFamilies::Next(const MetricLabels& labels) {
   CHECK(!families_.empty());
@@ -28,4 +28,4 @@ void MetricFamilies::AddHistogram(const std::atomic<uint64_t>* buckets, const do
   histogram.sample_sum = sum;
 }
 
-}  // namespace nibble::group
+}  // namespace nibble
