@@ -1,6 +1,7 @@
 // Holds the sums over GPUs to plain ones, times them, and sees waits for a lost peer end.
 //
-//   group_check [RANKS]    one GPU a rank; 2 unless given
+//   group_check [RANKS]              one GPU a rank; 2 unless given
+//   group_check --one-gpu [RANKS]    the small sums alone, every rank on a stream of one GPU
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -33,6 +35,7 @@ using testing::Must;
 
 constexpr int32_t kTokensMax = 16;
 constexpr int32_t kHiddenMax = 8192;
+constexpr int32_t kBlocksMax = kTokensMax * cuda::ExchangeParts(kHiddenMax);
 
 std::vector<float> Normal(size_t count, uint32_t seed) {
   std::mt19937 random(seed);
@@ -58,8 +61,8 @@ struct Sum {
         squares(static_cast<size_t>(tokens * cuda::ExchangeParts(hidden))) {
     weight.Set(std::vector<half>(count, __float2half(1.5f)));
   }
-  [[nodiscard]] cuda::AllReduceAddParams Params(const GpuGroup& group) const {
-    return {.exchange = *group.exchange(),
+  [[nodiscard]] cuda::AllReduceAddParams Params(const cuda::PeerExchange& exchange) const {
+    return {.exchange = exchange,
             .partial = partial.get(),
             .residual = residual.get(),
             .tokens = tokens,
@@ -91,16 +94,27 @@ struct SumCase {
   int32_t weights_group = -1;  // of the next product, whose order x then has
 };
 
-bool CheckSum(const GpuGroup& group, const SumCase& c, cudaStream_t stream) {
-  constexpr int kRounds = 5;
-  Sum sum(group.rank(), c.tokens, c.hidden, c.weights_group);
-  for (int round = 0; round < kRounds; ++round) {
-    CUDA_OK(cuda::AllReduceAdd(sum.Params(group), {.stream = stream, .dependent = true}));
+std::vector<SumCase> SumCases() {
+  std::vector<SumCase> cases;
+  for (const int32_t hidden : {64, 576, 4096, 5120, 8192}) {
+    for (const int32_t tokens : {1, 3, 16}) cases.push_back({tokens, hidden});
+    for (const int32_t tokens : {2, 8, 16}) {
+      for (const int32_t weights_group : {32, 64, 128}) {
+        cases.push_back({tokens, hidden, weights_group});
+      }
+    }
   }
-  CUDA_OK(cudaStreamSynchronize(stream));
+  return cases;
+}
+
+// How often a case's sum is taken before it is looked at.
+constexpr int kRounds = 5;
+
+// What `rank` holds after kRounds sums over `ranks`.
+bool SumHolds(const Sum& sum, const SumCase& c, int32_t rank, int32_t ranks) {
   std::vector<float> total(sum.count, 0.0f);
-  for (int32_t rank = 0; rank < group.ranks(); ++rank) {
-    const auto part = Normal(sum.count, 100 + static_cast<uint32_t>(rank));
+  for (int32_t peer = 0; peer < ranks; ++peer) {
+    const auto part = Normal(sum.count, 100 + static_cast<uint32_t>(peer));
     for (size_t i = 0; i < sum.count; ++i) total[i] += part[i];
   }
   std::vector<float> want = Normal(sum.count, 1);
@@ -125,9 +139,19 @@ bool CheckSum(const GpuGroup& group, const SumCase& c, cudaStream_t stream) {
   std::printf(
       "%s rank %d: sum of %d x %d, order %d: %zu values differ, squares %.2e, x %.1e, "
       "%zu misplaced\n",
-      ok ? "ok  " : "FAIL", group.rank(), c.tokens, c.hidden, c.weights_group, wrong,
+      ok ? "ok  " : "FAIL", rank, c.tokens, c.hidden, c.weights_group, wrong,
       squares_got / squares_want - 1, x_error, misplaced);
   return ok;
+}
+
+bool CheckSum(const GpuGroup& group, const SumCase& c, cudaStream_t stream) {
+  Sum sum(group.rank(), c.tokens, c.hidden, c.weights_group);
+  for (int round = 0; round < kRounds; ++round) {
+    CUDA_OK(
+        cuda::AllReduceAdd(sum.Params(*group.exchange()), {.stream = stream, .dependent = true}));
+  }
+  CUDA_OK(cudaStreamSynchronize(stream));
+  return SumHolds(sum, c, group.rank(), group.ranks());
 }
 
 // Through NCCL, and the head's shares, of different sizes, joined.
@@ -189,7 +213,8 @@ void Time(GpuGroup* group, cudaStream_t stream) {
     for (const int32_t tokens : {1, 4, 8, 16}) {
       Sum sum(group->rank(), tokens, hidden);
       const double own = MicrosecondsEach(stream, [&] {
-        CUDA_OK(cuda::AllReduceAdd(sum.Params(*group), {.stream = stream, .dependent = true}));
+        CUDA_OK(cuda::AllReduceAdd(sum.Params(*group->exchange()),
+                                   {.stream = stream, .dependent = true}));
       });
       const double nccl = MicrosecondsEach(stream, [&] {
         Must(group->AllReduce(sum.partial.get(), static_cast<int64_t>(sum.count),
@@ -211,7 +236,7 @@ bool CheckLostPeer(GpuGroup* group, cudaStream_t stream, bool abort) {
   if (group->rank() != 0) return true;
   Sum sum(0, 1, 4096);
   const auto begin = std::chrono::steady_clock::now();
-  CUDA_OK(cuda::AllReduceAdd(sum.Params(*group), {.stream = stream}));
+  CUDA_OK(cuda::AllReduceAdd(sum.Params(*group->exchange()), {.stream = stream}));
   if (abort) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     group->Abort();
@@ -231,30 +256,75 @@ bool RunRank(int32_t rank, collectives::ShmRegion* region) {
   CUDA_OK(cudaSetDevice(rank));
   const auto host =
       Must(collectives::MakeShmCommunicator(region, rank, {.timeout = std::chrono::seconds(60)}));
-  const int32_t blocks = kTokensMax * cuda::ExchangeParts(kHiddenMax);
   cudaStream_t stream = nullptr;
   CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   bool ok = true;
   const auto group = Must(GpuGroup::Join(
-      {.host = host.get(), .exchange_blocks = blocks, .patience = std::chrono::seconds(30)}));
+      {.host = host.get(), .exchange_blocks = kBlocksMax, .patience = std::chrono::seconds(30)}));
   CHECK_MSG(group->exchange() != nullptr, "the GPUs cannot write to each other's memory");
-  for (const int32_t hidden : {64, 576, 4096, 5120, 8192}) {
-    for (const int32_t tokens : {1, 3, 16}) {
-      ok = CheckSum(*group, {tokens, hidden}, stream) && ok;
-    }
-    for (const int32_t tokens : {2, 8, 16}) {
-      for (const int32_t weights_group : {32, 64, 128}) {
-        ok = CheckSum(*group, {tokens, hidden, weights_group}, stream) && ok;
-      }
-    }
-  }
+  for (const SumCase& c : SumCases()) ok = CheckSum(*group, c, stream) && ok;
   ok = CheckLarge(group.get(), stream) && ok;
   Time(group.get(), stream);
   ok = CheckLostPeer(group.get(), stream, true) && ok;
   const auto impatient = Must(GpuGroup::Join(
-      {.host = host.get(), .exchange_blocks = blocks, .patience = std::chrono::seconds(2)}));
+      {.host = host.get(), .exchange_blocks = kBlocksMax, .patience = std::chrono::seconds(2)}));
   ok = CheckLostPeer(impatient.get(), stream, false) && ok;
   return ok;
+}
+
+// Ranks that share a GPU: nothing of NCCL, and what the kernel computes, orders and waits for all
+// the same. Everything is allocated before the first launch, as an allocation may wait for kernels
+// that wait for peers.
+int RunOnOneGpu(int32_t ranks) {
+  CHECK(ranks >= 1 && ranks <= cuda::kPeersMax);
+  const auto size = static_cast<size_t>(ranks);
+  const auto slot_words =
+      static_cast<size_t>(cuda::ExchangeSlotBytes(ranks, kBlocksMax)) / sizeof(uint4);
+  std::vector<std::unique_ptr<DeviceArray<uint4>>> slots;
+  std::vector<std::unique_ptr<DeviceArray<uint32_t>>> epochs;
+  std::vector<cudaStream_t> streams(size);
+  uint32_t* words = nullptr;  // the abort word, then the fault
+  CUDA_OK(cudaMallocHost(reinterpret_cast<void**>(&words), 2 * sizeof(uint32_t)));
+  words[0] = words[1] = 0;
+  DeviceArray<uint32_t> failed(std::vector<uint32_t>(1, 0));
+  std::vector<cuda::PeerExchange> exchanges(size);
+  for (size_t rank = 0; rank < size; ++rank) {
+    slots.push_back(std::make_unique<DeviceArray<uint4>>(std::vector<uint4>(slot_words)));
+    epochs.push_back(std::make_unique<DeviceArray<uint32_t>>(std::vector<uint32_t>(kBlocksMax, 0)));
+    CUDA_OK(cudaStreamCreateWithFlags(&streams[rank], cudaStreamNonBlocking));
+    exchanges[rank] = {.rank = static_cast<int32_t>(rank),
+                       .ranks = ranks,
+                       .blocks_max = kBlocksMax,
+                       .epochs = epochs[rank]->get(),
+                       .abort_word = &words[0],
+                       .fault = &words[1],
+                       .failed = failed.get(),
+                       .limit_ns = 2'000'000'000};
+  }
+  for (cuda::PeerExchange& exchange : exchanges) {
+    for (size_t peer = 0; peer < size; ++peer) exchange.slots[peer] = slots[peer]->get();
+  }
+  bool ok = true;
+  for (const SumCase& c : SumCases()) {
+    std::vector<std::unique_ptr<Sum>> sums;
+    for (int32_t rank = 0; rank < ranks; ++rank) {
+      sums.push_back(std::make_unique<Sum>(rank, c.tokens, c.hidden, c.weights_group));
+    }
+    CUDA_OK(cudaDeviceSynchronize());
+    for (int round = 0; round < kRounds; ++round) {
+      for (size_t rank = 0; rank < size; ++rank) {
+        CUDA_OK(cuda::AllReduceAdd(sums[rank]->Params(exchanges[rank]),
+                                   {.stream = streams[rank], .dependent = true}));
+      }
+    }
+    CUDA_OK(cudaDeviceSynchronize());
+    for (int32_t rank = 0; rank < ranks; ++rank) {
+      ok = SumHolds(*sums[static_cast<size_t>(rank)], c, rank, ranks) && ok;
+    }
+  }
+  ok = words[1] == 0 && ok;
+  std::printf("%s\n", ok ? "all of it holds" : "FAILED");
+  return ok ? 0 : 1;
 }
 
 int Run(int32_t ranks) {
@@ -283,5 +353,8 @@ int Run(int32_t ranks) {
 }  // namespace nibble::gpu_check
 
 int main(int argc, char** argv) {
-  return nibble::gpu_check::Run(argc > 1 ? std::atoi(argv[1]) : 2);
+  const bool one_gpu = argc > 1 && std::string_view(argv[1]) == "--one-gpu";
+  const int ranks_at = one_gpu ? 2 : 1;
+  const int32_t ranks = argc > ranks_at ? std::atoi(argv[ranks_at]) : 2;
+  return one_gpu ? nibble::gpu_check::RunOnOneGpu(ranks) : nibble::gpu_check::Run(ranks);
 }
