@@ -2,10 +2,12 @@
 // architecture, and to the CPU's exact executor on a real checkpoint. Needs a GPU.
 //
 //   executor_check MODEL_SPECS_FOLDER [AWQ_FOLDER]
+//   executor_check MODEL_SPECS_FOLDER/NAME    one of them, for tools that take long
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -277,16 +279,20 @@ bool CheckCheckpoint(const std::string& folder) {
 int main(int argc, char** argv) {
   using namespace nibble::gpu_check;
   if (argc < 2) {
-    std::fprintf(stderr, "usage: executor_check MODEL_SPECS_FOLDER [AWQ_FOLDER]\n");
+    std::fprintf(stderr, "usage: executor_check MODEL_SPECS_FOLDER[/NAME] [AWQ_FOLDER]\n");
     return 2;
   }
+  const std::filesystem::path specs = argv[1];
+  const bool one = std::filesystem::exists(specs / "config.json");
+  const std::string folder = one ? specs.parent_path() : specs;
   bool ok = true;
   for (const char* name : {"llama", "llama-rope-llama3", "llama-rope-linear", "llama-rope-dynamic",
                            "llama-rope-yarn", "llama-biases", "mistral-window", "qwen2",
                            "qwen2-window", "qwen3", "llama-awq-gemm", "qwen2-awq-quantized-head"}) {
+    if (one && specs.filename() != name) continue;
     for (const bool fusion : {false, true}) {
       for (const int32_t chunk : {48, 7, 1}) {
-        ok = CheckSpec(argv[1], name, fusion, chunk) && ok;
+        ok = CheckSpec(folder, name, fusion, chunk) && ok;
       }
     }
   }
