@@ -18,7 +18,10 @@ os.environ["PATH"] = os.pathsep.join([str(ROOT / ".cache" / "bin"), str(ROOT / "
                                       os.environ["PATH"]])
 
 import boards  # noqa: E402  pylint: disable=wrong-import-position
+import kube_linter  # noqa: E402  pylint: disable=wrong-import-position
+import kube_score  # noqa: E402  pylint: disable=wrong-import-position
 import manifests  # noqa: E402  pylint: disable=wrong-import-position
+import planted_faults  # noqa: E402  pylint: disable=wrong-import-position
 import rules  # noqa: E402  pylint: disable=wrong-import-position
 
 SCHEMAS = ROOT / "build" / "deploy-schemas"
@@ -79,15 +82,6 @@ def helm_lint_faults():
             yield f"{example}: {result.stdout}{result.stderr}"
 
 
-def kube_linter_faults():
-    """kube-linter's own checks, where somebody has installed it."""
-    for example in manifests.EXAMPLES:
-        path = manifests.GOLDENS / f"{example}.yaml"
-        ok, output = run("kube-linter", "lint", path)
-        if not ok:
-            yield f"{example}: {output}"
-
-
 def dockerfile_faults():
     for path in sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile")):
         ok, output = run("hadolint", "--no-color", path)
@@ -110,11 +104,13 @@ def checks(update):
     yield "boards in the chart", ["helm"], manifests.board_faults
     yield "policy", ["helm"], manifests.policy_faults
     yield "refusals", ["helm"], manifests.refusal_faults
+    yield "disk", ["helm"], manifests.disk_faults
     yield "options", ["helm"], lambda: manifests.option_faults(BINARIES)
     yield "helm lint", ["helm"], helm_lint_faults
     yield "kubeconform", ["helm", "kubeconform"], schema_faults
-    if shutil.which("kube-linter"):
-        yield "kube-linter", ["kube-linter"], kube_linter_faults
+    yield "kube-score", ["helm", "kube-score"], kube_score.all_faults
+    yield "kube-linter's checks", ["helm"], kube_linter.all_faults
+    yield "planted faults", ["helm", "kube-score"], planted_faults.all_faults
     yield "hadolint", ["hadolint"], dockerfile_faults
 
 

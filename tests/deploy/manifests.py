@@ -197,8 +197,9 @@ def matches(selector, labels):
 
 
 def selector_faults(found_objects):
-    """Everything that selects pods selects some, and every serving pod is covered."""
-    labels = [(name, labels) for name, labels, _ in pods(found_objects) if "Pod " not in name]
+    """Everything that selects pods selects some, every serving pod is covered, and no pod at all
+    is without a NetworkPolicy."""
+    labels = [(name, labels) for name, labels, _ in pods(found_objects)]
     covered = {kind: set() for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy")}
     for found in found_objects:
         if found["kind"] not in covered:
@@ -211,22 +212,27 @@ def selector_faults(found_objects):
         covered[found["kind"]] |= hits
     for kind, hits in covered.items():
         for name, _ in labels:
-            if name not in hits:
+            once = name.startswith("Pod ") and kind != "NetworkPolicy"
+            if name not in hits and not once:
                 yield f"{name} has no {kind}"
+
+
+def object_faults(found_objects):
+    """What must hold in the manifests of any values."""
+    names = [(found["kind"], found["metadata"]["name"]) for found in found_objects]
+    for twice in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{twice} twice"
+    for name, _, spec in pods(found_objects):
+        serves = not name.startswith("Pod ")
+        for fault in pod_faults(spec, serves):
+            yield f"{name}: {fault}"
+    for faults in (selector_faults, secret_faults, gpu_faults, model_faults):
+        yield from faults(found_objects)
 
 
 def policy_faults():
     for example in EXAMPLES:
-        found_objects = objects(example)
-        names = [(found["kind"], found["metadata"]["name"]) for found in found_objects]
-        for twice in sorted({name for name in names if names.count(name) > 1}):
-            yield f"{example}: {twice} twice"
-        for name, _, spec in pods(found_objects):
-            serves = not name.startswith("Pod ")
-            for fault in pod_faults(spec, serves):
-                yield f"{example}: {name}: {fault}"
-        for fault in (*selector_faults(found_objects), *secret_faults(found_objects),
-                      *gpu_faults(found_objects), *model_faults(found_objects)):
+        for fault in object_faults(objects(example)):
             yield f"{example}: {fault}"
 
 
@@ -286,6 +292,23 @@ def refusal_faults():
             yield f"{' '.join(settings)} is taken"
         elif said not in result.stderr:
             yield f"{' '.join(settings)}: refused with: {result.stderr.strip()[:300]}"
+
+
+def disk_faults():
+    """A model that is fetched into its pod's own folder is counted among what the pod takes of its
+    node's disk."""
+    model = {"name": "m", "path": "m", "source": "hf://a/b", "sourceSize": "2Gi",
+             "memoryPerRank": "1GiB", "resources": {"limits": {"memory": "2Gi"}},
+             "logStorage": {"request": "1Mi", "limit": "3Mi"}}
+    result = render("laptop", "--set-json", f"models={json.dumps([model])}")
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr)
+    group = next(found for found in yaml.safe_load_all(result.stdout)
+                 if found and found["kind"] == "StatefulSet")
+    resources = group["spec"]["template"]["spec"]["containers"][0]["resources"]
+    for part, megabytes in (("requests", 1), ("limits", 3)):
+        if int(resources[part]["ephemeral-storage"]) != (2 << 30) + (megabytes << 20):
+            yield f"{part}: {resources[part]}"
 
 
 def option_faults(binaries):

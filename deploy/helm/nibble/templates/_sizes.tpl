@@ -43,15 +43,24 @@ node's cores. The model's own number wins.
 {{- .sharedMemory | default (ternary "1Gi" "64Mi" (eq .device "cuda")) -}}
 {{- end -}}
 
-{{/* The pod's resources: with device cuda a GPU for each of its ranks. */}}
-{{- define "nibble.podresources" -}}
-{{- if eq .device "cuda" -}}
-{{- $gpus := dict .gpuResource (div (int .tp) (int .machines)) -}}
-{{- $limits := mergeOverwrite (deepCopy .resources.limits) $gpus -}}
-{{- mergeOverwrite (deepCopy .resources) (dict "limits" $limits) | toYaml -}}
-{{- else -}}
-{{- toYaml .resources -}}
+{{/* A size in bytes of the node's disk: logs, and a model that is fetched into the pod's own folder.
+     (dict "model" $m "logs" "64Mi") */}}
+{{- define "nibble.disk" -}}
+{{- $folder := 0 -}}
+{{- if not (or .model.claim (hasPrefix "oci://" .model.source)) -}}
+{{- $folder = include "nibble.bytes" .model.sourceSize | int64 -}}
 {{- end -}}
+{{- add $folder (include "nibble.bytes" .logs | int64) -}}
+{{- end -}}
+
+{{/* The pod's resources: the model's own, its disk, and with device cuda a GPU for each rank. */}}
+{{- define "nibble.podresources" -}}
+{{- $requests := dict "ephemeral-storage" (include "nibble.disk" (dict "model" . "logs" .logStorage.request)) -}}
+{{- $limits := dict "ephemeral-storage" (include "nibble.disk" (dict "model" . "logs" .logStorage.limit)) -}}
+{{- if eq .device "cuda" -}}
+{{- $_ := set $limits .gpuResource (div (int .tp) (int .machines)) -}}
+{{- end -}}
+{{- mergeOverwrite (dict "requests" $requests "limits" $limits) (deepCopy .resources) | toYaml -}}
 {{- end -}}
 
 {{/* Refuses a model whose parts cannot fit, with the numbers. */}}
