@@ -1,7 +1,13 @@
 """A group lives and dies as one; serve starts it again; a drain loses nothing."""
 
+import json
 import os
+import pathlib
+import shutil
 import signal
+import statistics
+import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -10,6 +16,34 @@ import harness
 
 GROUP_END_SECONDS_MAX = 5
 RESTART_SECONDS_MAX = 60
+BEATS = 9
+
+
+class BeatTest(unittest.TestCase):
+
+    def test_a_leader_tells_its_load_four_times_a_second(self):
+        """What a silent group is known by, and what requests are routed by."""
+        import grpc  # pylint: disable=C0415
+        harness.make_stubs()
+        from nibble.worker.v1 import worker_pb2, worker_pb2_grpc  # pylint: disable=C0415
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="nibble-beats-"))
+        self.addCleanup(shutil.rmtree, folder)
+        announce = folder / "announce.json"
+        leader = subprocess.Popen(  # pylint: disable=consider-using-with
+            [str(harness.BUILD / "bin" / "fake_worker"), "--listen", harness.LOCAL, "--announce",
+             str(announce)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        self.addCleanup(leader.wait)
+        self.addCleanup(leader.kill)
+        harness.wait_until(announce.exists, harness.READY_SECONDS_MAX, "the leader is ready")
+        address = json.loads(announce.read_text(encoding="utf-8"))["grpc"]
+        with grpc.insecure_channel(address) as channel:
+            beats = worker_pb2_grpc.WorkerServiceStub(channel).WatchLoad(
+                worker_pb2.WatchLoadRequest(), timeout=harness.CALL_SECONDS)
+            came = [time.monotonic() for _, _ in zip(range(BEATS), beats)]
+            beats.cancel()
+        gaps = [after - before for before, after in zip(came, came[1:])]
+        self.assertLess(abs(statistics.median(gaps) - 0.25), 0.1, gaps)
 
 
 class FailureTest(harness.ServedTestCase):
