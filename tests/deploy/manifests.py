@@ -263,6 +263,7 @@ REFUSED = [
     (["models[0].memoryPerRank=4"], "memoryPerRank"),
     (["models[0].memoryPerRank=2GiB"], "more than limits.memory"),
     (["models[0].sharedMemory=2Gi"], "more than limits.memory"),
+    (["models[0].logStorage.limit=lots"], "logStorage"),
     (["models[0].resources.limits.memory="], "resources.limits.memory is not set"),
     (["models[0].resources.limits.memory=3Gb"], "is no size"),
     (["models[0].autoscaling.enabled=true", "models[0].autoscaling.minGroups=9"],
