@@ -128,6 +128,14 @@ struct Rounds {
   // a share of the row's results.
   __device__ __forceinline__ void PutShared(float4* to, int32_t lane, float a, float b, float c,
                                             float d) const {
+    if constexpr (S::kSharing == 8) {
+      a += __shfl_xor_sync(0xffffffffu, a, 2);
+      c += __shfl_xor_sync(0xffffffffu, c, 2);
+      a += __shfl_xor_sync(0xffffffffu, a, 1);
+      c += __shfl_xor_sync(0xffffffffu, c, 1);
+      if (lane % 4 == 0) *to = make_float4(a, 0, c, 0);
+      return;
+    }
     const bool upper = lane % 4 >= 2, odd = lane % 2 != 0;
     float first = upper ? c : a, second = upper ? d : b;
     first += __shfl_xor_sync(0xffffffffu, upper ? a : c, 2);
@@ -354,6 +362,7 @@ struct Finisher {
   __device__ __forceinline__ void Complete(int32_t round, Item* item) const {
     const int32_t turn = rounds.Turn(round, warp);
     if (turn >= rounds.Finishers()) return;
+    if constexpr (Rounds<S>::kLag > 0) Aim(round, item);
     rounds.AwaitAll(round);
 #pragma unroll
     for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
@@ -461,7 +470,8 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
         }
       }
       if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
-      finisher.Aim(round, &item);
+      // Nobody waits for those who finish a round later.
+      if constexpr (Rounds<S>::kLag == 0) finisher.Aim(round, &item);
       rounds.Leave(round, lane);
     }
     if (round >= Rounds<S>::kLag) finisher.Complete(round - Rounds<S>::kLag, &item);
@@ -489,8 +499,19 @@ template <int32_t kGroup, int32_t kResidentTokens, int32_t kStreamedTokens>
 cudaError_t LaunchTokens(const W4DecodeParams& params, int32_t multiprocessors,
                          cudaStream_t stream) {
   using Resident = Shape<kGroup, kResidentTokens, 1>;
-  if (layout::GpuSlabs(params.columns) <= kWarps * Resident::kUnitSlabs) {
+  const int32_t slabs = layout::GpuSlabs(params.columns);
+  if (slabs <= kWarps * Resident::kRowSlabs) {
     return LaunchShapeOf<Resident>(params, multiprocessors, stream);
+  }
+  if constexpr (kGroup == 128 && kResidentTokens == 2) {
+    // Two tokens' activations of twice as long a row fill no more registers than four tokens' of
+    // one unit, nor do one token's of four units.
+    if (slabs <= kWarps * Shape<kGroup, 2, 1, 2>::kRowSlabs) {
+      return LaunchShapeOf<Shape<kGroup, 2, 1, 2>>(params, multiprocessors, stream);
+    }
+    if (params.tokens == 1 && slabs <= kWarps * Shape<kGroup, 1, 1, 4>::kRowSlabs) {
+      return LaunchShapeOf<Shape<kGroup, 1, 1, 4>>(params, multiprocessors, stream);
+    }
   }
   if constexpr (kStreamedTokens == 16 && kGroup != 0) {
     // Where blocks have enough row tiles that few of the last unit's are empty.

@@ -19,17 +19,17 @@ constexpr int32_t kThreads = kWarps * 32;
 // tensor-core instructions would wait for each one's latency.
 constexpr int32_t kUnitProducts = 4;
 
-// What a kernel instance is compiled for: 2, 4, 8 or 16 tokens at most. Two ways to walk a row
+// What a kernel instance is compiled for: 1, 2, 4, 8 or 16 tokens at most. Two ways to walk a row
 // tile's k:
-//   resident: a warp's range of k is at most one unit, whose activations stay in registers for the
-//             whole launch;
+//   resident: a warp's range of k is at most kUnits units, whose activations stay in registers for
+//             the whole launch;
 //   streamed: units take two slabs of each of two row tiles, or one of each of four, which reads
 //             activations half as often; those of a unit are loaded while the unit before is
 //             multiplied. Any length of row.
 // Products have eight columns. Those that tokens leave free hold activations of the slabs behind:
 // a slab's product is right in its own columns alone, and registers that lanes would spend on
 // tokens that do not exist keep more products in flight.
-template <int32_t kGroupT, int32_t kTokensT, int32_t kRowTilesT>
+template <int32_t kGroupT, int32_t kTokensT, int32_t kRowTilesT, int32_t kUnitsT = 1>
 struct Shape {
   static constexpr int32_t kGroup = kGroupT;    // 0 = dense fp16
   static constexpr int32_t kTokens = kTokensT;  // columns of a slab
@@ -37,9 +37,16 @@ struct Shape {
   static constexpr int32_t kSharing = kTokens < 8 ? 8 / kTokens : 1;  // slabs of a fragment
   static constexpr int32_t kRowTiles = kRowTilesT;                    // of a unit
   static constexpr bool kResident = kRowTiles == 1;
+  static constexpr int32_t kUnits = kUnitsT;  // of resident activations
   static constexpr int32_t kUnitSlabs = kUnitProducts / kRowTiles;
-  static constexpr int32_t kFragments = kUnitSlabs / kSharing;  // of a unit and k-step
-  static_assert(kFragments * kSharing == kUnitSlabs && (kGroup != 0 || kSharing == 1));
+  static constexpr int32_t kRowSlabs = kUnits * kUnitSlabs;  // of a warp, at most, if resident
+  static constexpr int32_t kFragments = kRowSlabs / kSharing;
+  static_assert(kRowSlabs % kSharing == 0 && (kGroup != 0 || kSharing == 1));
+  // Which fragment a unit's product takes.
+  static constexpr __host__ __device__ int32_t Fragment(int32_t unit, int32_t product) {
+    return (unit * kUnitSlabs + product % kUnitSlabs) / kSharing;
+  }
+  static constexpr bool kBytes = kGroup == 128 && kTokens == 8;  // how weights widen
   // Cycles from one slot's first copies to the next one's.
   static constexpr int32_t kPace = kTokens <= 4 ? 2000 : kTokens == 8 ? 2500 : 1500;
   // Fragments that lie in shared memory instead: eight tokens' would leave products in flight no
@@ -55,7 +62,7 @@ struct Shape {
   static constexpr int32_t kGroupsOfSlab = kGroup == 0 ? 1 : layout::kGpuSlabColumns / kGroup;
 };
 
-// A warp's activations: [fragments of a unit][k-step][token tile] B fragments, each shared by
+// A warp's activations: [fragments][k-step][token tile] B fragments, each shared by
 // kSharing slabs, and where they are resident, the sums over k of every group for the columns 2c,
 // 2c + 1 of this lane's results.
 template <typename S>
@@ -178,19 +185,29 @@ __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
   }
 }
 
-// One word of nibbles to an A fragment: rows r hold 1024 + q, rows r + 8 hold 1024 + 16 q. What is
-// too much is taken off the sum of the group, not off every weight: 5 instructions for 8 weights.
+// One word of nibbles to an A fragment: rows r hold 1024 + q. Rows r + 8 hold 1024 + 16 q, or with
+// `kBytes` 1024 + 16 q + the q of row r, which is an instruction less for eight weights and one
+// more for every result. What is too much is taken off the sum of the group, not off every weight.
+template <bool kBytes>
 __device__ __forceinline__ void Widen(uint32_t w, uint32_t (&a)[4]) {
   constexpr uint32_t kBias = 0x64006400u;
-  a[0] = AndOr<0x000f000f>(w, kBias);
-  a[1] = AndOr<0x00f000f0>(w, kBias);
-  a[2] = AndOr<0x000f000f>(w >> 8, kBias);
-  a[3] = AndOr<0x00f000f0>(w >> 8, kBias);
+  if constexpr (kBytes) {
+    a[1] = AndOr<0x00ff00ff>(w, kBias);
+    a[3] = __byte_perm(w, kBias, 0x7371);
+    a[0] = a[1] & 0xff0fff0fu;
+    a[2] = a[3] & 0xff0fff0fu;
+  } else {
+    a[0] = AndOr<0x000f000f>(w, kBias);
+    a[1] = AndOr<0x00f000f0>(w, kBias);
+    a[2] = AndOr<0x000f000f>(w >> 8, kBias);
+    a[3] = AndOr<0x00f000f0>(w >> 8, kBias);
+  }
 }
 struct GroupConstants {
   float2 scales;  // of row r, of row r + 8
-  float2 biases;  // 1024 + z of row r, 1024 + 16 z of row r + 8
+  float2 biases;  // what widening and zeros added to row r, to row r + 8
 };
+template <bool kBytes>
 __device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int32_t group,
                                                         int32_t lane) {
   const uint8_t* constants = slab + kGpuSlabNibbleBytes + group * layout::kGpuGroupBytes;
@@ -198,7 +215,7 @@ __device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int
   const uint32_t zeros = *reinterpret_cast<const uint16_t*>(constants + 32 + lane / 4 * 2);
   const uint32_t biased = __byte_perm(zeros, 0x64646464u, 0x4140);  // 1024 + z
   const half2 biases = __hfma2(*reinterpret_cast<const half2*>(&biased), __floats2half2_rn(1, 16),
-                               __floats2half2_rn(0, -15360));
+                               __floats2half2_rn(0, kBytes ? -16384 : -15360));
   return {__half22float2(scales), __half22float2(biases)};
 }
 
@@ -231,7 +248,9 @@ __device__ __forceinline__ void TakeOwn(int32_t lane, float (*part)[S::kTokenTil
   const int32_t own = lane % 4 * 2 / S::kTokens;
 #pragma unroll
   for (int32_t i = 0; i < 4; ++i) {
-    if constexpr (S::kSharing == 4) {
+    if constexpr (S::kSharing == 8) {
+      part[0][0][i] = lane % 2 == 0 ? part[i % 2][0][i] : part[2 + i % 2][0][i];
+    } else if constexpr (S::kSharing == 4) {
       const float low = own % 2 == 0 ? part[0][0][i] : part[1][0][i];
       const float high = own % 2 == 0 ? part[2][0][i] : part[3][0][i];
       part[0][0][i] = own < 2 ? low : high;
@@ -241,18 +260,44 @@ __device__ __forceinline__ void TakeOwn(int32_t lane, float (*part)[S::kTokenTil
   }
 }
 
+// A group of the slabs that share a fragment with those of another unit has ended: a lane has
+// columns of two of them, or of none.
+template <typename S>
+__device__ __forceinline__ void FinishOneToken(const uint8_t* data, int32_t unit, int32_t group,
+                                               int32_t lane, const Fragments<S>& x,
+                                               float (&part)[kUnitProducts][1][4],
+                                               float (&acc)[4]) {
+  TakeOwn<S>(lane, part);
+  const float2 sums = *x.Sums(unit / 2, group, 0, lane);
+  const float exists = lane % 4 / 2 == unit % 2 ? 1.0f : 0.0f;
+#pragma unroll
+  for (int32_t i = 0; i < 2; ++i) {
+    const GroupConstants c =
+        LoadConstants<S::kBytes>(data + (lane % 2 * 2 + i) * S::kSlabBytes, group, lane);
+    const float sum = i == 0 ? sums.x : sums.y;
+    acc[0] = fmaf(c.scales.x * exists, fmaf(-c.biases.x, sum, part[0][0][i]), acc[0]);
+    acc[2] = fmaf(c.scales.y * exists, fmaf(-c.biases.y, sum, part[0][0][2 + i]), acc[2]);
+  }
+#pragma unroll
+  for (int32_t product = 0; product < kUnitProducts; ++product) {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) part[product][0][i] = 0;
+  }
+}
+
 // A group has ended: its parts, freed of what widening added, times their scales go to acc.
 template <typename S>
 __device__ __forceinline__ void FinishGroup(
-    const uint8_t* data, int32_t group, int32_t lane, const Fragments<S>& x,
+    const uint8_t* data, int32_t unit, int32_t group, int32_t lane, const Fragments<S>& x,
     float (&streamed_sums)[S::kFragments][S::kTokenTiles][4],
     float (&part)[kUnitProducts][S::kTokenTiles][4],
     float (&acc)[S::kRowTiles][S::kTokenTiles][4]) {
   const int32_t own = S::kSharing > 1 ? lane % 4 * 2 / S::kTokens : 0;
 #pragma unroll
   for (int32_t product = 0; product < kUnitProducts; product += S::kSharing) {
-    const int32_t s = product % S::kUnitSlabs / S::kSharing;
-    const GroupConstants c = LoadConstants(data + (product + own) * S::kSlabBytes, group, lane);
+    const int32_t s = S::Fragment(unit, product);
+    const GroupConstants c =
+        LoadConstants<S::kBytes>(data + (product + own) * S::kSlabBytes, group, lane);
     TakeOwn<S>(lane, part + product);
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
@@ -266,9 +311,10 @@ __device__ __forceinline__ void FinishGroup(
 #pragma unroll
       for (int32_t i = 0; i < 2; ++i) {
         const float sum = i == 0 ? sums.x : sums.y;
-        float(&both)[4] = part[product][tile];
+        const float(&both)[4] = part[product][tile];
+        const float upper = S::kBytes ? both[2 + i] - both[i] : both[2 + i];
         const float low = fmaf(-c.biases.x, sum, both[i]);
-        const float high = fmaf(-c.biases.y, sum, both[2 + i]);
+        const float high = fmaf(-c.biases.y, sum, upper);
         to[i] = fmaf(c.scales.x, low, to[i]);
         to[2 + i] = fmaf(c.scales.y, high, to[2 + i]);
       }
@@ -289,7 +335,8 @@ __device__ __forceinline__ void FinishGroup(
 // acc += W x over a unit; slabs beyond the warp's meet activations that are zero. `reload(half)` is
 // called when the activations of half a unit have been used for the last time.
 template <typename S, typename Reload>
-__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, const Fragments<S>& x,
+__device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t unit, int32_t lane,
+                                           const Fragments<S>& x,
                                            float (&acc)[S::kRowTiles][S::kTokenTiles][4],
                                            const Reload& reload) {
   constexpr int32_t kSteps = S::kGroup / 16;
@@ -307,19 +354,19 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, co
       if (step % 2 == 0) x.TakeAside(lane, first + step, aside);
 #pragma unroll
       for (int32_t product = 0; product < kUnitProducts; ++product) {
-        const int32_t s = product % S::kUnitSlabs / S::kSharing;
+        const int32_t s = S::Fragment(unit, product);
         const int32_t taken = s + S::kPutAside - S::kFragments;
         uint32_t a[4];
-        Widen(words[product][step], a);
+        Widen<S::kBytes>(words[product][step], a);
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-          const uint32_t(&b)[2] = x.b[s][first + step][tile];
           if (taken >= 0) {
             const uint4 two = aside[taken];
             MmaF16(part[product][tile], a, step % 2 == 0 ? two.x : two.z,
                    step % 2 == 0 ? two.y : two.w);
             continue;
           }
+          const uint32_t(&b)[2] = x.b[s][first + step][tile];
           MmaF16(part[product][tile], a, b[0], b[1]);
           if (!S::kResident && product < S::kUnitSlabs && product % S::kSharing == 0) {
             MmaF16(sums[s][tile], ones, b[0], b[1]);
@@ -329,7 +376,12 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t lane, co
     }
     if ((first + kStepsAtOnce) % 4 == 0) reload(first / 4);
     if ((first + kStepsAtOnce) % kSteps == 0) {
-      FinishGroup<S>(data, (first + kStepsAtOnce) / kSteps - 1, lane, x, sums, part, acc);
+      const int32_t group = (first + kStepsAtOnce) / kSteps - 1;
+      if constexpr (S::kSharing > kUnitProducts) {
+        FinishOneToken<S>(data, unit, group, lane, x, part, acc[0][0]);
+      } else {
+        FinishGroup<S>(data, unit, group, lane, x, sums, part, acc);
+      }
     }
   }
 }
@@ -385,7 +437,7 @@ struct WeightStream {
       tile = 0;
       next += S::kSlabBytes;
       slab += 1;
-    } else if constexpr (S::kResident) {
+    } else if constexpr (S::kResident && S::kUnits == 1) {
       const int32_t bytes = slabs * S::kSlabBytes;
       BarrierExpect(barrier, bytes);
       BulkCopy(to, next, bytes, barrier, policy);
@@ -432,36 +484,45 @@ __device__ __forceinline__ void MultiplyTiles(const W4DecodeParams& p, const War
                                               WeightStream<S>* stream, int32_t lane, int32_t tiles,
                                               Fragments<S>* x,
                                               float (&acc)[S::kRowTiles][S::kTokenTiles][4]) {
-  for (int32_t begin = range.begin; begin < range.end; begin += S::kUnitSlabs) {
-    const int32_t following =
-        begin + S::kUnitSlabs < range.end ? begin + S::kUnitSlabs : range.begin;
-    const auto reload = [&](int32_t half) {
-      if constexpr (!S::kResident) LoadHalfUnit<S>(p, following, range.end, half, lane, x);
-    };
-    if constexpr (!S::kResident && S::kSharing > 1) {
-      // Registers for a whole unit's lead.
-      Fragments<S> next;
-      LoadHalfUnit<S>(p, following, range.end, 0, lane, &next);
-      LoadHalfUnit<S>(p, following, range.end, 1, lane, &next);
-      MultiplyW4<S>(stream->Acquire(), lane, *x, acc, [](int32_t) {});
-      stream->Release(lane);
-      *x = next;
-    } else if constexpr (S::kGroup != 0) {
-      MultiplyW4<S>(stream->Acquire(), lane, *x, acc, reload);
-      stream->Release(lane);
-    } else {
+  if constexpr (S::kResident && S::kGroup != 0) {
 #pragma unroll
-      for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
-        if (begin + s >= range.end) break;
+    for (int32_t unit = 0; unit < S::kUnits; ++unit) {
+      if (range.begin + unit * S::kUnitSlabs >= range.end) break;
+      MultiplyW4<S>(stream->Acquire(), unit, lane, *x, acc, [](int32_t) {});
+      stream->Release(lane);
+    }
+  } else {
+    for (int32_t begin = range.begin; begin < range.end; begin += S::kUnitSlabs) {
+      const int32_t following =
+          begin + S::kUnitSlabs < range.end ? begin + S::kUnitSlabs : range.begin;
+      const auto reload = [&](int32_t half) {
+        if constexpr (!S::kResident) LoadHalfUnit<S>(p, following, range.end, half, lane, x);
+      };
+      if constexpr (S::kSharing > 1) {
+        // Registers for a whole unit's lead.
+        Fragments<S> next;
+        LoadHalfUnit<S>(p, following, range.end, 0, lane, &next);
+        LoadHalfUnit<S>(p, following, range.end, 1, lane, &next);
+        MultiplyW4<S>(stream->Acquire(), 0, lane, *x, acc, [](int32_t) {});
+        stream->Release(lane);
+        *x = next;
+      } else if constexpr (S::kGroup != 0) {
+        MultiplyW4<S>(stream->Acquire(), 0, lane, *x, acc, reload);
+        stream->Release(lane);
+      } else {
 #pragma unroll
-        for (int32_t t = 0; t < S::kRowTiles; ++t) {
-          if (t >= tiles) break;
-          MultiplyDense<S>(stream->Acquire(), lane, x->b[s], acc[t]);
-          stream->Release(lane);
+        for (int32_t s = 0; s < S::kUnitSlabs; ++s) {
+          if (begin + s >= range.end) break;
+#pragma unroll
+          for (int32_t t = 0; t < S::kRowTiles; ++t) {
+            if (t >= tiles) break;
+            MultiplyDense<S>(stream->Acquire(), lane, x->b[s], acc[t]);
+            stream->Release(lane);
+          }
         }
+        reload(0);
+        reload(1);
       }
-      reload(0);
-      reload(1);
     }
   }
 }

@@ -369,6 +369,8 @@ int main(int argc, char** argv) {
     }
     // Few blocks, so that each has several units of row tiles.
     for (Case c : {Case{984, 4736, 128, tokens, false, DecodeOutput::kAddResidual},
+                   Case{520, 8192, 128, tokens, true, DecodeOutput::kHalf},
+                   Case{400, 11008, 128, tokens, false, DecodeOutput::kAddResidual},
                    Case{1008, 4352, 64, tokens, true, DecodeOutput::kSiluMul},
                    Case{504, 4224, 32, tokens, true, DecodeOutput::kHalf}}) {
       c.fragments = ++count % 2 == 0;
