@@ -404,15 +404,16 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   if (lane == 0) {
     for (int32_t i = 0; i < S::kSlots; ++i) BarrierInit(full + i, 1);
     FenceBarrierInit();
-    // All at once would stand in the memory's queue before the activations of the kernel that has
-    // just begun, and before what it waits for.
-    const int64_t begin = clock64();
-    const int32_t pace = p.dependent_launch ? S::kPace : 0;
-    for (int32_t i = 0; i < S::kSlots && stream->tiles_left > 0; ++i) {
-      while (clock64() - begin < i * pace) {
-      }
-      stream->Issue(i);
+  }
+  // All at once would stand in the memory's queue before the activations of the kernel that has
+  // just begun, and before what it waits for.
+  const int64_t begin = clock64();
+  const int32_t pace = p.dependent_launch ? S::kPace : 0;
+  for (int32_t i = 0; i < S::kSlots && stream->tiles_left > 0; ++i) {
+    while (clock64() - begin < i * pace) {
     }
+    __syncwarp();
+    stream->Issue(i, lane);
   }
 }
 
@@ -421,7 +422,8 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   LetNextKernelStart();
-  const int32_t warp = threadIdx.x / 32;
+  // The same in all of a warp, and so that the compiler knows.
+  const int32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   const int32_t lane = threadIdx.x % 32;
   const WarpRange range = SlabRange(layout::GpuSlabs(p.columns), warp, kWarps);
   const Rounds<S> rounds = MakeRounds<S>(p, shared);
@@ -437,12 +439,12 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   float* factors = reinterpret_cast<float*>(shared + SharedLayout<S>::kFactors);
   float* scales = reinterpret_cast<float*>(shared + SharedLayout<S>::kScales);
   TokenFactors<S> token_factors;
-  token_factors.Load(p, warp, lane);
   Fragments<S> x;
   x.sums =
       reinterpret_cast<float*>(shared + SharedLayout<S>::kSums + warp * Fragments<S>::kSumBytes);
   LoadHalfUnit<S>(p, range.begin, range.end, 0, lane, &x);
   LoadHalfUnit<S>(p, range.begin, range.end, 1, lane, &x);
+  token_factors.Load(p, warp, lane);
   SumGroups<S>(lane, &x);
   x.aside =
       reinterpret_cast<uint4*>(shared + SharedLayout<S>::kAside + warp * Fragments<S>::kAsideBytes);

@@ -424,35 +424,42 @@ struct WeightStream {
   int32_t slot = 0;      // being read, then refilled
   uint32_t phase = 0;
 
-  // Lane 0 asks for what comes next, if anything is left, into `to_slot`.
-  __device__ __forceinline__ void Issue(int32_t to_slot) {
+  // Asks for what comes next, if anything is left, into `to_slot`: lane 0 does, but all lanes go
+  // along, since what is the same in all of a warp costs no registers and no instructions of lanes.
+  __device__ __forceinline__ void Issue(int32_t to_slot, int32_t lane) {
     if (tiles_left <= 0) return;
     const uint32_t to = ring_address + static_cast<uint32_t>(to_slot * S::kSlotBytes);
     const uint32_t barrier = full + static_cast<uint32_t>(to_slot) * 8;
     const uint64_t policy = EvictFirstPolicy();
     if constexpr (S::kGroup == 0) {
-      BarrierExpect(barrier, S::kSlabBytes);
-      BulkCopy(to, next + tile * tile_stride, S::kSlabBytes, barrier, policy);
+      if (lane == 0) {
+        BarrierExpect(barrier, S::kSlabBytes);
+        BulkCopy(to, next + tile * tile_stride, S::kSlabBytes, barrier, policy);
+      }
       if (++tile < min(S::kRowTiles, tiles_left)) return;
       tile = 0;
       next += S::kSlabBytes;
       slab += 1;
     } else if constexpr (S::kResident && S::kUnits == 1) {
-      const int32_t bytes = slabs * S::kSlabBytes;
-      BarrierExpect(barrier, bytes);
-      BulkCopy(to, next, bytes, barrier, policy);
+      if (lane == 0) {
+        const int32_t bytes = slabs * S::kSlabBytes;
+        BarrierExpect(barrier, bytes);
+        BulkCopy(to, next, bytes, barrier, policy);
+      }
       next += tile_stride;
       tiles_left -= 1;
       return;
     } else {
       const int32_t bytes = min(S::kUnitSlabs, slabs - slab) * S::kSlabBytes;
-      const int32_t tiles = min(S::kRowTiles, tiles_left);
-      BarrierExpect(barrier, tiles * bytes);
+      if (lane == 0) {
+        const int32_t tiles = min(S::kRowTiles, tiles_left);
+        BarrierExpect(barrier, tiles * bytes);
 #pragma unroll
-      for (int32_t t = 0; t < S::kRowTiles; ++t) {
-        if (t < tiles) {
-          BulkCopy(to + t * S::kCopyBytes, next + static_cast<int64_t>(t) * tile_stride, bytes,
-                   barrier, policy);
+        for (int32_t t = 0; t < S::kRowTiles; ++t) {
+          if (t < tiles) {
+            BulkCopy(to + t * S::kCopyBytes, next + static_cast<int64_t>(t) * tile_stride, bytes,
+                     barrier, policy);
+          }
         }
       }
       next += bytes;
@@ -469,7 +476,7 @@ struct WeightStream {
   }
   __device__ __forceinline__ void Release(int32_t lane) {
     __syncwarp();
-    if (lane == 0) Issue(slot);
+    Issue(slot, lane);
     if (++slot == S::kSlots) {
       slot = 0;
       phase ^= 1;
