@@ -67,10 +67,11 @@ test-soak: ## SOAK_SECONDS (3600) of load with random faults: memory, descriptor
 	cmake --build --preset release -j $(JOBS) --target nibble-gateway fake_worker
 	NIBBLE_BINARY_DIR=build/release .venv/bin/python tests/e2e/faults/soak.py $(SOAK_SECONDS)
 
-test-overload: ## 5000 slow streams, then OVERLOAD_SECONDS (300) of four times what a group can do
+test-overload: ## 1000 fast streams, 5000 slow ones, then OVERLOAD_SECONDS (300) of four times what a group can do
 	tools/setup build
 	cmake --preset release
 	cmake --build --preset release -j $(JOBS) --target gateway_load gateway_overload
+	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 1000 --rate 20 --seconds 60
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 5000 --rate 1 --starved 3s --bound-ms 200 --direct-seconds 0
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --stalled --rate 50 --seconds 40 --bound-kib 128 --direct-seconds 0
 	NIBBLE_BINARY_DIR=build/release build/release/bin/gateway_load --streams 500 --seconds 8 --rounds 3 --bad-percent 10

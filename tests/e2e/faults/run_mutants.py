@@ -20,7 +20,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = HERE.parents[2]
 COPY = SOURCE / "build" / "mutants"
 BUILD = COPY / "build" / "release"
-TARGETS = ("nibble", "nibble-worker", "nibble-gateway")
+TARGETS = ("nibble", "nibble-worker", "nibble-gateway", "gateway_overload", "fake_worker")
+# Checks that are programs of their own and print a line for each bound.
+PROGRAMS = {"gateway_overload": [BUILD / "bin" / "gateway_overload"],
+            "soak": [sys.executable, HERE / "soak.py"]}
 CHECK_SECONDS = 420
 JOBS = str(os.cpu_count() or 2)
 
@@ -52,18 +55,30 @@ def build():
     run("cmake", "--build", BUILD, "-j", JOBS, "--target", *TARGETS, **quiet)
 
 
-def turns_red(check):
-    """Whether the check fails, and what it said: where it does, what it failed with."""
-    script = ["namespaces.py"] if check.startswith("test_groups") else ["-m", "unittest"]
+def run_check(check):
+    """What the check prints, or None if it never ends."""
+    name, *words = check.split()
+    script = ["namespaces.py"] if name.startswith("test_groups") else ["-m", "unittest"]
+    command = PROGRAMS[name] if name in PROGRAMS else [sys.executable, *script, name]
     data = os.environ.get("NIBBLE_TEST_DATA", str(SOURCE.parent / "shared" / "data"))
     environment = {**os.environ, "NIBBLE_SOURCE_DIR": str(COPY), "NIBBLE_BINARY_DIR": str(BUILD),
                    "NIBBLE_TEST_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        result = subprocess.run([sys.executable, *script, check], cwd=HERE, env=environment,
+        result = subprocess.run([*command, *words], cwd=HERE, env=environment,
                                 capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
     except subprocess.TimeoutExpired:
+        return None
+    return result.stdout + result.stderr
+
+
+def turns_red(check):
+    """Whether the check fails, and what it said: where it does, what it failed with."""
+    text = run_check(check)
+    if text is None:
         return True, "it never ended"
-    text = result.stdout + result.stderr
+    if check.split()[0] in PROGRAMS:
+        broken = re.findall(r"^NOT HELD +(.+)$", text, re.MULTILINE)
+        return bool(broken), "; ".join(re.sub(" +", " ", line) for line in broken) or text[-2000:]
     # The check itself, on a server that had come up.
     red = re.search(r"^(FAIL|ERROR): test_", text, re.MULTILINE) is not None
     if not red or "the server ended with" in text:
