@@ -40,7 +40,10 @@ WARM_UP_SHARE = 0.1
 FAULT_SECONDS_MEAN = 120
 SLOPE_MAX = 1.0  # MiB an hour
 SHORT_SLOPE_MAX = 500.0  # of a run whose slope is mostly its beginning's
-EXECUTOR = "default-executo"  # as the kernel cuts it
+# gRPC's own pools, by the names that the kernel cuts: each starts a thread where all of it are busy
+# at once and keeps it, the executor up to two a core, the timers up to as many as ever fell due
+# together. Both are counted at two a core from the first on; one more would be a leak.
+POOLS = ("default-executo", "grpc_global_tim")
 SHORT_SECONDS = 1800
 GROUP_FLAGS = ("--max-sequences", "16", "--step-base", "20ms", "--vocab-size", "376")
 
@@ -75,9 +78,8 @@ class Program:
         for thread in (process / "task").iterdir():
             with contextlib.suppress(OSError):  # it has ended
                 names[(thread / "comm").read_text().strip()] += 1
-        # gRPC's executor starts its threads one by one, when all are busy, and keeps them: up to
-        # two a core, at which it is counted from the first on. One more would be a leak.
-        names[EXECUTOR] = max(names[EXECUTOR], 2 * os.cpu_count())
+        for pool in POOLS:
+            names[pool] = max(names[pool], 2 * os.cpu_count())
         return (pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(process / "fd")),
                 names.total(), names)
 
