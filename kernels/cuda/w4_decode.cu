@@ -47,29 +47,27 @@ template <typename S>
 struct Rounds {
   static constexpr int32_t kBuffers = S::kResident ? 2 : 1;
   static constexpr int32_t kLag = S::kResident && S::kTokens >= 8 ? 1 : 0;
-  // A warp finishes eight rows r, r + 8 of four tokens at a time, so many times a round at most.
-  static constexpr int32_t kTurns =
-      (SharedLayout<S>::kPartialBytes / kBuffers / 2048 + kWarps - 1) / kWarps;
+  static constexpr int32_t kPairs = S::kTokens < 2 ? 1 : S::kTokens / 2;  // of tokens
+  // Whole units: a round that ends inside one would wait for copies that were never asked for.
+  static constexpr int32_t kTiles = SharedLayout<S>::kPartialBytes / kBuffers / (kWarps * 128) /
+                                    kPairs / S::kRowTiles * S::kRowTiles;
+  // Warps that finish a round take eight rows r, r + 8 of four tokens at a time, so often at most.
+  static constexpr int32_t kFinishers = (kTiles * kPairs + 1) / 2;
+  static constexpr int32_t kTurns = (kFinishers + kWarps - 1) / kWarps;
   // No warp finishes two rounds in a row.
-  static_assert(kLag == 0 || SharedLayout<S>::kPartialBytes / kBuffers / 2048 <= kWarps / 2);
+  static_assert(kTiles > 0 && (kLag == 0 || kFinishers <= kWarps / 2));
 
   float4* data;
   uint64_t* meetings;  // of each buffer: all have left their sums, and these have been read
-  int32_t pairs;       // of tokens
-  int32_t tiles;       // of a round
 
-  // Warps that finish a round take eight rows r, r + 8 of four tokens at a time.
-  [[nodiscard]] __device__ __forceinline__ int32_t Finishers() const {
-    return (tiles * pairs + 1) / 2;
-  }
-  // A warp's place among those that finish the round, if it is less than Finishers().
-  [[nodiscard]] __device__ __forceinline__ int32_t Turn(int32_t round, int32_t warp) const {
-    return (warp + round * Finishers()) % kWarps;
+  // A warp's place among those that finish the round, if it is less than kFinishers.
+  static __device__ __forceinline__ int32_t Turn(int32_t round, int32_t warp) {
+    return (warp + round * kFinishers) % kWarps;
   }
   __device__ __forceinline__ void Init() const {
     for (int32_t i = 0; i < kBuffers; ++i) {
       BarrierInit(meetings + 2 * i, kWarps);
-      BarrierInit(meetings + 2 * i + 1, min(Finishers(), kWarps));
+      BarrierInit(meetings + 2 * i + 1, min(kFinishers, kWarps));
     }
   }
   // A warp has left its sums of a round.
@@ -106,7 +104,7 @@ struct Rounds {
 
   // A warp's results of a tile: [pair of tokens][row] of rows r, r + 8 of both tokens.
   __device__ __forceinline__ float4* At(int32_t round, int32_t tile, int32_t warp) const {
-    return data + ((round % kBuffers * tiles + tile) * kWarps + warp) * pairs * 8;
+    return data + ((round % kBuffers * kTiles + tile) * kWarps + warp) * kPairs * 8;
   }
   __device__ __forceinline__ void Put(float4* to, int32_t lane,
                                       const float (&acc)[S::kTokenTiles][4]) const {
@@ -117,10 +115,8 @@ struct Rounds {
     } else {
 #pragma unroll
       for (int32_t t = 0; t < S::kTokenTiles; ++t) {
-        const int32_t pair = t * 4 + lane % 4;
-        if (pair < pairs) {
-          to[pair * 8] = make_float4(acc[t][0], acc[t][1], acc[t][2] * kHigh, acc[t][3] * kHigh);
-        }
+        to[(t * 4 + lane % 4) * 8] =
+            make_float4(acc[t][0], acc[t][1], acc[t][2] * kHigh, acc[t][3] * kHigh);
       }
     }
   }
@@ -141,9 +137,7 @@ struct Rounds {
     first += __shfl_xor_sync(0xffffffffu, upper ? a : c, 2);
     second += __shfl_xor_sync(0xffffffffu, upper ? b : d, 2);
     if constexpr (S::kSharing == 2) {
-      if (lane % 2 < pairs) {
-        reinterpret_cast<float2*>(to + lane % 2 * 8)[lane % 4 / 2] = make_float2(first, second);
-      }
+      reinterpret_cast<float2*>(to + lane % 2 * 8)[lane % 4 / 2] = make_float2(first, second);
     } else {
       const float own =
           (odd ? second : first) + __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
@@ -152,15 +146,11 @@ struct Rounds {
   }
 };
 template <typename S>
-__device__ __forceinline__ Rounds<S> MakeRounds(const W4DecodeParams& p, uint8_t* shared) {
+__device__ __forceinline__ Rounds<S> MakeRounds(uint8_t* shared) {
   using Layout = SharedLayout<S>;
   Rounds<S> rounds;
   rounds.data = reinterpret_cast<float4*>(shared + Layout::kRing);
   rounds.meetings = reinterpret_cast<uint64_t*>(shared + Layout::kMeetings);
-  rounds.pairs = (p.tokens + 1) / 2;
-  // Whole units: a round that ends inside one would wait for copies that were never asked for.
-  const int32_t room = Layout::kPartialBytes / Rounds<S>::kBuffers / (kWarps * 128) / rounds.pairs;
-  rounds.tiles = room / S::kRowTiles * S::kRowTiles;
   return rounds;
 }
 
@@ -169,8 +159,16 @@ __device__ __forceinline__ float LoadSquares(const NormedInput& normed, int32_t 
                                              int32_t lane) {
   const float* parts = normed.square_sums + static_cast<int64_t>(token) * normed.parts;
   float sum = 0;
-#pragma unroll 8
-  for (int32_t i = lane; i < normed.parts; i += 32) sum += parts[i];
+#pragma unroll 1
+  for (int32_t begin = lane; begin < normed.parts; begin += 256) {
+    float part[8];
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) {
+      part[i] = LoadFloatIf(begin + 32 * i < normed.parts, parts + begin + 32 * i);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) sum += part[i];
+  }
   return sum;
 }
 
@@ -189,8 +187,8 @@ struct TokenFactors {
     for (int32_t i = 0; i < S::kTokenTiles; ++i) {
       const int32_t token = warp + i * kWarps;
       if (token >= p.tokens) continue;
+      scale[i] = LoadFloatIf(true, p.normed.scale + token);
       squares[i] = LoadSquares(p.normed, token, lane);
-      scale[i] = p.normed.scale[token];
     }
   }
   __device__ __forceinline__ void Store(const W4DecodeParams& p, int32_t warp, int32_t lane,
@@ -255,17 +253,17 @@ struct Item {
 };
 // Of thread `index` of those that finish a round.
 template <typename S>
-__device__ __forceinline__ Item MakeItem(const W4DecodeParams& p, const Rounds<S>& rounds,
-                                         int32_t round, int32_t index, int32_t tile_count) {
-  const int32_t first = round * rounds.tiles;
-  const uint32_t tokens = 2u * static_cast<uint32_t>(rounds.pairs);
+__device__ __forceinline__ Item MakeItem(const W4DecodeParams& p, int32_t round, int32_t index,
+                                         int32_t tile_count) {
+  const int32_t first = round * Rounds<S>::kTiles;
+  constexpr uint32_t kTokens = 2 * Rounds<S>::kPairs;
   const uint32_t eight = static_cast<uint32_t>(index) / 8;
   Item item;
   item.r = index % 8;
-  item.token = static_cast<int32_t>(eight % tokens);
-  item.tile = static_cast<int32_t>(eight / tokens);
+  item.token = static_cast<int32_t>(eight % kTokens);
+  item.tile = static_cast<int32_t>(eight / kTokens);
   item.row_tile = RowTile(first + item.tile);
-  item.exists = item.tile < min(rounds.tiles, tile_count - first) && item.token < p.tokens;
+  item.exists = item.tile < min(Rounds<S>::kTiles, tile_count - first) && item.token < p.tokens;
   return item;
 }
 
@@ -332,8 +330,8 @@ __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>&
                         (item.token / 2 * 8 + item.r) * 4 + item.token % 2;
 #pragma unroll
     for (int32_t warp = 0; warp < kWarps; ++warp) {
-      low += from[warp * rounds.pairs * 32];
-      high += from[warp * rounds.pairs * 32 + 2];
+      low += from[warp * Rounds<S>::kPairs * 32];
+      high += from[warp * Rounds<S>::kPairs * 32 + 2];
     }
   }
   StoreItem(p, item, low, high, factors, scales);
@@ -351,25 +349,25 @@ struct Finisher {
 
   // All that can be known of it before the sums are there.
   __device__ __forceinline__ void Aim(int32_t round, Item* item) const {
-    const int32_t turn = rounds.Turn(round, warp);
-    if (turn >= rounds.Finishers()) return;
+    const int32_t turn = Rounds<S>::Turn(round, warp);
+    if (turn >= Rounds<S>::kFinishers) return;
     if (p.output != DecodeOutput::kAddResidual) {
-      *item = MakeItem<S>(p, rounds, round, turn * 32 + lane, tile_count);
+      *item = MakeItem<S>(p, round, turn * 32 + lane, tile_count);
     }
     item->Aim(p);
   }
   // When all have left their sums of the round.
   __device__ __forceinline__ void Complete(int32_t round, Item* item) const {
-    const int32_t turn = rounds.Turn(round, warp);
-    if (turn >= rounds.Finishers()) return;
+    const int32_t turn = Rounds<S>::Turn(round, warp);
+    if (turn >= Rounds<S>::kFinishers) return;
     if constexpr (Rounds<S>::kLag > 0) Aim(round, item);
     rounds.AwaitAll(round);
 #pragma unroll
     for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
       const int32_t part = turn + i * kWarps;
-      if (part >= rounds.Finishers()) break;
+      if (part >= Rounds<S>::kFinishers) break;
       if (i > 0) {
-        *item = MakeItem<S>(p, rounds, round, part * 32 + lane, tile_count);
+        *item = MakeItem<S>(p, round, part * 32 + lane, tile_count);
         item->Aim(p);
         item->Prefetch(p);
       }
@@ -379,10 +377,15 @@ struct Finisher {
   }
 };
 
+// Cycles from one slot's first copies to the next one's, as they were best.
+__device__ __forceinline__ int32_t Pace(int32_t tokens) {
+  return tokens == 1 ? 2000 : tokens > 4 && tokens <= 8 ? 2500 : 1500;
+}
+
 template <typename S>
 __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRange& range,
-                                           uint8_t* shared, int32_t warp, int32_t lane,
-                                           WeightStream<S>* stream) {
+                                           int32_t tile_count, uint8_t* shared, int32_t warp,
+                                           int32_t lane, WeightStream<S>* stream) {
   const int32_t slabs = layout::GpuSlabs(p.columns);
   stream->ring = shared + warp * S::kSlots * S::kSlotBytes;
   stream->ring_address = SharedAddress(stream->ring);
@@ -391,7 +394,7 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   stream->next = p.slabs + (static_cast<int64_t>(RowTile(0)) * slabs + range.begin) * S::kSlabBytes;
   stream->tile_stride = gridDim.x * static_cast<uint32_t>(slabs * S::kSlabBytes);
   stream->slabs = range.end - range.begin;
-  stream->tiles_left = stream->slabs > 0 ? TileCount(p.rows) : 0;
+  stream->tiles_left = stream->slabs > 0 ? tile_count : 0;
   // Slabs that a warp lacks are never copied: they must hold finite numbers all the same.
   if (stream->slabs % S::kUnitSlabs != 0) {
     for (int32_t i = lane; i < S::kSlots * S::kSlotBytes / 16; i += 32) {
@@ -408,7 +411,7 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   // All at once would stand in the memory's queue before the activations of the kernel that has
   // just begun, and before what it waits for.
   const int64_t begin = clock64();
-  const int32_t pace = p.dependent_launch ? S::kPace : 0;
+  const int32_t pace = p.dependent_launch ? Pace(p.tokens) : 0;
   for (int32_t i = 0; i < S::kSlots && stream->tiles_left > 0; ++i) {
     while (clock64() - begin < i * pace) {
     }
@@ -426,14 +429,19 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   const int32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   const int32_t lane = threadIdx.x % 32;
   const WarpRange range = SlabRange(layout::GpuSlabs(p.columns), warp, kWarps);
-  const Rounds<S> rounds = MakeRounds<S>(p, shared);
+  const Rounds<S> rounds = MakeRounds<S>(shared);
+  int32_t tile_count = TileCount(p.rows);
+  asm volatile("" : "+r"(tile_count));  // or it would be reckoned twice
   WeightStream<S> stream;
-  InitStream<S>(p, range, shared, warp, lane, &stream);
+  InitStream<S>(p, range, tile_count, shared, warp, lane, &stream);
   if constexpr (Rounds<S>::kLag > 0) {
     if (threadIdx.x == 0) rounds.Init();
     __syncthreads();
   }
-  const int32_t tile_count = TileCount(p.rows);
+  // Of this thread, among its warp's sums of the first round.
+  float4* place =
+      rounds.At(0, lane / (Rounds<S>::kPairs * 8), warp) + lane % (Rounds<S>::kPairs * 8);
+  if constexpr (S::kTokenTiles == 1) FirstLoads<S>(p, range, lane).Put(place);
   WaitForPreviousKernel();
 
   float* factors = reinterpret_cast<float*>(shared + SharedLayout<S>::kFactors);
@@ -442,8 +450,12 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   Fragments<S> x;
   x.sums =
       reinterpret_cast<float*>(shared + SharedLayout<S>::kSums + warp * Fragments<S>::kSumBytes);
-  LoadHalfUnit<S>(p, range.begin, range.end, 0, lane, &x);
-  LoadHalfUnit<S>(p, range.begin, range.end, 1, lane, &x);
+  if constexpr (S::kTokenTiles == 1) {
+    FirstLoads<S>(place).Load(p.x_order.exists(), &x);
+  } else {
+    LoadHalfUnit<S>(p, range.begin, range.end, 0, lane, &x);
+    LoadHalfUnit<S>(p, range.begin, range.end, 1, lane, &x);
+  }
   token_factors.Load(p, warp, lane);
   SumGroups<S>(lane, &x);
   x.aside =
@@ -452,12 +464,13 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   __syncwarp();
   Item item;
   const Finisher<S> finisher{p, rounds, warp, lane, tile_count, factors, scales};
-  const int32_t round_count = (tile_count + rounds.tiles - 1) / rounds.tiles;
+  const int32_t round_count = (tile_count + Rounds<S>::kTiles - 1) / Rounds<S>::kTiles;
   for (int32_t round = 0; round < round_count + Rounds<S>::kLag; ++round) {
     if (round < round_count) {
-      const int32_t tiles = min(rounds.tiles, tile_count - round * rounds.tiles);
-      if (p.output == DecodeOutput::kAddResidual && rounds.Turn(round, warp) < rounds.Finishers()) {
-        item = MakeItem<S>(p, rounds, round, rounds.Turn(round, warp) * 32 + lane, tile_count);
+      const int32_t tiles = min(Rounds<S>::kTiles, tile_count - round * Rounds<S>::kTiles);
+      if (p.output == DecodeOutput::kAddResidual &&
+          Rounds<S>::Turn(round, warp) < Rounds<S>::kFinishers) {
+        item = MakeItem<S>(p, round, Rounds<S>::Turn(round, warp) * 32 + lane, tile_count);
         item.Prefetch(p);
       }
       float4* to = rounds.At(round, 0, warp) + lane / 4;
@@ -468,7 +481,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
 #pragma unroll
         for (int32_t t = 0; t < S::kRowTiles; ++t) {
           if (tile + t < tiles) rounds.Put(to, lane, acc[t]);
-          to += kWarps * rounds.pairs * 8;
+          to += kWarps * Rounds<S>::kPairs * 8;
         }
       }
       if (round == 0) token_factors.Store(p, warp, lane, factors, scales);

@@ -47,8 +47,6 @@ struct Shape {
     return (unit * kUnitSlabs + product % kUnitSlabs) / kSharing;
   }
   static constexpr bool kBytes = kGroup == 128 && kTokens == 8;  // how weights widen
-  // Cycles from one slot's first copies to the next one's.
-  static constexpr int32_t kPace = kTokens <= 4 ? 2000 : kTokens == 8 ? 2500 : 1500;
   // Fragments that lie in shared memory instead: eight tokens' would leave products in flight no
   // registers.
   static constexpr int32_t kPutAside = kGroup != 0 && kResident && kTokens == 8 ? 2 : 0;
@@ -144,6 +142,87 @@ __device__ __forceinline__ void LoadHalfUnit(const W4DecodeParams& p, int32_t sl
       }
     }
   }
+}
+
+// The first unit's activations of a launch, or all where they are resident: all that can be
+// reckoned of their places is, before the kernel before has ended.
+template <typename S>
+struct FirstLoads {
+  static_assert(S::kTokenTiles == 1);
+  static constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
+  const half* from;     // this lane's first
+  uint32_t exists = 0;  // bit 4 s + ks / 2
+
+  __device__ __forceinline__ FirstLoads(const W4DecodeParams& p, const WarpRange& range,
+                                        int32_t lane) {
+    const int32_t column = lane / 4;
+    const int32_t own = range.begin + (S::kSharing > 1 ? column / S::kTokens : 0);
+    const int32_t token = S::kSharing > 1 ? column % S::kTokens : column;
+    const bool ordered = p.x_order.exists();
+    from = p.x + token * (ordered ? 32 : p.columns) +
+           own * (ordered ? 1024 : layout::kGpuSlabColumns) + lane % 4 * (ordered ? 8 : kGroup / 4);
+#pragma unroll
+    for (int32_t s = 0; s < S::kFragments; ++s) {
+      const int32_t slab = own + s * S::kSharing;
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        const int32_t k = slab * layout::kGpuSlabColumns + GpuKIndex(2 * i, lane % 4, 0, kGroup);
+        const bool real = slab < range.end && token < p.tokens && k < p.columns;
+        exists |= static_cast<uint32_t>(real) << (4 * s + i);
+      }
+    }
+  }
+  // The compiler would put all of it off until it is used: it goes by way of shared memory.
+  __device__ __forceinline__ void Put(float4* shared) const {
+    const auto bits = reinterpret_cast<uint64_t>(from);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(SharedAddress(shared)),
+                 "r"(static_cast<uint32_t>(bits)), "r"(static_cast<uint32_t>(bits >> 32)),
+                 "r"(exists), "r"(0)
+                 : "memory");
+  }
+  explicit __device__ __forceinline__ FirstLoads(const float4* shared) {
+    uint4 put;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(put.x), "=r"(put.y), "=r"(put.z), "=r"(put.w)
+                 : "r"(SharedAddress(shared))
+                 : "memory");
+    from = reinterpret_cast<const half*>(uint64_t{put.y} << 32 | put.x);
+    exists = put.z;
+  }
+  template <bool kOrdered>
+  __device__ __forceinline__ void LoadFrom(Fragments<S>* x) const {
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int32_t s = 0; s < S::kFragments; ++s) {
+        const int32_t of_slab = s * S::kSharing * (kOrdered ? 1024 : layout::kGpuSlabColumns);
+        const int32_t of_steps = kOrdered ? i * 256 : GpuKIndex(2 * i, 0, 0, kGroup);
+        const uint4 eight = LoadIf((exists & (1u << (4 * s + i))) != 0, from + of_slab + of_steps);
+        x->b[s][2 * i][0][0] = eight.x;
+        x->b[s][2 * i][0][1] = eight.y;
+        x->b[s][2 * i + 1][0][0] = eight.z;
+        x->b[s][2 * i + 1][0][1] = eight.w;
+      }
+    }
+  }
+  __device__ __forceinline__ void Load(bool ordered, Fragments<S>* x) const {
+    if (ordered) {
+      LoadFrom<true>(x);
+    } else {
+      LoadFrom<false>(x);
+    }
+  }
+};
+
+// A number that an earlier kernel wrote, or zero; keeps its place as LoadIf does.
+__device__ __forceinline__ float LoadFloatIf(bool exists, const float* global) {
+  float value;
+  asm volatile(
+      "{\n.reg .pred exists;\nsetp.ne.s32 exists, %2, 0;\nmov.b32 %0, 0;\n"
+      "@exists ld.global.f32 %0, [%1];\n}"
+      : "=&f"(value)
+      : "l"(global), "r"(static_cast<int32_t>(exists)));
+  return value;
 }
 
 constexpr uint32_t kOnes = 0x3c003c00u;
