@@ -102,6 +102,13 @@ struct Rounds {
     }
   }
 
+  // What a lane keeps among its warp's sums until the first of them are there: `i` is 0 or 1.
+  __device__ __forceinline__ float4* Place(int32_t i, int32_t lane, int32_t warp) const {
+    constexpr int32_t kOfTile = kPairs * 8, kOfBuffer = kTiles * kOfTile;
+    static_assert(kBuffers * kOfBuffer >= 64);
+    const int32_t at = i * 32 + lane;
+    return At(at / kOfBuffer, at % kOfBuffer / kOfTile, warp) + at % kOfTile;
+  }
   // A warp's results of a tile: [pair of tokens][row] of rows r, r + 8 of both tokens.
   __device__ __forceinline__ float4* At(int32_t round, int32_t tile, int32_t warp) const {
     return data + ((round % kBuffers * kTiles + tile) * kWarps + warp) * kPairs * 8;
@@ -219,103 +226,123 @@ struct TokenFactors {
 // What one thread finishes: rows r, r + 8 of a row tile, for one token. Eight lanes side by side
 // hold the rows of one token.
 struct Item {
-  bool exists;
-  int32_t tile;  // of the round
-  int32_t row_tile;
-  int32_t r;
-  int32_t token;
+  int32_t tile = 0;  // of the round
+  int32_t row_tile = 0;
+  int32_t r = 0;
+  int32_t token = 0;
+  bool exists = false;
+  int32_t at = 0;  // of row r in [token][row]
+  int32_t to = 0;  // where the next product's input goes, that of row r
   float old[2];
   half weight[2];
-  int32_t to[2];  // where the next product's input goes
 
-  __device__ __forceinline__ void Aim(const W4DecodeParams& p) {
+  // Of thread `index` of those that finish a round.
+  template <typename S>
+  __device__ __forceinline__ void Make(const W4DecodeParams& p, int32_t round, uint32_t index,
+                                       int32_t tile_count) {
+    const int32_t first = round * Rounds<S>::kTiles;
+    constexpr uint32_t kTokens = 2 * Rounds<S>::kPairs;
+    const uint32_t eight = index / 8;
+    r = static_cast<int32_t>(index % 8);
+    token = static_cast<int32_t>(eight % kTokens);
+    tile = static_cast<int32_t>(eight / kTokens);
+    row_tile = RowTile(first + tile);
+    exists = tile < min(Rounds<S>::kTiles, tile_count - first) && token < p.tokens;
+    at = token * p.rows + Row();
     const bool silu = p.output == DecodeOutput::kSiluMul;
     const layout::GpuFragmentOrder& order = silu ? p.y_order : p.next.order;
-    const int32_t row = row_tile * (silu ? 8 : layout::kGpuTileRows) + r;
-#pragma unroll
-    for (int32_t i = 0; i < 2; ++i) {
-      to[i] = static_cast<int32_t>(order.Index(token, row + 8 * i, silu ? p.rows / 2 : p.rows));
-      // Here, not behind the meeting.
-      asm volatile("" : "+r"(to[i]));
-    }
+    const int32_t column = silu ? row_tile * 8 + r : Row();
+    __builtin_assume(column >= 0);
+    to = static_cast<int32_t>(order.Index(token, column, silu ? p.rows / 2 : p.rows));
+    // Here, not behind the meeting.
+    asm volatile("" : "+r"(to));
+  }
+  [[nodiscard]] __device__ __forceinline__ int32_t Row() const {
+    return row_tile * layout::kGpuTileRows + r;
+  }
+  // Row r + 8 i is to be stored.
+  [[nodiscard]] __device__ __forceinline__ bool Real(const W4DecodeParams& p, int32_t i) const {
+    return exists && Row() + 8 * i < p.rows;
+  }
+  __device__ __forceinline__ void Put(float4* shared) const {
+    const uint32_t small =
+        static_cast<uint32_t>(r | tile << 8 | token << 16) | static_cast<uint32_t>(exists) << 31;
+    PutWords(shared, make_uint4(static_cast<uint32_t>(at), static_cast<uint32_t>(to),
+                                static_cast<uint32_t>(row_tile), small));
+  }
+  __device__ __forceinline__ void Take(const float4* shared) {
+    const uint4 put = TakeWords(shared);
+    at = static_cast<int32_t>(put.x);
+    to = static_cast<int32_t>(put.y);
+    row_tile = static_cast<int32_t>(put.z);
+    r = static_cast<int32_t>(put.w & 0xff);
+    tile = static_cast<int32_t>(put.w >> 8 & 0xff);
+    token = static_cast<int32_t>(put.w >> 16 & 0xff);
+    exists = put.w >> 31 != 0;
   }
   // Old residuals and norm weights, asked for while the tiles are still being multiplied.
   __device__ __forceinline__ void Prefetch(const W4DecodeParams& p) {
-    if (!exists || p.output != DecodeOutput::kAddResidual) return;
+    if (p.output != DecodeOutput::kAddResidual) return;
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
-      const int32_t row = row_tile * layout::kGpuTileRows + r + 8 * i;
-      const bool real = row < p.rows;
-      if (real) old[i] = p.residual_out[static_cast<int64_t>(token) * p.rows + row];
-      if (real && p.next.x != nullptr) weight[i] = p.next.norm_weight[row];
+      if (!Real(p, i)) continue;
+      old[i] = p.residual_out[at + 8 * i];
+      if (p.next.x != nullptr) weight[i] = p.next.norm_weight[Row() + 8 * i];
     }
   }
 };
-// Of thread `index` of those that finish a round.
-template <typename S>
-__device__ __forceinline__ Item MakeItem(const W4DecodeParams& p, int32_t round, int32_t index,
-                                         int32_t tile_count) {
-  const int32_t first = round * Rounds<S>::kTiles;
-  constexpr uint32_t kTokens = 2 * Rounds<S>::kPairs;
-  const uint32_t eight = static_cast<uint32_t>(index) / 8;
-  Item item;
-  item.r = index % 8;
-  item.token = static_cast<int32_t>(eight % kTokens);
-  item.tile = static_cast<int32_t>(eight / kTokens);
-  item.row_tile = RowTile(first + item.tile);
-  item.exists = item.tile < min(Rounds<S>::kTiles, tile_count - first) && item.token < p.tokens;
-  return item;
-}
 
-// One value of a finished row and token. Returns its square where the next norm asks for it.
-__device__ __forceinline__ float StoreValue(const W4DecodeParams& p, const Item& item, int32_t i,
-                                            float value, float scale) {
-  const int32_t row = item.row_tile * layout::kGpuTileRows + item.r + 8 * i;
-  if (!item.exists || row >= p.rows) return 0;
-  const int64_t at = static_cast<int64_t>(item.token) * p.rows + row;
-  if (p.output == DecodeOutput::kHalf) {
-    p.y_half[at] = __float2half(value);
-    return 0;
+// Onto the residual stream, and what the next product takes. Called by whole warps.
+__device__ __forceinline__ void StoreResiduals(const W4DecodeParams& p, const Item& item, float low,
+                                               float high, float scale) {
+  const bool real[2] = {item.Real(p, 0), item.Real(p, 1)};
+  const float value[2] = {low + item.old[0], high + item.old[1]};
+  float* out = p.residual_out + item.at;
+  if (real[0]) out[0] = value[0];
+  if (real[1]) out[8] = value[1];
+  if (p.next.x == nullptr) return;
+  half* x = p.next.x + item.to;
+  // The next eight k of fragments belong to the next k-steps, with groups of 32 to the next lane.
+  const int32_t eight = p.next.order.exists() && p.next.order.shift > 0 ? 256 : 8;
+  float squares = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 2; ++i) {
+    if (!real[i]) continue;
+    x[i * eight] = __float2half(value[i] * __half2float(item.weight[i]) * scale);
+    squares += value[i] * value[i];
   }
-  if (p.output == DecodeOutput::kFloat) {
-    p.y_float[at] = value;
-    return 0;
-  }
-  value += item.old[i];
-  p.residual_out[at] = value;
-  if (p.next.x != nullptr) {
-    p.next.x[item.to[i]] = __float2half(value * __half2float(item.weight[i]) * scale);
-  }
-  return value * value;
-}
-
-// Called by whole warps.
-__device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& item, float low,
-                                          float high, const float* factors, const float* scales) {
-  const int32_t row = item.row_tile * layout::kGpuTileRows + item.r;
-  const float factor = factors[item.token];
-  low *= factor;
-  high *= factor;
-  if (p.bias != nullptr) {
-    if (row < p.rows) low += __half2float(p.bias[row]);
-    if (row + 8 < p.rows) high += __half2float(p.bias[row + 8]);
-  }
-  if (p.output == DecodeOutput::kSiluMul) {
-    const int32_t column = item.row_tile * 8 + item.r;
-    if (item.exists && column < p.rows / 2) {
-      p.y_half[item.to[0]] = __float2half(SiluTimes(low, high));
-    }
-    return;
-  }
-  const float scale = scales[item.token];
-  float squares = StoreValue(p, item, 0, low, scale) + StoreValue(p, item, 1, high, scale);
-  if (p.output != DecodeOutput::kAddResidual || p.next.x == nullptr) return;
 #pragma unroll
   for (int32_t offset = 1; offset < 8; offset *= 2) {
     squares += __shfl_xor_sync(0xffffffffu, squares, offset);
   }
   if (item.exists && item.r == 0) {
     p.next.square_sums[item.token * layout::GpuRowTiles(p.rows) + item.row_tile] = squares;
+  }
+}
+
+// Called by whole warps.
+__device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& item, float low,
+                                          float high, const float* factors, const float* scales) {
+  const float factor = factors[item.token];
+  const float scale = scales[item.token];
+  low *= factor;
+  high *= factor;
+  if (p.bias != nullptr) {
+    if (item.Real(p, 0)) low += __half2float(p.bias[item.Row()]);
+    if (item.Real(p, 1)) high += __half2float(p.bias[item.Row() + 8]);
+  }
+  if (p.output == DecodeOutput::kSiluMul) {
+    if (item.exists && item.row_tile * 8 + item.r < p.rows / 2) {
+      p.y_half[item.to] = __float2half(SiluTimes(low, high));
+    }
+  } else if (p.output == DecodeOutput::kAddResidual) {
+    StoreResiduals(p, item, low, high, scale);
+  } else if (p.output == DecodeOutput::kHalf) {
+    if (item.Real(p, 0)) p.y_half[item.at] = __float2half(low);
+    if (item.Real(p, 1)) p.y_half[item.at + 8] = __float2half(high);
+  } else {
+    if (item.Real(p, 0)) p.y_float[item.at] = low;
+    if (item.Real(p, 1)) p.y_float[item.at + 8] = high;
   }
 }
 
@@ -350,25 +377,27 @@ struct Finisher {
   // All that can be known of it before the sums are there.
   __device__ __forceinline__ void Aim(int32_t round, Item* item) const {
     const int32_t turn = Rounds<S>::Turn(round, warp);
-    if (turn >= Rounds<S>::kFinishers) return;
-    if (p.output != DecodeOutput::kAddResidual) {
-      *item = MakeItem<S>(p, round, turn * 32 + lane, tile_count);
+    if (turn < Rounds<S>::kFinishers) {
+      item->Make<S>(p, round, static_cast<uint32_t>(turn * 32 + lane), tile_count);
     }
-    item->Aim(p);
+  }
+  // Where nobody waits for those who finish, they need to know only when the sums are there, but
+  // for old residuals.
+  [[nodiscard]] __device__ __forceinline__ bool AimsLate() const {
+    return Rounds<S>::kLag > 0 && p.output != DecodeOutput::kAddResidual;
   }
   // When all have left their sums of the round.
   __device__ __forceinline__ void Complete(int32_t round, Item* item) const {
     const int32_t turn = Rounds<S>::Turn(round, warp);
     if (turn >= Rounds<S>::kFinishers) return;
-    if constexpr (Rounds<S>::kLag > 0) Aim(round, item);
+    if (AimsLate() && round > 0) Aim(round, item);
     rounds.AwaitAll(round);
 #pragma unroll
     for (int32_t i = 0; i < Rounds<S>::kTurns; ++i) {
       const int32_t part = turn + i * kWarps;
       if (part >= Rounds<S>::kFinishers) break;
       if (i > 0) {
-        *item = MakeItem<S>(p, round, part * 32 + lane, tile_count);
-        item->Aim(p);
+        item->Make<S>(p, round, static_cast<uint32_t>(part * 32 + lane), tile_count);
         item->Prefetch(p);
       }
       Finish<S>(p, rounds, round, *item, factors, scales);
@@ -379,7 +408,7 @@ struct Finisher {
 
 // Cycles from one slot's first copies to the next one's, as they were best.
 __device__ __forceinline__ int32_t Pace(int32_t tokens) {
-  return tokens == 1 ? 2000 : tokens > 4 && tokens <= 8 ? 2500 : 1500;
+  return tokens == 1 ? 2000 : tokens > 4 && tokens <= 8 ? 2250 : 1500;
 }
 
 template <typename S>
@@ -438,20 +467,23 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
     if (threadIdx.x == 0) rounds.Init();
     __syncthreads();
   }
-  // Of this thread, among its warp's sums of the first round.
-  float4* place =
-      rounds.At(0, lane / (Rounds<S>::kPairs * 8), warp) + lane % (Rounds<S>::kPairs * 8);
-  if constexpr (S::kTokenTiles == 1) FirstLoads<S>(p, range, lane).Put(place);
-  WaitForPreviousKernel();
-
   float* factors = reinterpret_cast<float*>(shared + SharedLayout<S>::kFactors);
   float* scales = reinterpret_cast<float*>(shared + SharedLayout<S>::kScales);
+  const Finisher<S> finisher{p, rounds, warp, lane, tile_count, factors, scales};
+  Item item;
+  if constexpr (S::kTokenTiles == 1) {
+    FirstLoads<S>(p, range, lane).Put(rounds.Place(0, lane, warp));
+    finisher.Aim(0, &item);
+    item.Put(rounds.Place(1, lane, warp));
+  }
+  WaitForPreviousKernel();
+
   TokenFactors<S> token_factors;
   Fragments<S> x;
   x.sums =
       reinterpret_cast<float*>(shared + SharedLayout<S>::kSums + warp * Fragments<S>::kSumBytes);
   if constexpr (S::kTokenTiles == 1) {
-    FirstLoads<S>(place).Load(p.x_order.exists(), &x);
+    FirstLoads<S>(rounds.Place(0, lane, warp)).Load(p.x_order.exists(), &x);
   } else {
     LoadHalfUnit<S>(p, range.begin, range.end, 0, lane, &x);
     LoadHalfUnit<S>(p, range.begin, range.end, 1, lane, &x);
@@ -462,17 +494,17 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
       reinterpret_cast<uint4*>(shared + SharedLayout<S>::kAside + warp * Fragments<S>::kAsideBytes);
   x.PutAside(lane);
   __syncwarp();
-  Item item;
-  const Finisher<S> finisher{p, rounds, warp, lane, tile_count, factors, scales};
   const int32_t round_count = (tile_count + Rounds<S>::kTiles - 1) / Rounds<S>::kTiles;
   for (int32_t round = 0; round < round_count + Rounds<S>::kLag; ++round) {
     if (round < round_count) {
       const int32_t tiles = min(Rounds<S>::kTiles, tile_count - round * Rounds<S>::kTiles);
-      if (p.output == DecodeOutput::kAddResidual &&
-          Rounds<S>::Turn(round, warp) < Rounds<S>::kFinishers) {
-        item = MakeItem<S>(p, round, Rounds<S>::Turn(round, warp) * 32 + lane, tile_count);
-        item.Prefetch(p);
+      if (round == 0 && S::kTokenTiles == 1) {
+        item.Take(rounds.Place(1, lane, warp));
+        __syncwarp();
+      } else if (round == 0 || !finisher.AimsLate()) {
+        finisher.Aim(round, &item);
       }
+      if (Rounds<S>::Turn(round, warp) < Rounds<S>::kFinishers) item.Prefetch(p);
       float4* to = rounds.At(round, 0, warp) + lane / 4;
       for (int32_t tile = 0; tile < tiles; tile += S::kRowTiles) {
         float acc[S::kRowTiles][S::kTokenTiles][4] = {};
@@ -485,8 +517,6 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
         }
       }
       if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
-      // Nobody waits for those who finish a round later.
-      if constexpr (Rounds<S>::kLag == 0) finisher.Aim(round, &item);
       rounds.Leave(round, lane);
     }
     if (round >= Rounds<S>::kLag) finisher.Complete(round - Rounds<S>::kLag, &item);

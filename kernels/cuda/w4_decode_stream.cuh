@@ -144,6 +144,22 @@ __device__ __forceinline__ void LoadHalfUnit(const W4DecodeParams& p, int32_t sl
   }
 }
 
+// What has been reckoned before the kernel before has ended goes by way of shared memory: else the
+// compiler would put the reckoning off until it is used.
+__device__ __forceinline__ void PutWords(float4* shared, const uint4& words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(SharedAddress(shared)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+__device__ __forceinline__ uint4 TakeWords(const float4* shared) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(SharedAddress(shared))
+               : "memory");
+  return words;
+}
+
 // The first unit's activations of a launch, or all where they are resident: all that can be
 // reckoned of their places is, before the kernel before has ended.
 template <typename S>
@@ -172,20 +188,13 @@ struct FirstLoads {
       }
     }
   }
-  // The compiler would put all of it off until it is used: it goes by way of shared memory.
   __device__ __forceinline__ void Put(float4* shared) const {
     const auto bits = reinterpret_cast<uint64_t>(from);
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(SharedAddress(shared)),
-                 "r"(static_cast<uint32_t>(bits)), "r"(static_cast<uint32_t>(bits >> 32)),
-                 "r"(exists), "r"(0)
-                 : "memory");
+    PutWords(shared,
+             make_uint4(static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), exists, 0));
   }
   explicit __device__ __forceinline__ FirstLoads(const float4* shared) {
-    uint4 put;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(put.x), "=r"(put.y), "=r"(put.z), "=r"(put.w)
-                 : "r"(SharedAddress(shared))
-                 : "memory");
+    const uint4 put = TakeWords(shared);
     from = reinterpret_cast<const half*>(uint64_t{put.y} << 32 | put.x);
     exists = put.z;
   }
