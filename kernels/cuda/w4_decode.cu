@@ -351,15 +351,15 @@ template <typename S>
 __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>& rounds,
                                        int32_t round, const Item& item, const float* factors,
                                        const float* scales) {
+  const auto token = static_cast<uint32_t>(item.token);
+  const float* from = reinterpret_cast<const float*>(rounds.At(round, item.tile, 0)) +
+                      (token / 2 * 8 + item.r) * 4 + token % 2;
+  // Of an item that does not exist, too: what it adds up goes nowhere.
   float low = 0, high = 0;
-  if (item.exists) {
-    const float* from = reinterpret_cast<const float*>(rounds.At(round, item.tile, 0)) +
-                        (item.token / 2 * 8 + item.r) * 4 + item.token % 2;
 #pragma unroll
-    for (int32_t warp = 0; warp < kWarps; ++warp) {
-      low += from[warp * Rounds<S>::kPairs * 32];
-      high += from[warp * Rounds<S>::kPairs * 32 + 2];
-    }
+  for (int32_t warp = 0; warp < kWarps; ++warp) {
+    low += from[warp * Rounds<S>::kPairs * 32];
+    high += from[warp * Rounds<S>::kPairs * 32 + 2];
   }
   StoreItem(p, item, low, high, factors, scales);
 }

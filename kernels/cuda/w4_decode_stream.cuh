@@ -242,21 +242,20 @@ template <typename S>
 __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
   if constexpr (S::kGroup == 0 || !S::kResident) return;
   constexpr int32_t kSteps = (S::kGroup == 0 ? 128 : S::kGroup) / 16;
-  constexpr bool kTwoChains = S::kFragments * S::kTokenTiles < kUnitProducts;
+  // Few products: several chains of each, or every one would wait for the one before.
+  constexpr int32_t kSums = S::kFragments * S::kTokenTiles;
+  constexpr int32_t kChains = kSums == 1 && kSteps >= 4 ? 4 : kSums < kUnitProducts ? 2 : 1;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
   for (int32_t group = 0; group < S::kGroupsOfSlab; ++group) {
-    float sum[S::kFragments][S::kTokenTiles][4] = {};
-    float odd[S::kFragments][S::kTokenTiles][4] = {};
+    float sum[S::kFragments][S::kTokenTiles][kChains][4] = {};
 #pragma unroll
     for (int32_t ks = group * kSteps; ks < (group + 1) * kSteps; ++ks) {
 #pragma unroll
       for (int32_t s = 0; s < S::kFragments; ++s) {
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-          // Few products: two chains, or each would wait for the one before.
-          float(&to)[4] = kTwoChains && ks % 2 == 1 ? odd[s][tile] : sum[s][tile];
-          MmaF16(to, ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+          MmaF16(sum[s][tile][ks % kChains], ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
         }
       }
     }
@@ -264,10 +263,14 @@ __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
     for (int32_t s = 0; s < S::kFragments; ++s) {
 #pragma unroll
       for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-        if (lane < 4) {
-          *x->Sums(s, group, tile, lane) =
-              make_float2(sum[s][tile][0] + odd[s][tile][0], sum[s][tile][1] + odd[s][tile][1]);
+        const float(&chain)[kChains][4] = sum[s][tile];
+        float2 all = make_float2(chain[0][0], chain[0][1]);
+#pragma unroll
+        for (int32_t i = 1; i < kChains; ++i) {
+          all.x += chain[i][0];
+          all.y += chain[i][1];
         }
+        if (lane < 4) *x->Sums(s, group, tile, lane) = all;
       }
     }
   }
