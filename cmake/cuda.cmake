@@ -47,24 +47,36 @@ endforeach()
 separate_arguments(nibble_nvcc_more UNIX_COMMAND "${NIBBLE_CUDA_FLAGS}")
 list(APPEND nibble_nvcc_flags ${nibble_nvcc_more})
 
-# nibble_cuda_objects(objects [HOPPER] SRCS attention.cu ... [FLAGS -fmad=false]) compiles each
-# source and leaves the objects' paths in the variable. HOPPER: instructions that other GPUs do not
-# have; those run other kernels.
+# nibble_cuda_objects(objects [HOPPER] [BY_ELEMENT] SRCS attention.cu ... [FLAGS -fmad=false])
+# compiles each source and leaves the objects' paths in the variable. HOPPER: instructions that
+# other GPUs do not have; those run other kernels. BY_ELEMENT: once for each type of activations
+# (kernels/cuda/element.cuh).
 function(nibble_cuda_objects variable)
-  cmake_parse_arguments(ARG "HOPPER" "" "SRCS;FLAGS" ${ARGN})
+  cmake_parse_arguments(ARG "HOPPER;BY_ELEMENT" "" "SRCS;FLAGS" ${ARGN})
   set(device_code ${nibble_device_code})
   if(ARG_HOPPER)
     set(device_code ${nibble_hopper_code})
   endif()
   set(objects ${${variable}})
+  set(elements "none")
+  if(ARG_BY_ELEMENT)
+    set(elements f16 bf16)
+  endif()
   foreach(source IN LISTS ARG_SRCS)
-    set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.o")
-    add_custom_command(OUTPUT "${object}"
-      COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${device_code} ${ARG_FLAGS}
-        -MD -MF "${object}.d" -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
-      DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" DEPFILE "${object}.d"
-      COMMENT "nvcc ${source}" VERBATIM)
-    list(APPEND objects "${object}")
+    foreach(element IN LISTS elements)
+      set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.o")
+      set(flags ${ARG_FLAGS})
+      if(ARG_BY_ELEMENT)
+        set(object "${CMAKE_CURRENT_BINARY_DIR}/${source}.${element}.o")
+        list(APPEND flags -DNIBBLE_ELEMENT=${element})
+      endif()
+      add_custom_command(OUTPUT "${object}"
+        COMMAND "${NIBBLE_NVCC}" ${nibble_nvcc_flags} ${device_code} ${flags}
+          -MD -MF "${object}.d" -c "${CMAKE_CURRENT_SOURCE_DIR}/${source}" -o "${object}"
+        DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" DEPFILE "${object}.d"
+        COMMENT "nvcc ${source}" VERBATIM)
+      list(APPEND objects "${object}")
+    endforeach()
   endforeach()
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
   set(${variable} ${objects} PARENT_SCOPE)

@@ -34,6 +34,18 @@ absl::Status Bad(const char* key, const std::string& value, const std::string& a
   return absl::InvalidArgumentError(absl::StrCat(key, " is \"", value, "\"; allowed: ", allowed));
 }
 
+// What only GPUs have, beside the memory.
+void DeclareGpuOptions(ConfigParser* parser, WorkerOptions* options) {
+  parser->Choice<bool>("fusion", &options->fusion, {{"on", true}, {"off", false}},
+                       "On GPUs: fused kernels and graphs, or a kernel per operation");
+  parser->Choice<execution::Activations>(
+      "activations", &options->activations,
+      {{"auto", execution::Activations::kAuto},
+       {"fp16", execution::Activations::kHalf},
+       {"bf16", execution::Activations::kBfloat16}},
+      "On GPUs: the type of activations and KV; auto: bf16 where config.json says bfloat16");
+}
+
 }  // namespace
 
 const char* NumericsWord(weights::Numerics numerics) {
@@ -54,8 +66,7 @@ void DeclareOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->Int("tp", &options->tp, {1, step::kMaxRanks}, "Ranks that share the model");
   parser->Choice<std::string>("device", &options->device, {{"cpu", "cpu"}, {"cuda", "cuda"}},
                               "Where ranks compute; cuda: each on a GPU of its own");
-  parser->Choice<bool>("fusion", &options->fusion, {{"on", true}, {"off", false}},
-                       "On GPUs: fused kernels and graphs, or a kernel per operation");
+  DeclareGpuOptions(parser, options);
   parser->Int("threads", &options->threads, {0, 1024}, "Threads of one rank; 0: a fair share");
   parser->Choice<weights::Numerics>(
       "numerics", &options->memory.numerics,
@@ -206,6 +217,7 @@ std::vector<std::string> ToArguments(const WorkerOptions& options) {
       absl::StrCat("--memory=", options.memory.memory_bytes),
       absl::StrCat("--memory-fraction=", options.memory_fraction),
       absl::StrCat("--fusion=", options.fusion ? "on" : "off"),
+      absl::StrCat("--activations=", execution::ActivationsWord(options.activations)),
       absl::StrCat("--kv-blocks=", options.memory.kv_blocks),
       absl::StrCat("--listen=", options.listen),
       absl::StrCat("--queue-size=", options.queue_size),
@@ -235,7 +247,7 @@ uint64_t ConfigHash(const WorkerOptions& options) {
                             HeadWord(options.memory.head), " ", options.memory.max_slots, " ",
                             options.memory.max_step_tokens, " ", options.memory.max_context, " ",
                             options.memory.memory_bytes, " ", options.memory.kv_blocks, " ",
-                            options.fusion));
+                            options.fusion, " ", execution::ActivationsWord(options.activations)));
 }
 
 }  // namespace nibble::worker

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/tls_files.h"
+#include "worker/execution/cuda/activations.h"
 #include "worker/group/machine_link.h"
 #include "worker/weights/memory_plan.h"
 
@@ -30,6 +31,7 @@ struct WorkerOptions {
   weights::MemoryOptions memory;
   double memory_fraction = 0.9;  // GPUs: of the free memory, where memory.memory_bytes is 0
   bool fusion = true;            // GPUs
+  execution::Activations activations = execution::Activations::kAuto;  // GPUs
   std::string listen = "127.0.0.1:50052";
   TlsFiles tls;  // of the leader's port; its CA signs gateways
   std::string metrics_listen = "127.0.0.1:9100";

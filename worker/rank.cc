@@ -215,6 +215,7 @@ absl::Status Rank::CreateOnGpu() {
       execution::CreateGpuExecutor(gpu_, {.checkpoint = model_.checkpoint.get()}, model_.plan,
                                    {.rank = arguments_.rank,
                                     .fusion = options_.fusion,
+                                    .activations = options_.activations,
                                     .communicator = communicator_.get(),
                                     .peer_patience = PeerPatience(),
                                     .on_exchanged_bytes =
@@ -240,9 +241,10 @@ absl::Status Rank::CreateOnGpu() {
 void Rank::LogGpuPlan() const {
   const weights::RankMemoryPlan& rank = model_.plan.ranks[static_cast<size_t>(arguments_.rank)];
   spdlog::info(
-      "GPU {} ({}, {} free of {}): plans {}: weights {}, KV cache {} in {} blocks, activations {}, "
-      "workspace {}, graphs {}",
+      "GPU {} ({}, {} free of {}), {}: plans {}: weights {}, KV cache {} in {} blocks, activations "
+      "{}, workspace {}, graphs {}",
       gpu_.ordinal, gpu_.name, FormatBytes(gpu_.free_bytes), FormatBytes(gpu_.total_bytes),
+      execution::ElementWord(execution::ElementOf(options_.activations, model_.checkpoint->spec())),
       FormatBytes(rank.total_bytes()), FormatBytes(rank.weight_bytes),
       FormatBytes(rank.kv_block_bytes * model_.plan.kv_blocks), model_.plan.kv_blocks,
       FormatBytes(rank.activation_bytes), FormatBytes(rank.workspace_bytes),

@@ -1,9 +1,10 @@
 #include "kernels/cuda/all_reduce.h"
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kThreads = kExchangeColumns / 4;
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t at = static_cast<int64_t>(token) * p.hidden + column;
   float weight[4] = {};
   if (real && p.next.x != nullptr) {
-    for (int32_t i = 0; i < 4; ++i) weight[i] = __half2float(p.next.norm_weight[column + i]);
+    for (int32_t i = 0; i < 4; ++i) weight[i] = ToFloat(p.next.norm_weight[column + i]);
   }
   WaitForPreviousKernel();
   LetNextKernelStart();
@@ -114,13 +115,11 @@ __global__ void __launch_bounds__(kThreads)
   if (p.next.x == nullptr) return;
   if (real) {
     const float scale = p.next.scale[token] * kNormedInputFactor;
-    const half2 low =
-        __floats2half2_rn(residual.x * weight[0] * scale, residual.y * weight[1] * scale);
-    const half2 high =
-        __floats2half2_rn(residual.z * weight[2] * scale, residual.w * weight[3] * scale);
-    half* to = p.next.x + p.next.order.Index(token, column, p.hidden);
-    *reinterpret_cast<half2*>(to) = low;
-    *reinterpret_cast<half2*>(to + 2) = high;
+    const Real16x2 low = ToReals(residual.x * weight[0] * scale, residual.y * weight[1] * scale);
+    const Real16x2 high = ToReals(residual.z * weight[2] * scale, residual.w * weight[3] * scale);
+    Real16* to = p.next.x + p.next.order.Index(token, column, p.hidden);
+    *reinterpret_cast<Real16x2*>(to) = low;
+    *reinterpret_cast<Real16x2*>(to + 2) = high;
   }
   float square = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z +
                  residual.w * residual.w;
@@ -144,8 +143,8 @@ __global__ void __launch_bounds__(kRowThreads)
   if (at >= p.count) return;
   float4 value;
   if (p.partial_half != nullptr) {
-    const float2 low = __half22float2(*reinterpret_cast<const half2*>(p.partial_half + at));
-    const float2 high = __half22float2(*reinterpret_cast<const half2*>(p.partial_half + at + 2));
+    const float2 low = ToFloats(*reinterpret_cast<const Real16x2*>(p.partial_half + at));
+    const float2 high = ToFloats(*reinterpret_cast<const Real16x2*>(p.partial_half + at + 2));
     value = make_float4(low.x, low.y, high.x, high.y);
   } else {
     value = *reinterpret_cast<const float4*>(p.partial_float + at);
@@ -156,22 +155,6 @@ __global__ void __launch_bounds__(kRowThreads)
   residual.z += value.z;
   residual.w += value.w;
   *reinterpret_cast<float4*>(p.residual + at) = residual;
-}
-
-__global__ void __launch_bounds__(kRowThreads)
-    JoinLogitsKernel(const __grid_constant__ JoinLogitsParams p) {
-  WaitForPreviousKernel();
-  LetNextKernelStart();
-  const int32_t row = static_cast<int32_t>(blockIdx.y);
-  const int32_t vocab = p.begin[p.ranks];
-  for (int32_t i = static_cast<int32_t>(blockIdx.x) * kRowThreads + threadIdx.x; i < vocab;
-       i += static_cast<int32_t>(gridDim.x) * kRowThreads) {
-    int32_t rank = 0;
-    while (i >= p.begin[rank + 1]) ++rank;
-    const int32_t share = p.begin[rank + 1] - p.begin[rank];
-    p.logits[static_cast<int64_t>(row) * vocab + i] =
-        p.gathered[rank * p.rank_stride + static_cast<int64_t>(row) * share + i - p.begin[rank]];
-  }
 }
 
 }  // namespace
@@ -199,14 +182,4 @@ cudaError_t AddPartial(const AddPartialParams& params, const LaunchOptions& opti
                       params);
 }
 
-cudaError_t JoinLogits(const JoinLogitsParams& params, const LaunchOptions& options) {
-  constexpr uint32_t kBlocksOfRow = 32;
-  return LaunchKernel(JoinLogitsKernel,
-                      {.grid = dim3(kBlocksOfRow, static_cast<uint32_t>(params.rows)),
-                       .block = dim3(kRowThreads),
-                       .stream = options.stream,
-                       .dependent = options.dependent},
-                      params);
-}
-
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -8,11 +8,11 @@
 // are added in rank order, so all ranks hold the same bits.
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_decode.h"
 
@@ -62,7 +62,7 @@ struct AllReduceAddParams {
 struct AddPartialParams {
   float* residual = nullptr;
   const float* partial_float = nullptr;
-  const half* partial_half = nullptr;
+  const Real16* partial_half = nullptr;
   int64_t count = 0;  // a multiple of 4
 };
 [[nodiscard]] cudaError_t AddPartial(const AddPartialParams& params, const LaunchOptions& options);

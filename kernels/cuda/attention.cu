@@ -2,10 +2,11 @@
 
 #include "kernels/cuda/attention_prompt.cuh"
 #include "kernels/cuda/attention_stream.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/layout/gpu_x.h"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 using namespace stream;
@@ -83,11 +84,11 @@ __device__ __forceinline__ void Scores(uint32_t keys, uint32_t queries, int32_t 
     }
     LoadMatrices(Offsets<S>::At(keys, step), a);
 #pragma unroll
-    for (int32_t t = 0; t < kRowTiles; ++t) MmaF16(s[t], a, b[t][0], b[t][1]);
+    for (int32_t t = 0; t < kRowTiles; ++t) Mma(s[t], a, b[t][0], b[t][1]);
     if (kD == 16) break;
     LoadMatrices(Offsets<S>::At(keys, step + 1), a);
 #pragma unroll
-    for (int32_t t = 0; t < kRowTiles; ++t) MmaF16(odd[t], a, b[t][2], b[t][3]);
+    for (int32_t t = 0; t < kRowTiles; ++t) Mma(odd[t], a, b[t][2], b[t][3]);
   }
 #pragma unroll
   for (int32_t t = 0; t < kRowTiles; ++t) {
@@ -136,7 +137,7 @@ __device__ __forceinline__ void Softmax(const AttentionParams& p, int32_t first_
     }
 #pragma unroll
     for (int32_t upper = 0; upper < 2; ++upper) {
-      weights[t][upper] = Transpose(Halves(s[t][2 * upper], s[t][2 * upper + 1]));
+      weights[t][upper] = Transpose(RealBits(s[t][2 * upper], s[t][2 * upper + 1]));
     }
 #pragma unroll
     for (int32_t step = 0; step < S::kD / 16; ++step) {
@@ -156,7 +157,7 @@ __device__ __forceinline__ void AddValues(uint32_t values,
     LoadTransposed(Offsets<S>::At(values, step), a);
 #pragma unroll
     for (int32_t t = 0; t < S::kRowTiles; ++t) {
-      MmaF16(state->out[step][t], a, weights[t][0], weights[t][1]);
+      Mma(state->out[step][t], a, weights[t][0], weights[t][1]);
     }
   }
 }
@@ -184,13 +185,13 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Item& i
   const int64_t token = item.first_row + (item.tokens == 1 ? 0 : row / group);
   const int32_t head = item.kv_head * group + (item.tokens == 1 ? row : row % group);
   const float inverse = __fdividef(1.0f, merged.sum);
-  half* to = p.out +
-             p.fragments.Index(static_cast<int32_t>(token), head * S::kD + column, p.heads * S::kD);
+  Real16* to = p.out + p.fragments.Index(static_cast<int32_t>(token), head * S::kD + column,
+                                         p.heads * S::kD);
   if (p.ordered != nullptr) {
     to = p.ordered + layout::GpuOrderedIndex(static_cast<int32_t>(token), head * S::kD + column,
                                              p.ordered_group, p.ordered_tokens);
   }
-  *reinterpret_cast<half2*>(to) = __floats2half2_rn(merged.out.x * inverse, merged.out.y * inverse);
+  *reinterpret_cast<Real16x2*>(to) = ToReals(merged.out.x * inverse, merged.out.y * inverse);
 }
 
 // Where one part of an item leaves its rows: two elements of a row with the row's maximum and sum
@@ -535,4 +536,4 @@ cudaError_t Attention(const AttentionParams& params, const LaunchOptions& option
   return params.tile_count > 0 ? AttendPrompt(params, options) : cudaSuccess;
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -6,11 +6,11 @@
 // warpgroup products; prompts go there. Results do not vary from run to run.
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/elementwise.h"
 
 namespace nibble::cuda {
@@ -63,8 +63,8 @@ static_assert(sizeof(AttentionUnit) == 32);
 struct AttentionRotation {
   const float* cos = nullptr;  // [max_context, head_dim / 2]; nullptr: RopeAndStore came before
   const float* sin = nullptr;
-  const half* q_norm = nullptr;  // [head_dim] or nullptr
-  const half* k_norm = nullptr;
+  const Real16* q_norm = nullptr;  // [head_dim] or nullptr
+  const Real16* k_norm = nullptr;
   float epsilon = 0;
   // In the place of q: parts that it is the sum of (w4_wgmma.h), so far apart; nullptr: none.
   const float* parts = nullptr;
@@ -74,13 +74,13 @@ struct AttentionRotation {
 
 struct AttentionParams {
   // [tokens, q_stride]: heads * head_dim queries, rotated; behind them keys and values.
-  const half* q = nullptr;
+  const Real16* q = nullptr;
   int64_t q_stride = 0;
   AttentionRotation rotation = {};
-  half* out = nullptr;  // [tokens, heads * head_dim]
+  Real16* out = nullptr;  // [tokens, heads * head_dim]
   // Where results are left instead, as kernels/layout/gpu_x.h has them for weights of
   // `ordered_group`; nullptr: in `out`. With tiles, the group must divide head_dim.
-  half* ordered = nullptr;
+  Real16* ordered = nullptr;
   int32_t ordered_group = 128;
   int32_t ordered_tokens = 0;
   layout::GpuFragmentOrder fragments = {};  // of `out`, without tiles

@@ -3,10 +3,11 @@
 // positions in turn, each through two stages of its own in shared memory, and meet at the end.
 #include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/attention_portable.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kWarps = 4;
@@ -70,7 +71,7 @@ __device__ __forceinline__ void LoadQueries(const AttentionParams& p, const Rows
     const int32_t row = min(lane / 4 + 8 * i, count - 1);
     const int32_t head = static_cast<int32_t>(blockIdx.y) * group + row % group;
     state->position[i] = rows.first_position + row / group;
-    const half* q = p.q + (rows.first_row + row / group) * p.q_stride + head * kD + lane % 4 * 2;
+    const Real16* q = p.q + (rows.first_row + row / group) * p.q_stride + head * kD + lane % 4 * 2;
 #pragma unroll
     for (int32_t step = 0; step < kD / 16; ++step) {
       state->q[step][i] = *reinterpret_cast<const uint32_t*>(q + step * 16);
@@ -115,8 +116,8 @@ __device__ __forceinline__ void Scores(const WarpState<kD>& state, uint32_t keys
     const int32_t element = step * 16 + lane / 8 % 2 * 8;
     uint32_t b[4];
     LoadMatrices(keys + 2 * KvOffset(position, element, kD), b);
-    MmaF16(s[0], state.q[step], b[0], b[1]);
-    MmaF16(s[1], state.q[step], b[2], b[3]);
+    Mma(s[0], state.q[step], b[0], b[1]);
+    Mma(s[1], state.q[step], b[2], b[3]);
   }
 }
 
@@ -160,7 +161,7 @@ __device__ __forceinline__ void Softmax(const AttentionParams& p, int32_t first_
         weight = seen[t][j] ? exp2f(weight - max) : 0.0f;
         state->sum[i] += weight;
       }
-      a[2 * t + i] = Halves(s[t][2 * i], s[t][2 * i + 1]);
+      a[2 * t + i] = RealBits(s[t][2 * i], s[t][2 * i + 1]);
     }
   }
 }
@@ -173,8 +174,8 @@ __device__ __forceinline__ void AddValues(uint32_t values, int32_t lane, const u
     const int32_t position = lane / 8 % 2 * 8 + lane % 8;
     uint32_t b[4];
     LoadTransposed(values + 2 * KvOffset(position, n * 16 + lane / 16 * 8, kD), b);
-    MmaF16(state->out[2 * n], a, b[0], b[1]);
-    MmaF16(state->out[2 * n + 1], a, b[2], b[3]);
+    Mma(state->out[2 * n], a, b[0], b[1]);
+    Mma(state->out[2 * n + 1], a, b[2], b[3]);
   }
 }
 
@@ -219,7 +220,7 @@ __device__ void Meet(const AttentionParams& p, const Rows& rows, const WarpState
     }
     const int64_t token = rows.first_row + row / group;
     const int64_t head = static_cast<int64_t>(blockIdx.y) * group + row % group;
-    p.out[(token * p.heads + head) * kD + element] = __float2half(value / weight);
+    p.out[(token * p.heads + head) * kD + element] = ToReal(value / weight);
   }
 }
 
@@ -298,4 +299,4 @@ cudaError_t AttentionPortable(const AttentionParams& params, const LaunchOptions
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -5,12 +5,13 @@
 #include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/attention_prompt.cuh"
 #include "kernels/cuda/attention_ptx.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/layout/gpu_x.h"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kGroups = 2;  // warpgroups that compute
@@ -245,7 +246,7 @@ template <int32_t kD>
 __device__ __forceinline__ void PackWeights(Rows<kD>* rows) {
 #pragma unroll
   for (int32_t i = 0; i < kKeys / 4; ++i) {
-    rows->weights[i / 4][i % 4] = Halves(rows->scores[2 * i], rows->scores[2 * i + 1]);
+    rows->weights[i / 4][i % 4] = RealBits(rows->scores[2 * i], rows->scores[2 * i + 1]);
   }
 }
 
@@ -360,9 +361,9 @@ __device__ __forceinline__ void WriteOut(const AttentionParams& p, const Work& w
     const int32_t row = thread / 32 * 16 + upper * 8 + lane / 4;
 #pragma unroll
     for (int32_t chunk = 0; chunk < kD / 8; ++chunk) {
-      const half2 pair = __floats2half2_rn(rows.out[chunk * 4 + 2 * upper] * inverse,
-                                           rows.out[chunk * 4 + 2 * upper + 1] * inverse);
-      *reinterpret_cast<half2*>(queries + Layout<kD>::ChunkAt(row, chunk) + lane % 4 * 4) = pair;
+      const Real16x2 pair = ToReals(rows.out[chunk * 4 + 2 * upper] * inverse,
+                                    rows.out[chunk * 4 + 2 * upper + 1] * inverse);
+      *reinterpret_cast<Real16x2*>(queries + Layout<kD>::ChunkAt(row, chunk) + lane % 4 * 4) = pair;
     }
   }
   NamedBarrier(2 + warpgroup, 128);
@@ -466,4 +467,4 @@ cudaError_t AttendPrompt(const AttentionParams& params, const LaunchOptions& opt
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

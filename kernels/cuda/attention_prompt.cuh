@@ -2,9 +2,10 @@
 #pragma once
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/element.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 
 [[nodiscard]] cudaError_t AttendPrompt(const AttentionParams& params, const LaunchOptions& options);
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

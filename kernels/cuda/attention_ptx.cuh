@@ -5,9 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 
 // A warp's 8x8 matrix, transposed in registers: a product's results become the next one's input.
 __device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
@@ -86,7 +87,8 @@ __device__ __forceinline__ uint64_t MatrixOf(uint32_t address, int32_t rows_apar
 __device__ __forceinline__ void GroupScores(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+      " "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
       "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"
       "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
@@ -98,4 +100,4 @@ __device__ __forceinline__ void GroupScores(float (&d)[64], uint64_t a, uint64_t
 #undef NIBBLE_D8
 #undef NIBBLE_D32
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -13,9 +13,10 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/attention_ptx.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda::stream {
+namespace nibble::cuda::NIBBLE_ELEMENT::stream {
 
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * 32;
@@ -79,18 +80,18 @@ struct Shape {
 template <typename S>
 struct Shared {
   uint8_t* rings;
-  half* queries;   // [rows, to a multiple of 8][kQueryStride]
-  half* newest;    // the step's own key, then value
-  float* parts;    // [kMergers][kRows][kPartStride]
-  float2* states;  // [kMergers][kRows]: maximum and sum
-  Item* items;     // of the page
-  uint64_t* full;  // [kWarps][kSlots]
+  Real16* queries;  // [rows, to a multiple of 8][kQueryStride]
+  Real16* newest;   // the step's own key, then value
+  float* parts;     // [kMergers][kRows][kPartStride]
+  float2* states;   // [kMergers][kRows]: maximum and sum
+  Item* items;      // of the page
+  uint64_t* full;   // [kWarps][kSlots]
 
   __device__ __forceinline__ explicit Shared(uint8_t* memory) {
     rings = memory;
     uint8_t* rest = memory + kWarps * S::kRingBytes;
-    queries = reinterpret_cast<half*>(rest + S::kQueries);
-    newest = reinterpret_cast<half*>(rest + S::kNewest);
+    queries = reinterpret_cast<Real16*>(rest + S::kQueries);
+    newest = reinterpret_cast<Real16*>(rest + S::kNewest);
     parts = reinterpret_cast<float*>(rest + S::kParts);
     states = reinterpret_cast<float2*>(rest + S::kStates);
     items = reinterpret_cast<Item*>(rest + S::kItems);
@@ -195,34 +196,34 @@ struct Feeder {
 template <int32_t kD>
 struct HeadPart {
   static constexpr int32_t kPer = kD >= 64 ? kD / 64 : 1;
-  using Raw = std::conditional_t<kPer == 2, half2, half>;
+  using Raw = std::conditional_t<kPer == 2, Real16x2, Real16>;
   float low[kPer], high[kPer];
 
   [[nodiscard]] static __device__ __forceinline__ bool Active(int32_t lane) {
     return lane * kPer < kD / 2;
   }
-  static __device__ __forceinline__ void Widen(half2 raw, float (&values)[kPer]) {
-    const float2 two = __half22float2(raw);
+  static __device__ __forceinline__ void Widen(Real16x2 raw, float (&values)[kPer]) {
+    const float2 two = ToFloats(raw);
     values[0] = two.x;
     values[kPer - 1] = two.y;
   }
-  static __device__ __forceinline__ void Widen(half raw, float (&values)[kPer]) {
-    values[0] = __half2float(raw);
+  static __device__ __forceinline__ void Widen(Real16 raw, float (&values)[kPer]) {
+    values[0] = ToFloat(raw);
   }
-  static __device__ __forceinline__ void Write(const float (&values)[kPer], half* to) {
+  static __device__ __forceinline__ void Write(const float (&values)[kPer], Real16* to) {
     if constexpr (kPer == 2) {
-      *reinterpret_cast<half2*>(to) = __floats2half2_rn(values[0], values[1]);
+      *reinterpret_cast<Real16x2*>(to) = ToReals(values[0], values[1]);
     } else {
-      *to = __float2half(values[0]);
+      *to = ToReal(values[0]);
     }
   }
-  __device__ __forceinline__ void Store(half* head, int32_t lane) const {
+  __device__ __forceinline__ void Store(Real16* head, int32_t lane) const {
     if (!Active(lane)) return;
     Write(low, head + lane * kPer);
     Write(high, head + kD / 2 + lane * kPer);
   }
   // Into the cache: `piece` is the KV block's.
-  __device__ __forceinline__ void StoreSwizzled(half* piece, int32_t place, int32_t lane) const {
+  __device__ __forceinline__ void StoreSwizzled(Real16* piece, int32_t place, int32_t lane) const {
     if (!Active(lane)) return;
     Write(low, piece + KvOffset(place, lane * kPer, kD));
     Write(high, piece + KvOffset(place, kD / 2 + lane * kPer, kD));
@@ -235,7 +236,7 @@ struct RawPart {
   using Part = HeadPart<kD>;
   typename Part::Raw low, high;
 
-  __device__ __forceinline__ void Load(const half* head, int32_t lane) {
+  __device__ __forceinline__ void Load(const Real16* head, int32_t lane) {
     if (!Part::Active(lane)) return;
     low = LoadInOrder(reinterpret_cast<const typename Part::Raw*>(head + lane * Part::kPer));
     high =
@@ -265,8 +266,8 @@ struct RawPart {
         }
       }
     }
-    Part::Write(sums[0], reinterpret_cast<half*>(&low));
-    Part::Write(sums[1], reinterpret_cast<half*>(&high));
+    Part::Write(sums[0], reinterpret_cast<Real16*>(&low));
+    Part::Write(sums[1], reinterpret_cast<Real16*>(&high));
   }
   [[nodiscard]] __device__ __forceinline__ HeadPart<kD> Widened(int32_t lane) const {
     HeadPart<kD> part = {};
@@ -278,7 +279,7 @@ struct RawPart {
 };
 
 template <int32_t kD>
-__device__ __forceinline__ void Norm(const half* weight, float epsilon, int32_t lane,
+__device__ __forceinline__ void Norm(const Real16* weight, float epsilon, int32_t lane,
                                      HeadPart<kD>* x) {
   RawPart<kD> raw;
   raw.Load(weight, lane);
@@ -331,15 +332,15 @@ template <typename S>
 struct Token {
   static constexpr int32_t kD = S::kD;
   static constexpr int32_t kHeads = (S::kRows + 2 + kWarps - 1) / kWarps;  // of a warp
-  const half* from[kHeads];                                                // nullptr: no such head
-  half* to;  // the KV block of the key or value in the cache
+  const Real16* from[kHeads];                                              // nullptr: no such head
+  Real16* to;  // the KV block of the key or value in the cache
   RawPart<kD> heads[kHeads];
   Angles<kD> angles;
 
   __device__ __forceinline__ void Aim(const AttentionParams& p, const Item& item, int32_t rows,
                                       int32_t warp, int32_t lane) {
     angles.Load(p.rotation, item.Last(), lane);
-    const half* row = p.q + item.first_row * p.q_stride;
+    const Real16* row = p.q + item.first_row * p.q_stride;
     const int32_t count = item.HasNewest() ? rows + 2 : rows;
     to = nullptr;
 #pragma unroll
@@ -373,7 +374,7 @@ struct Token {
       const int32_t task = warp + i * kWarps;
       HeadPart<kD> head = heads[i].Widened(lane);
       if (task <= rows) {
-        const half* norm = task == rows ? p.rotation.k_norm : p.rotation.q_norm;
+        const Real16* norm = task == rows ? p.rotation.k_norm : p.rotation.q_norm;
         if (norm != nullptr) Norm<kD>(norm, p.rotation.epsilon, lane, &head);
         angles.Rotate(&head);
       }
@@ -396,7 +397,8 @@ __device__ __forceinline__ void TakeQueries(const AttentionParams& p, const Item
   for (int32_t i = threadIdx.x; i < item.tokens * group * kChunks; i += kThreads) {
     const int32_t row = i / kChunks, chunk = i % kChunks;
     const int32_t head = item.kv_head * group + row % group;
-    const half* from = p.q + (item.first_row + row / group) * p.q_stride + head * S::kD + chunk * 8;
+    const Real16* from =
+        p.q + (item.first_row + row / group) * p.q_stride + head * S::kD + chunk * 8;
     *reinterpret_cast<uint4*>(shared.queries + row * S::kQueryStride + chunk * 8) =
         LoadInOrder(reinterpret_cast<const uint4*>(from));
   }
@@ -404,11 +406,11 @@ __device__ __forceinline__ void TakeQueries(const AttentionParams& p, const Item
 
 // The KV block of the item's last token as it came: puts the step's own key or value in its row.
 template <typename S>
-__device__ __forceinline__ void PutNewest(const Item& item, const half* newest, uint8_t* piece,
+__device__ __forceinline__ void PutNewest(const Item& item, const Real16* newest, uint8_t* piece,
                                           int32_t lane) {
   if (lane < S::kD / 8) {
-    half* to =
-        reinterpret_cast<half*>(piece) + KvOffset(item.Last() % kKvBlockTokens, lane * 8, S::kD);
+    Real16* to =
+        reinterpret_cast<Real16*>(piece) + KvOffset(item.Last() % kKvBlockTokens, lane * 8, S::kD);
     *reinterpret_cast<uint4*>(to) = reinterpret_cast<const uint4*>(newest)[lane];
   }
   __syncwarp();
@@ -421,9 +423,9 @@ __device__ __forceinline__ void ZeroBehind(const Item& item, uint8_t* values, in
   const int32_t first = item.Last() % kKvBlockTokens + 1;
   for (int32_t i = lane; i < (kKvBlockTokens - first) * kChunks; i += 32) {
     const int32_t at = KvOffset(first + i / kChunks, i % kChunks * 8, S::kD);
-    *reinterpret_cast<uint4*>(reinterpret_cast<half*>(values) + at) = make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(reinterpret_cast<Real16*>(values) + at) = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
 }
 
-}  // namespace nibble::cuda::stream
+}  // namespace nibble::cuda::NIBBLE_ELEMENT::stream

@@ -2,11 +2,11 @@
 // 16-byte aligned, device memory and borrowed; `tokens` rows lie side by side.
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/w4_decode.h"
 
 namespace nibble::cuda {
@@ -14,11 +14,12 @@ namespace nibble::cuda {
 struct LaunchOptions {
   cudaStream_t stream = nullptr;
   bool dependent = false;  // programmatic dependent launch
+  Element element = Element::kHalf;
 };
 
 // residual[row] = table[id]. An id below zero stands for last_tokens[-1 - id].
 struct EmbedParams {
-  const half* table = nullptr;           // [vocab, hidden]
+  const Real16* table = nullptr;         // [vocab, hidden]
   const int32_t* token_ids = nullptr;    // [tokens]
   const int32_t* last_tokens = nullptr;  // [slots]
   int32_t tokens = 0;
@@ -36,11 +37,11 @@ struct EmbedParams {
 struct RmsNormParams {
   const float* residual = nullptr;  // [any, hidden]
   const int32_t* rows = nullptr;    // [tokens]
-  const half* weight = nullptr;     // [hidden]
+  const Real16* weight = nullptr;   // [hidden]
   int32_t tokens = 0;
   int32_t hidden = 0;
   float epsilon = 0;
-  half* out = nullptr;  // [tokens, hidden]
+  Real16* out = nullptr;  // [tokens, hidden]
 };
 [[nodiscard]] cudaError_t RmsNorm(const RmsNormParams& params, const LaunchOptions& options);
 
@@ -54,10 +55,10 @@ struct AddParams {
 
 // out[token][16 t' + …]: gate and up rows come in tiles of eight and eight, as PackW4 pairs them.
 struct SiluMulParams {
-  const half* gate_up = nullptr;  // [tokens, 2 * ffn]
+  const Real16* gate_up = nullptr;  // [tokens, 2 * ffn]
   int32_t tokens = 0;
   int32_t ffn = 0;         // a multiple of 8
-  half* out = nullptr;     // [tokens, out_stride]
+  Real16* out = nullptr;   // [tokens, out_stride]
   int32_t out_stride = 0;  // 0 = ffn
 };
 [[nodiscard]] cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options);
@@ -65,14 +66,14 @@ struct SiluMulParams {
 // One layer's part of the KV cache: keys, and values, [block][kv head][16 positions * head_dim],
 // the innermost as attention_layout.h says.
 struct KvLayer {
-  half* keys = nullptr;
-  half* values = nullptr;
+  Real16* keys = nullptr;
+  Real16* values = nullptr;
 };
 
 // Norms (where norm weights are given) and rotates query and key heads, and writes keys and values
 // into the cache. Queries are rotated in place.
 struct RopeParams {
-  half* qkv = nullptr;  // [tokens, (heads + 2 * kv_heads) * head_dim]
+  Real16* qkv = nullptr;  // [tokens, (heads + 2 * kv_heads) * head_dim]
   int32_t tokens = 0;
   int32_t heads = 0;
   int32_t kv_heads = 0;
@@ -81,8 +82,8 @@ struct RopeParams {
   const int32_t* blocks = nullptr;     // [tokens]: KV block of the position
   const float* cos = nullptr;          // [max_context, head_dim / 2]
   const float* sin = nullptr;
-  const half* q_norm = nullptr;  // [head_dim], both or neither
-  const half* k_norm = nullptr;
+  const Real16* q_norm = nullptr;  // [head_dim], both or neither
+  const Real16* k_norm = nullptr;
   float epsilon = 0;
   KvLayer cache;
 };
@@ -107,11 +108,12 @@ struct ScatterParams {
 };
 [[nodiscard]] cudaError_t Scatter(const ScatterParams& params, const LaunchOptions& options);
 
-// Random q and zeros (0…15), scales around 1/128, for measuring without a checkpoint. Embedding and
-// head: `halves` uniform in ±amplitude.
+// Random q and zeros (0…15), and numbers uniform in middle ± amplitude, for measuring without
+// a checkpoint.
 [[nodiscard]] cudaError_t FillRandomBytes(uint8_t* nibbles, int64_t count, uint32_t seed,
                                           cudaStream_t stream);
-[[nodiscard]] cudaError_t FillRandomHalves(half* halves, int64_t count, float middle,
-                                           float amplitude, uint32_t seed, cudaStream_t stream);
+[[nodiscard]] cudaError_t FillRandomReals(Real16* reals, int64_t count, float middle,
+                                          float amplitude, uint32_t seed,
+                                          const LaunchOptions& options);
 
 }  // namespace nibble::cuda

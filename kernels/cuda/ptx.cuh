@@ -1,8 +1,6 @@
 // One small function per PTX instruction that the kernels need, with the reason it is here.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 namespace nibble::cuda {
@@ -96,8 +94,8 @@ __device__ __forceinline__ void LetNextKernelStart() {
 #endif
 }
 
-// Four 8x8 matrices of fp16 from shared memory; lane l names row l % 8 of matrix l / 8, and gets
-// elements 2 (l % 4) and the next of row l / 4 of each.
+// Four 8x8 matrices of 16-bit numbers from shared memory; lane l names row l % 8 of matrix l / 8,
+// and gets elements 2 (l % 4) and the next of row l / 4 of each.
 __device__ __forceinline__ void LoadMatrices(uint32_t shared_address, uint32_t (&r)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -112,27 +110,12 @@ __device__ __forceinline__ void LoadTransposed(uint32_t shared_address, uint32_t
                : "memory");
 }
 
-// d += a * b on the tensor cores: a 16x16, b 16x8, d 16x8 in fp32.
-__device__ __forceinline__ void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                       uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // Shared memory written by ordinary stores may next be written by the copy engine.
 __device__ __forceinline__ void FenceSharedForCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Two numbers as a register of a fragment.
-__device__ __forceinline__ uint32_t Halves(float low, float high) {
-  const half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// (w & mask) | bits in one instruction: nibbles become fp16 numbers 1024 + v or 1024 + 16 v.
+// (w & mask) | bits in one instruction: nibbles become numbers (w4_widen.cuh).
 template <uint32_t kMask>
 __device__ __forceinline__ uint32_t AndOr(uint32_t w, uint32_t bits) {
   uint32_t result;

@@ -1,10 +1,11 @@
 #include "kernels/cuda/w4_batch.h"
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_widen.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kWarps = 8;
@@ -136,8 +137,8 @@ __device__ __forceinline__ void MultiplySlab(const SlabWords<S>& w, const uint8_
       const uint4 b = LoadShared128(x + t * 512 + lane * 16);
 #pragma unroll
       for (int32_t tile = 0; tile < S::kRowTiles; ++tile) {
-        MmaF16(acc[tile][t], a[0][tile], b.x, b.y);
-        MmaF16(acc[tile][t], a[1][tile], b.z, b.w);
+        Mma(acc[tile][t], a[0][tile], b.x, b.y);
+        Mma(acc[tile][t], a[1][tile], b.z, b.w);
       }
     }
   }
@@ -155,13 +156,13 @@ __device__ __forceinline__ void StoreTile(const W4BatchParams& p, int32_t row_ti
     float value[2] = {acc[j], acc[2 + j]};
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
-      if (p.bias != nullptr && row + 8 * i < p.rows) value[i] += __half2float(p.bias[row + 8 * i]);
+      if (p.bias != nullptr && row + 8 * i < p.rows) value[i] += ToFloat(p.bias[row + 8 * i]);
     }
     if (p.output == DecodeOutput::kSiluMul) {
       const int32_t column = row_tile * 8 + lane / 4;
       const float silu = value[0] / (1.0f + __expf(-value[0]));
       if (column < p.rows / 2) {
-        p.y_half[token * (p.rows / 2) + column] = __float2half(silu * value[1]);
+        p.y_half[token * (p.rows / 2) + column] = ToReal(silu * value[1]);
       }
       continue;
     }
@@ -170,7 +171,7 @@ __device__ __forceinline__ void StoreTile(const W4BatchParams& p, int32_t row_ti
       if (row + 8 * i >= p.rows) continue;
       const int64_t at = token * p.rows + row + 8 * i;
       if (p.output == DecodeOutput::kHalf) {
-        p.y_half[at] = __float2half(value[i]);
+        p.y_half[at] = ToReal(value[i]);
       } else if (p.output == DecodeOutput::kFloat) {
         p.y_float[at] = value[i];
       } else {
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename S>
-cudaError_t LaunchShapeOf(const W4BatchParams& params, cudaStream_t stream, bool dependent) {
+cudaError_t LaunchShapeOf(const W4BatchParams& params, const LaunchOptions& options) {
   constexpr int32_t kBytes = kStages * S::kStageBytes;
   const cudaError_t error =
       cudaFuncSetAttribute(W4BatchKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
@@ -243,37 +244,37 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, cudaStream_t stream, bool
       {.grid = dim3(static_cast<uint32_t>(token_tiles), static_cast<uint32_t>(row_blocks)),
        .block = dim3(kThreads),
        .shared_bytes = kBytes,
-       .stream = stream,
-       .dependent = dependent},
+       .stream = options.stream,
+       .dependent = options.dependent},
       params);
 }
 
 template <int32_t kGroup>
-cudaError_t LaunchGroup(const W4BatchParams& params, cudaStream_t stream, bool dependent) {
-  if (params.tokens <= 16) return LaunchShapeOf<Shape<kGroup, 1, 2>>(params, stream, dependent);
-  if (params.tokens <= 32) return LaunchShapeOf<Shape<kGroup, 1, 4>>(params, stream, dependent);
+cudaError_t LaunchGroup(const W4BatchParams& params, const LaunchOptions& options) {
+  if (params.tokens <= 16) return LaunchShapeOf<Shape<kGroup, 1, 2>>(params, options);
+  if (params.tokens <= 32) return LaunchShapeOf<Shape<kGroup, 1, 4>>(params, options);
   if (params.tokens <= 64 && kGroup != 0)
-    return LaunchShapeOf<Shape<kGroup, 1, 8>>(params, stream, dependent);
+    return LaunchShapeOf<Shape<kGroup, 1, 8>>(params, options);
   // Dense fragments take four times the registers.
-  return LaunchShapeOf<Shape<kGroup, kGroup == 0 ? 1 : 2, 8>>(params, stream, dependent);
+  return LaunchShapeOf<Shape<kGroup, kGroup == 0 ? 1 : 2, 8>>(params, options);
 }
 
 }  // namespace
 
-cudaError_t W4Batch(const W4BatchParams& params, cudaStream_t stream, bool dependent_launch) {
+cudaError_t W4Batch(const W4BatchParams& params, const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
   switch (params.group) {
     case 0:
-      return LaunchGroup<0>(params, stream, dependent_launch);
+      return LaunchGroup<0>(params, options);
     case 32:
-      return LaunchGroup<32>(params, stream, dependent_launch);
+      return LaunchGroup<32>(params, options);
     case 64:
-      return LaunchGroup<64>(params, stream, dependent_launch);
+      return LaunchGroup<64>(params, options);
     case 128:
-      return LaunchGroup<128>(params, stream, dependent_launch);
+      return LaunchGroup<128>(params, options);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -3,11 +3,13 @@
 //
 // A block computes 128 rows for a tile of tokens. Activations go through shared memory in the order
 // of the tensor cores' fragments; weights come from memory straight into registers, a slab ahead,
-// and are widened exactly: (q - zero) * scale rounded once to fp16.
+// and are widened exactly: (q - zero) * scale rounded once to the element type.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/element.h"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/w4_decode.h"
 
 namespace nibble::cuda {
@@ -16,17 +18,16 @@ struct W4BatchParams {
   const uint8_t* slabs = nullptr;  // as W4DecodeParams
   int32_t rows = 0;
   int32_t columns = 0;  // a multiple of 8
-  int32_t group = 128;  // 32, 64, 128; 0 = dense fp16
+  int32_t group = 128;  // 32, 64, 128; 0 = dense
   int32_t tokens = 0;
-  const half* x = nullptr;  // [tokens, columns]
+  const Real16* x = nullptr;  // [tokens, columns]
   DecodeOutput output = DecodeOutput::kHalf;
-  half* y_half = nullptr;         // [tokens, rows], or [tokens, rows / 2] with kSiluMul
+  Real16* y_half = nullptr;       // [tokens, rows], or [tokens, rows / 2] with kSiluMul
   float* y_float = nullptr;       // [tokens, rows]
   float* residual_out = nullptr;  // [tokens, rows]; no sums of squares are written
-  const half* bias = nullptr;     // [rows] in packed order, or nullptr
+  const Real16* bias = nullptr;   // [rows] in packed order, or nullptr
 };
 
-[[nodiscard]] cudaError_t W4Batch(const W4BatchParams& params, cudaStream_t stream,
-                                  bool dependent_launch);
+[[nodiscard]] cudaError_t W4Batch(const W4BatchParams& params, const LaunchOptions& options);
 
 }  // namespace nibble::cuda

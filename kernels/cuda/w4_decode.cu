@@ -1,11 +1,12 @@
 #include "kernels/cuda/w4_decode.h"
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/w4_decode_stream.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 using namespace decode;
@@ -115,8 +116,7 @@ struct Rounds {
   }
   __device__ __forceinline__ void Put(float4* to, int32_t lane,
                                       const float (&acc)[S::kTokenTiles][4]) const {
-    // Quantized rows r + 8 were multiplied by 16 in widening.
-    constexpr float kHigh = S::kGroup == 0 ? 1.0f : 0.0625f;
+    constexpr float kHigh = S::kGroup == 0 ? 1.0f : kBiasedHigh;
     if constexpr (S::kSharing > 1) {
       PutShared(to, lane, acc[0][0], acc[0][1], acc[0][2] * kHigh, acc[0][3] * kHigh);
     } else {
@@ -234,7 +234,7 @@ struct Item {
   int32_t at = 0;  // of row r in [token][row]
   int32_t to = 0;  // where the next product's input goes, that of row r
   float old[2];
-  half weight[2];
+  Real16 weight[2];
 
   // Of thread `index` of those that finish a round.
   template <typename S>
@@ -301,14 +301,14 @@ __device__ __forceinline__ void StoreResiduals(const W4DecodeParams& p, const It
   if (real[0]) out[0] = value[0];
   if (real[1]) out[8] = value[1];
   if (p.next.x == nullptr) return;
-  half* x = p.next.x + item.to;
+  Real16* x = p.next.x + item.to;
   // The next eight k of fragments belong to the next k-steps, with groups of 32 to the next lane.
   const int32_t eight = p.next.order.exists() && p.next.order.shift > 0 ? 256 : 8;
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < 2; ++i) {
     if (!real[i]) continue;
-    x[i * eight] = __float2half(value[i] * __half2float(item.weight[i]) * scale);
+    x[i * eight] = ToReal(value[i] * ToFloat(item.weight[i]) * scale);
     squares += value[i] * value[i];
   }
 #pragma unroll
@@ -328,18 +328,18 @@ __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& i
   low *= factor;
   high *= factor;
   if (p.bias != nullptr) {
-    if (item.Real(p, 0)) low += __half2float(p.bias[item.Row()]);
-    if (item.Real(p, 1)) high += __half2float(p.bias[item.Row() + 8]);
+    if (item.Real(p, 0)) low += ToFloat(p.bias[item.Row()]);
+    if (item.Real(p, 1)) high += ToFloat(p.bias[item.Row() + 8]);
   }
   if (p.output == DecodeOutput::kSiluMul) {
     if (item.exists && item.row_tile * 8 + item.r < p.rows / 2) {
-      p.y_half[item.to] = __float2half(SiluTimes(low, high));
+      p.y_half[item.to] = ToReal(SiluTimes(low, high));
     }
   } else if (p.output == DecodeOutput::kAddResidual) {
     StoreResiduals(p, item, low, high, scale);
   } else if (p.output == DecodeOutput::kHalf) {
-    if (item.Real(p, 0)) p.y_half[item.at] = __float2half(low);
-    if (item.Real(p, 1)) p.y_half[item.at + 8] = __float2half(high);
+    if (item.Real(p, 0)) p.y_half[item.at] = ToReal(low);
+    if (item.Real(p, 1)) p.y_half[item.at + 8] = ToReal(high);
   } else {
     if (item.Real(p, 0)) p.y_float[item.at] = low;
     if (item.Real(p, 1)) p.y_float[item.at + 8] = high;
@@ -586,12 +586,6 @@ cudaError_t Launch(const W4DecodeParams& params, int32_t multiprocessors, cudaSt
 
 }  // namespace
 
-int64_t W4DecodeBytes(int32_t rows, int32_t columns, int32_t group) {
-  if (group != 0) return layout::GpuW4Bytes(rows, columns, group);
-  return static_cast<int64_t>(layout::GpuRowTiles(rows)) * layout::GpuSlabs(columns) *
-         kDenseSlabBytes;
-}
-
 cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cudaStream_t stream) {
   if (params.tokens < 1 || params.tokens > 16 || params.columns % 8 != 0) {
     return cudaErrorInvalidValue;
@@ -610,4 +604,4 @@ cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cuda
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

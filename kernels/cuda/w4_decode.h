@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/layout/gpu_w4.h"
 #include "kernels/layout/gpu_x.h"
 
@@ -26,7 +27,7 @@ namespace nibble::cuda {
 inline constexpr float kNormedInputFactor = 1.0f / 256;
 
 enum class DecodeOutput : uint8_t {
-  kHalf,         // y_half[token][row]
+  kHalf,         // y_half[token][row], of the element type
   kFloat,        // y_float[token][row]
   kSiluMul,      // rows r and r + 8 of a tile are gate and up: y_half[token][tile * 8 + r]
   kAddResidual,  // residual_out[token][row] += y
@@ -43,34 +44,35 @@ struct NormedInput {
 
 // What kAddResidual leaves for the next norm.
 struct NextInput {
-  half* x = nullptr;                    // [tokens, rows]; nullptr: nothing is left
-  const half* norm_weight = nullptr;    // [rows]
+  Real16* x = nullptr;                  // [tokens, rows]; nullptr: nothing is left
+  const Real16* norm_weight = nullptr;  // [rows]
   const float* scale = nullptr;         // [tokens]
   float* square_sums = nullptr;         // [tokens, row tiles]
   layout::GpuFragmentOrder order = {};  // of x
 };
 
 struct W4DecodeParams {
-  // Weights: slabs as in kernels/layout/gpu_w4.h, or fp16 fragments when group == 0 (dense).
+  // Weights: slabs as in kernels/layout/gpu_w4.h, or fragments when group == 0 (dense).
   const uint8_t* slabs = nullptr;
   int32_t rows = 0;
   int32_t columns = 0;
-  int32_t group = 128;  // 32, 64, 128; 0 = dense fp16
+  int32_t group = 128;  // 32, 64, 128; 0 = dense
 
   int32_t tokens = 0;                     // 1 … 16
-  const half* x = nullptr;                // [tokens, columns]
+  const Real16* x = nullptr;              // [tokens, columns]
   layout::GpuFragmentOrder x_order = {};  // of x; what GpuFragments says, or as it is
   NormedInput normed;
 
   DecodeOutput output = DecodeOutput::kHalf;
-  half* y_half = nullptr;
+  Real16* y_half = nullptr;
   layout::GpuFragmentOrder y_order = {};  // of y_half, with kSiluMul
   float* y_float = nullptr;
   float* residual_out = nullptr;  // [tokens, rows]
   NextInput next;                 // with kAddResidual
-  const half* bias = nullptr;     // [rows] in packed order, or nullptr
+  const Real16* bias = nullptr;   // [rows] in packed order, or nullptr
 
   bool dependent_launch = true;  // programmatic dependent launch on the stream
+  Element element = Element::kHalf;
 };
 
 // What every kernel of a decode step asks for: one block a multiprocessor, of at most half
@@ -86,12 +88,12 @@ inline constexpr int32_t kDecodeSharedBytes = 112 * 1024;
 
 // Packs logical q [rows, columns] (0…15), zeros and scales [rows, columns / group] on the device.
 // With `pair_rows`, rows holds gate [rows / 2] then up [rows / 2] and tiles hold 8 matching rows of
-// both. Dense: values fp16 [rows, columns].
+// both. Dense: values [rows, columns].
 struct PackW4Params {
   const uint8_t* q = nullptr;
   const uint8_t* zeros = nullptr;
   const half* scales = nullptr;
-  const half* dense = nullptr;  // group == 0
+  const Real16* dense = nullptr;  // group == 0
   int32_t rows = 0;
   int32_t columns = 0;
   int32_t group = 128;
@@ -100,7 +102,7 @@ struct PackW4Params {
 };
 [[nodiscard]] cudaError_t PackW4(const PackW4Params& params, cudaStream_t stream);
 
-// Bytes of the packed form; group 0 is dense fp16.
+// Bytes of the packed form; group 0 is dense.
 [[nodiscard]] int64_t W4DecodeBytes(int32_t rows, int32_t columns, int32_t group);
 
 }  // namespace nibble::cuda

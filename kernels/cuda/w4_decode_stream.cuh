@@ -2,10 +2,12 @@
 // kernel around it is w4_decode.cu.
 #pragma once
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_decode.h"
+#include "kernels/cuda/w4_widen.cuh"
 
-namespace nibble::cuda::decode {
+namespace nibble::cuda::NIBBLE_ELEMENT::decode {
 
 using layout::GpuKIndex;
 using layout::GpuSlabBytes;
@@ -46,7 +48,7 @@ struct Shape {
   static constexpr __host__ __device__ int32_t Fragment(int32_t unit, int32_t product) {
     return (unit * kUnitSlabs + product % kUnitSlabs) / kSharing;
   }
-  static constexpr bool kBytes = kGroup == 128 && kTokens == 8;  // how weights widen
+  static constexpr bool kBytes = kBytesWiden && kGroup == 128 && kTokens == 8;
   // Fragments that lie in shared memory instead: eight tokens' would leave products in flight no
   // registers.
   static constexpr int32_t kPutAside = kGroup != 0 && kResident && kTokens == 8 ? 2 : 0;
@@ -166,7 +168,7 @@ template <typename S>
 struct FirstLoads {
   static_assert(S::kTokenTiles == 1);
   static constexpr int32_t kGroup = S::kGroup == 0 ? 128 : S::kGroup;
-  const half* from;     // this lane's first
+  const Real16* from;   // this lane's first
   uint32_t exists = 0;  // bit 4 s + ks / 2
 
   __device__ __forceinline__ FirstLoads(const W4DecodeParams& p, const WarpRange& range,
@@ -195,7 +197,7 @@ struct FirstLoads {
   }
   explicit __device__ __forceinline__ FirstLoads(const float4* shared) {
     const uint4 put = TakeWords(shared);
-    from = reinterpret_cast<const half*>(uint64_t{put.y} << 32 | put.x);
+    from = reinterpret_cast<const Real16*>(uint64_t{put.y} << 32 | put.x);
     exists = put.z;
   }
   template <bool kOrdered>
@@ -234,8 +236,6 @@ __device__ __forceinline__ float LoadFloatIf(bool exists, const float* global) {
   return value;
 }
 
-constexpr uint32_t kOnes = 0x3c003c00u;
-
 // The sums come from the tensor cores: a product with ones puts every token's sum where the lane
 // needs it.
 template <typename S>
@@ -255,7 +255,7 @@ __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
       for (int32_t s = 0; s < S::kFragments; ++s) {
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-          MmaF16(sum[s][tile][ks % kChains], ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
+          Mma(sum[s][tile][ks % kChains], ones, x->b[s][ks][tile][0], x->b[s][ks][tile][1]);
         }
       }
     }
@@ -276,38 +276,19 @@ __device__ __forceinline__ void SumGroups(int32_t lane, Fragments<S>* x) {
   }
 }
 
-// One word of nibbles to an A fragment: rows r hold 1024 + q. Rows r + 8 hold 1024 + 16 q, or with
-// `kBytes` 1024 + 16 q + the q of row r, which is an instruction less for eight weights and one
-// more for every result. What is too much is taken off the sum of the group, not off every weight.
-template <bool kBytes>
-__device__ __forceinline__ void Widen(uint32_t w, uint32_t (&a)[4]) {
-  constexpr uint32_t kBias = 0x64006400u;
-  if constexpr (kBytes) {
-    a[1] = AndOr<0x00ff00ff>(w, kBias);
-    a[3] = __byte_perm(w, kBias, 0x7371);
-    a[0] = a[1] & 0xff0fff0fu;
-    a[2] = a[3] & 0xff0fff0fu;
-  } else {
-    a[0] = AndOr<0x000f000f>(w, kBias);
-    a[1] = AndOr<0x00f000f0>(w, kBias);
-    a[2] = AndOr<0x000f000f>(w >> 8, kBias);
-    a[3] = AndOr<0x00f000f0>(w >> 8, kBias);
-  }
-}
-struct GroupConstants {
+// Fragments hold biased weights (w4_widen.cuh). What is too much is taken off the sum of the group,
+// not off every weight.
+struct Constants {
   float2 scales;  // of row r, of row r + 8
   float2 biases;  // what widening and zeros added to row r, to row r + 8
 };
 template <bool kBytes>
-__device__ __forceinline__ GroupConstants LoadConstants(const uint8_t* slab, int32_t group,
-                                                        int32_t lane) {
+__device__ __forceinline__ Constants LoadConstants(const uint8_t* slab, int32_t group,
+                                                   int32_t lane) {
   const uint8_t* constants = slab + kGpuSlabNibbleBytes + group * layout::kGpuGroupBytes;
   const half2 scales = *reinterpret_cast<const half2*>(constants + lane / 4 * 4);
   const uint32_t zeros = *reinterpret_cast<const uint16_t*>(constants + 32 + lane / 4 * 2);
-  const uint32_t biased = __byte_perm(zeros, 0x64646464u, 0x4140);  // 1024 + z
-  const half2 biases = __hfma2(*reinterpret_cast<const half2*>(&biased), __floats2half2_rn(1, 16),
-                               __floats2half2_rn(0, kBytes ? -16384 : -15360));
-  return {__half22float2(scales), __half22float2(biases)};
+  return {__half22float2(scales), Biases<kBytes>(zeros)};
 }
 
 // The words of nibbles of `kCount` k-steps from `first` on, for every product of a unit.
@@ -363,7 +344,7 @@ __device__ __forceinline__ void FinishOneToken(const uint8_t* data, int32_t unit
   const float exists = lane % 4 / 2 == unit % 2 ? 1.0f : 0.0f;
 #pragma unroll
   for (int32_t i = 0; i < 2; ++i) {
-    const GroupConstants c =
+    const Constants c =
         LoadConstants<S::kBytes>(data + (lane % 2 * 2 + i) * S::kSlabBytes, group, lane);
     const float sum = i == 0 ? sums.x : sums.y;
     acc[0] = fmaf(c.scales.x * exists, fmaf(-c.biases.x, sum, part[0][0][i]), acc[0]);
@@ -387,7 +368,7 @@ __device__ __forceinline__ void FinishGroup(
 #pragma unroll
   for (int32_t product = 0; product < kUnitProducts; product += S::kSharing) {
     const int32_t s = S::Fragment(unit, product);
-    const GroupConstants c =
+    const Constants c =
         LoadConstants<S::kBytes>(data + (product + own) * S::kSlabBytes, group, lane);
     TakeOwn<S>(lane, part + product);
 #pragma unroll
@@ -448,19 +429,19 @@ __device__ __forceinline__ void MultiplyW4(const uint8_t* data, int32_t unit, in
         const int32_t s = S::Fragment(unit, product);
         const int32_t taken = s + S::kPutAside - S::kFragments;
         uint32_t a[4];
-        Widen<S::kBytes>(words[product][step], a);
+        WidenBiased<S::kBytes>(words[product][step], a);
 #pragma unroll
         for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
           if (taken >= 0) {
             const uint4 two = aside[taken];
-            MmaF16(part[product][tile], a, step % 2 == 0 ? two.x : two.z,
-                   step % 2 == 0 ? two.y : two.w);
+            Mma(part[product][tile], a, step % 2 == 0 ? two.x : two.z,
+                step % 2 == 0 ? two.y : two.w);
             continue;
           }
           const uint32_t(&b)[2] = x.b[s][first + step][tile];
-          MmaF16(part[product][tile], a, b[0], b[1]);
+          Mma(part[product][tile], a, b[0], b[1]);
           if (!S::kResident && product < S::kUnitSlabs && product % S::kSharing == 0) {
-            MmaF16(sums[s][tile], ones, b[0], b[1]);
+            Mma(sums[s][tile], ones, b[0], b[1]);
           }
         }
       }
@@ -488,7 +469,7 @@ __device__ __forceinline__ void MultiplyDense(const uint8_t* slab, int32_t lane,
     const uint32_t a[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int32_t tile = 0; tile < S::kTokenTiles; ++tile) {
-      MmaF16(ks % 2 == 0 ? acc[tile] : odd[tile], a, x[ks][tile][0], x[ks][tile][1]);
+      Mma(ks % 2 == 0 ? acc[tile] : odd[tile], a, x[ks][tile][0], x[ks][tile][1]);
     }
   }
 #pragma unroll
@@ -625,4 +606,4 @@ __device__ __forceinline__ void MultiplyTiles(const W4DecodeParams& p, const War
   }
 }
 
-}  // namespace nibble::cuda::decode
+}  // namespace nibble::cuda::NIBBLE_ELEMENT::decode

@@ -1,9 +1,10 @@
 #include "kernels/cuda/w4_order.h"
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kOrderThreads = 128;
@@ -81,12 +82,12 @@ struct NormRow {
     residual = p.residual + from * p.hidden;
     parts = p.parts + from * p.hidden;
   }
-  __device__ __forceinline__ void LoadWeights(int32_t slab, int32_t chunk, half2 (&w)[4]) const {
+  __device__ __forceinline__ void LoadWeights(int32_t slab, int32_t chunk, Real16x2 (&w)[4]) const {
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
       const int32_t k = Column(slab, chunk, c);
-      w[c] = k < p.hidden ? __ldg(reinterpret_cast<const half2*>(p.weight + k))
-                          : __floats2half2_rn(0, 0);
+      w[c] = k < p.hidden ? LoadConstant(reinterpret_cast<const Real16x2*>(p.weight + k))
+                          : ToReals(0, 0);
     }
   }
   // The residual as it is.
@@ -131,12 +132,12 @@ struct NormRow {
     }
   }
   __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, const float2 (&x)[4],
-                                        const half2 (&w)[4], float inverse) const {
-    half2 values[4];
+                                        const Real16x2 (&w)[4], float inverse) const {
+    Real16x2 values[4];
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
-      const float2 weight = __half22float2(w[c]);
-      values[c] = __floats2half2_rn(x[c].x * inverse * weight.x, x[c].y * inverse * weight.y);
+      const float2 weight = ToFloats(w[c]);
+      values[c] = ToReals(x[c].x * inverse * weight.x, x[c].y * inverse * weight.y);
     }
     const int64_t row =
         (static_cast<int64_t>(slab) * 2 + chunk / 8) * layout::GpuOrderedTokens(p.tokens) + token;
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
   const int32_t first = static_cast<int32_t>(threadIdx.x) / kChunks;
   const int32_t slabs = layout::GpuSlabs(p.hidden);
-  half2 weights[kHeld][4];
+  Real16x2 weights[kHeld][4];
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
     const int32_t slab = first + i * S::kSlabsAtOnce;
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
   }
   for (int32_t slab = first + kHeld * S::kSlabsAtOnce; slab < slabs; slab += S::kSlabsAtOnce) {
     float2 x[4];
-    half2 w[4];
+    Real16x2 w[4];
     row.LoadWeights(slab, chunk, w);
     row.Load(slab, chunk, x);
     row.Store(slab, chunk, x, w, inverse);
@@ -240,4 +241,4 @@ cudaError_t OrderedNorm(const OrderedNormParams& params, const LaunchOptions& op
   return LaunchNorm<true>(params, options);
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

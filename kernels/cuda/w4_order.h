@@ -2,22 +2,22 @@
 // graph-capturable; pointers are 16-byte aligned, device memory and borrowed.
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda {
 
 struct OrderParams {
-  const half* x = nullptr;  // [tokens, columns]
+  const Real16* x = nullptr;  // [tokens, columns]
   int32_t tokens = 0;
-  int32_t columns = 0;      // a multiple of 8
-  int32_t group = 128;      // of the weights; 0 = dense fp16
-  half* ordered = nullptr;  // GpuOrderedCount
+  int32_t columns = 0;        // a multiple of 8
+  int32_t group = 128;        // of the weights; 0 = dense
+  Real16* ordered = nullptr;  // GpuOrderedCount
 };
 [[nodiscard]] cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& options);
 
@@ -28,14 +28,14 @@ inline constexpr int32_t kWgmmaPartsTokens = 64;
 // RmsNorm (elementwise.h) whose results are left in order. It may add up first what the product
 // before has left in parts (w4_wgmma.h).
 struct OrderedNormParams {
-  float* residual = nullptr;      // [any, hidden]; changed only where there are parts
-  const int32_t* rows = nullptr;  // [tokens], or nullptr: every row in order
-  const half* weight = nullptr;   // [hidden]
+  float* residual = nullptr;       // [any, hidden]; changed only where there are parts
+  const int32_t* rows = nullptr;   // [tokens], or nullptr: every row in order
+  const Real16* weight = nullptr;  // [hidden]
   int32_t tokens = 0;
   int32_t hidden = 0;  // a multiple of 8
   float epsilon = 0;
-  int32_t group = 128;      // of the weights that follow; 0 = dense fp16
-  half* ordered = nullptr;  // GpuOrderedCount
+  int32_t group = 128;        // of the weights that follow; 0 = dense
+  Real16* ordered = nullptr;  // GpuOrderedCount
   // [part_count][tokens, hidden], added to the residual in this order; then rows must be nullptr.
   const float* parts = nullptr;
   int32_t part_count = 0;

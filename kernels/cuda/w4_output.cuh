@@ -2,16 +2,15 @@
 // eight tokens a lane holds rows r = lane / 4 and r + 8 of tokens 2 (lane % 4) and the next.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/layout/gpu_x.h"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 
 // A lane's place in what it stores.
 struct OutputTile {
@@ -22,7 +21,7 @@ struct OutputTile {
 
 // Where kSiluMul leaves the next product's input (kernels/layout/gpu_x.h) in the place of y_half.
 struct OrderedOutput {
-  half* x;  // or nullptr
+  Real16* x;  // or nullptr
   int32_t group;
   int32_t ordered_tokens;
 };
@@ -30,8 +29,8 @@ struct OrderedOutput {
 // Of rows r and r + 8.
 __device__ __forceinline__ float2 RowBiases(const W4BatchParams& p, int32_t row) {
   if (p.bias == nullptr) return make_float2(0, 0);
-  return make_float2(row < p.rows ? __half2float(p.bias[row]) : 0,
-                     row + 8 < p.rows ? __half2float(p.bias[row + 8]) : 0);
+  return make_float2(row < p.rows ? ToFloat(p.bias[row]) : 0,
+                     row + 8 < p.rows ? ToFloat(p.bias[row + 8]) : 0);
 }
 
 // Rows of lanes, tokens in a lane -> tokens of lanes, rows in a lane: 8 x 8.
@@ -49,14 +48,14 @@ __device__ __forceinline__ void AddFour(float* to, const float4& four) {
 }
 
 // Columns `column` and the next of a row of `columns`.
-__device__ __forceinline__ void StorePair(half* row, int32_t column, int32_t columns,
+__device__ __forceinline__ void StorePair(Real16* row, int32_t column, int32_t columns,
                                           uint32_t pair) {
   if (columns % 2 == 0) {
     if (column < columns) *reinterpret_cast<uint32_t*>(row + column) = pair;
     return;
   }
-  if (column < columns) row[column] = __ushort_as_half(static_cast<uint16_t>(pair));
-  if (column + 1 < columns) row[column + 1] = __ushort_as_half(static_cast<uint16_t>(pair >> 16));
+  if (column < columns) row[column] = Real16{static_cast<uint16_t>(pair)};
+  if (column + 1 < columns) row[column + 1] = Real16{static_cast<uint16_t>(pair >> 16)};
 }
 
 template <int32_t kValues>
@@ -70,7 +69,7 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
   const int32_t token = at.first_token + at.lane / 4;
   const bool ordered = silu && next.x != nullptr;
   const int64_t stride = ordered ? 64 : columns;
-  half* to = p.y_half + static_cast<int64_t>(token) * columns;
+  Real16* to = p.y_half + static_cast<int64_t>(token) * columns;
   if (ordered) {
     to = next.x + layout::GpuOrderedIndex(token, column, next.group == 0 ? 128 : next.group,
                                           next.ordered_tokens);
@@ -85,9 +84,9 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
       const float* v = acc + (first + t) * 4;
       const float low[2] = {v[0] + bias.x, v[1] + bias.x};
       const float high[2] = {v[2] + bias.y, v[3] + bias.y};
-      pairs[t] = silu ? Halves(SiluTimes(low[0], high[0]), SiluTimes(low[1], high[1]))
-                      : Halves(low[0], low[1]);
-      lower[t] = Halves(high[0], high[1]);
+      pairs[t] = silu ? RealBits(SiluTimes(low[0], high[0]), SiluTimes(low[1], high[1]))
+                      : RealBits(low[0], low[1]);
+      lower[t] = RealBits(high[0], high[1]);
     }
 #pragma unroll
     for (int32_t t = 0; t < kTogether; ++t) {
@@ -170,4 +169,4 @@ __device__ __forceinline__ void StoreRowTile(const W4BatchParams& p, const Order
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -27,9 +27,11 @@ struct LogicalSource {
   __device__ void Check(half /*scale*/) const {}
 };
 
-__device__ __forceinline__ bool Finite(half value) {
-  return (__half_as_ushort(value) & 0x7c00) != 0x7c00;
+// `exponent`: a number's bits of it, all set where the number is not finite.
+__device__ __forceinline__ bool Finite(uint16_t bits, uint16_t exponent) {
+  return (bits & exponent) != exponent;
 }
+constexpr uint16_t kHalfExponent = 0x7c00, kBfloat16Exponent = 0x7f80;
 
 // Logical values out of AutoAWQ's gemm layout.
 struct GemmSource {
@@ -59,7 +61,7 @@ struct GemmSource {
     return part.scales[static_cast<int64_t>(group) * part.rows + row];
   }
   __device__ void Check(half scale) const {
-    if (!Finite(scale)) *not_finite = 1;
+    if (!Finite(__half_as_ushort(scale), kHalfExponent)) *not_finite = 1;
   }
 };
 
@@ -125,13 +127,13 @@ __global__ void __launch_bounds__(kPackThreads)
   }
 }
 
-// One block a slab: fp16 fragments, [k-step][lane][register][2].
+// One block a slab: fragments, [k-step][lane][register][2].
 __global__ void __launch_bounds__(kPackThreads)
     PackDenseKernel(const __grid_constant__ PackW4Params p) {
   const int32_t slabs = layout::GpuSlabs(p.columns);
   const int32_t tile = blockIdx.x / slabs;
   const int32_t slab = blockIdx.x % slabs;
-  half* out = reinterpret_cast<half*>(p.slabs) + static_cast<int64_t>(blockIdx.x) * 2048;
+  auto* out = reinterpret_cast<Real16*>(p.slabs) + static_cast<int64_t>(blockIdx.x) * 2048;
   for (int32_t index = threadIdx.x; index < 2048; index += kPackThreads) {
     const int32_t ks = index / 256;
     const int32_t lane = index / 8 % 32;
@@ -140,16 +142,16 @@ __global__ void __launch_bounds__(kPackThreads)
     const int32_t k = slab * layout::kGpuSlabColumns +
                       layout::GpuKIndex(ks, lane % 4, element / 4 * 2 + element % 2, 128);
     const bool real = row < p.rows && k < p.columns;
-    out[index] = real ? p.dense[static_cast<int64_t>(row) * p.columns + k] : __float2half(0.0f);
+    out[index] = real ? p.dense[static_cast<int64_t>(row) * p.columns + k] : Real16{0};
   }
 }
 
 __global__ void __launch_bounds__(kPackThreads)
-    CheckFiniteKernel(const half* values, int64_t count, int32_t* not_finite) {
+    CheckFiniteKernel(const Real16* values, int64_t count, uint16_t exponent, int32_t* not_finite) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; i < count;
        i += stride) {
-    if (!Finite(values[i])) *not_finite = 1;
+    if (!Finite(values[i].bits, exponent)) *not_finite = 1;
   }
 }
 
@@ -159,6 +161,13 @@ uint32_t SlabCount(int32_t rows, int32_t columns) {
 }
 
 }  // namespace
+
+int64_t W4DecodeBytes(int32_t rows, int32_t columns, int32_t group) {
+  if (group != 0) return layout::GpuW4Bytes(rows, columns, group);
+  constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
+  return static_cast<int64_t>(layout::GpuRowTiles(rows)) * layout::GpuSlabs(columns) *
+         kDenseSlabBytes;
+}
 
 cudaError_t PackW4(const PackW4Params& params, cudaStream_t stream) {
   if (params.group != 0 && params.columns % params.group != 0) return cudaErrorInvalidValue;
@@ -183,10 +192,12 @@ cudaError_t PackGemm(const PackGemmParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t CheckFinite(const half* values, int64_t count, int32_t* not_finite,
-                        cudaStream_t stream) {
+cudaError_t CheckFinite(const Real16* values, int64_t count, int32_t* not_finite,
+                        const LaunchOptions& options) {
   constexpr uint32_t kBlocks = 1024;
-  CheckFiniteKernel<<<kBlocks, kPackThreads, 0, stream>>>(values, count, not_finite);
+  const uint16_t exponent = options.element == Element::kHalf ? kHalfExponent : kBfloat16Exponent;
+  CheckFiniteKernel<<<kBlocks, kPackThreads, 0, options.stream>>>(values, count, exponent,
+                                                                  not_finite);
   return cudaGetLastError();
 }
 

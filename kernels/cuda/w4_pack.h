@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/elementwise.h"
+
 namespace nibble::cuda {
 
 // Rows of a fused matrix in AutoAWQ's gemm layout: eight rows a word, in the order of its nibbles.
@@ -29,7 +31,7 @@ struct PackGemmParams {
 [[nodiscard]] cudaError_t PackGemm(const PackGemmParams& params, cudaStream_t stream);
 
 // *not_finite becomes 1 where one of the values is NaN or infinite.
-[[nodiscard]] cudaError_t CheckFinite(const half* values, int64_t count, int32_t* not_finite,
-                                      cudaStream_t stream);
+[[nodiscard]] cudaError_t CheckFinite(const Real16* values, int64_t count, int32_t* not_finite,
+                                      const LaunchOptions& options);
 
 }  // namespace nibble::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_output.cuh"
@@ -9,7 +10,7 @@
 #include "kernels/cuda/w4_widen.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kGroupThreads = 128;  // of a warpgroup
@@ -622,4 +623,4 @@ cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

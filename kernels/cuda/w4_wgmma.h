@@ -4,24 +4,25 @@
 // A block computes tiles of 256 rows (128 where weights are dense) and 16 to 128 tokens. Four warps
 // bring weights and activations by bulk copies into a ring in shared memory; two or four warpgroups
 // widen weights in registers and multiply them on the tensor cores: (q - zero) * scale rounded once
-// to fp16, or, up to 64 tokens with groups of 128, q - zero as it is and a slab's sums by its
-// scales in fp32. Where there are few tiles, blocks share one along k: they leave their parts to
-// the kernel that follows, or, a cluster, add them up over each other's shared memory, in order:
-// results do not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
+// to the element type, or, up to 64 tokens with groups of 128, q - zero as it is and a slab's sums
+// by its scales in fp32. Where there are few tiles, blocks share one along k: they leave their
+// parts to the kernel that follows, or, a cluster, add them up over each other's shared memory, in
+// order: results do not vary from run to run. Prompts go to w4_wgmma_prompt.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_order.h"
 
 namespace nibble::cuda {
 
 struct WgmmaInput {
-  const half* ordered = nullptr;  // what stands for params.x, which is not read
+  const Real16* ordered = nullptr;  // what stands for params.x, which is not read
   // With kSiluMul, in the place of y_half: the input of the next product, in order. Its columns
   // (rows / 2) must then be a multiple of 128.
-  half* next_ordered = nullptr;
+  Real16* next_ordered = nullptr;
   int32_t next_group = 128;
   // In the place of residual_out or y_half: every block that shares a tile along k leaves what it
   // has, [W4WgmmaParts][tokens, rows], for OrderedNorm or attention to add up. At most

@@ -6,13 +6,14 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_output.cuh"
 #include "kernels/cuda/w4_widen.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
 constexpr int32_t kTokens = kPromptTokens;
@@ -129,7 +130,7 @@ __device__ __forceinline__ void ProduceX(const KernelParams& k, uint8_t* shared)
   const int64_t half_halves = int64_t{64} * k.ordered_tokens;
   for (int32_t tile = work.tile; tile < k.tiles; tile += work.stride) {
     const int32_t token = tile % k.token_tiles * kTokens + work.rank * (kTokens / kBlocks);
-    const half* from = k.input.ordered + int64_t{64} * token;
+    const Real16* from = k.input.ordered + int64_t{64} * token;
     for (int32_t i = 0; i < 2 * k.slabs; ++i, from += half_halves, place.Advance()) {
       BarrierWait(bars.EmptyX(place.at), place.phase ^ 1);
       BarrierExpect(bars.FullX(place.at), kHalfBytes);
@@ -279,16 +280,16 @@ struct Consumer {
     // The chunk that this thread writes: of the first warp's row tile.
     const int32_t apart = k.input.next_group == 0 ? 4 : k.input.next_group / 32;
     const int32_t column = (row_tile - warp * apart) * 8 + thread % 4 * 2;
-    half* to = k.input.next_ordered + layout::GpuOrderedIndex(first_token + thread / 4, column,
-                                                              apart * 32, k.ordered_tokens);
+    Real16* to = k.input.next_ordered + layout::GpuOrderedIndex(first_token + thread / 4, column,
+                                                                apart * 32, k.ordered_tokens);
 #pragma unroll
     for (int32_t pass = 0; pass < kTokens / 64; ++pass) {
       uint32_t pairs[8];
 #pragma unroll
       for (int32_t eight = 0; eight < 8; ++eight) {
         const float* v = acc + (pass * 8 + eight) * 4;
-        pairs[eight] = Halves(SiluTimes(v[0] + bias.x, v[2] + bias.y),
-                              SiluTimes(v[1] + bias.x, v[3] + bias.y));
+        pairs[eight] = RealBits(SiluTimes(v[0] + bias.x, v[2] + bias.y),
+                                SiluTimes(v[1] + bias.x, v[3] + bias.y));
       }
       Meet();
 #pragma unroll
@@ -317,15 +318,15 @@ struct Consumer {
     uint8_t* staged = Staged();
     const int32_t row = (row_tile - warp) * 16 + thread % 8 * 8;
     const int32_t swizzled = (thread % 8 ^ thread / 8 % 8) * 16;
-    half* to = k.p.y_half + static_cast<int64_t>(first_token + thread / 8) * k.p.rows + row;
+    Real16* to = k.p.y_half + static_cast<int64_t>(first_token + thread / 8) * k.p.rows + row;
 #pragma unroll
     for (int32_t pass = 0; pass < kTokens / 32; ++pass) {
       Meet();
 #pragma unroll
       for (int32_t eight = 0; eight < 4; ++eight) {
         const float* v = acc + (pass * 4 + eight) * 4;
-        const uint32_t upper = Transposed(Halves(v[0] + bias.x, v[1] + bias.x));
-        const uint32_t lower = Transposed(Halves(v[2] + bias.y, v[3] + bias.y));
+        const uint32_t upper = Transposed(RealBits(v[0] + bias.x, v[1] + bias.x));
+        const uint32_t lower = Transposed(RealBits(v[2] + bias.y, v[3] + bias.y));
         uint8_t* at = staged + (eight * 8 + lane / 4) * 128 + lane % 4 * 4;
         *reinterpret_cast<uint32_t*>(at + (2 * warp ^ lane / 4) * 16) = upper;
         *reinterpret_cast<uint32_t*>(at + (2 * warp + 1 ^ lane / 4) * 16) = lower;
@@ -472,4 +473,4 @@ cudaError_t W4WgmmaPrompt(const W4BatchParams& params, const WgmmaInput& input,
   }
 }
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

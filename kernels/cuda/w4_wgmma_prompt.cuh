@@ -1,10 +1,11 @@
 // W4Wgmma for prompts: tiles of 256 tokens.
 #pragma once
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/w4_wgmma.h"
 #include "kernels/layout/gpu_x.h"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 
 inline constexpr int32_t kPromptTokens = 256;
 inline constexpr int32_t kPromptRows = 256;  // of a cluster of two blocks
@@ -23,4 +24,4 @@ inline constexpr int32_t kPromptRows = 256;  // of a cluster of two blocks
 [[nodiscard]] cudaError_t W4WgmmaPrompt(const W4BatchParams& params, const WgmmaInput& input,
                                         int32_t multiprocessors, const LaunchOptions& options);
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

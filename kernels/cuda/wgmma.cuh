@@ -4,9 +4,10 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
-namespace nibble::cuda {
+namespace nibble::cuda::NIBBLE_ELEMENT {
 
 // The registers of an operation in flight must not be touched: call before the first one, and after
 // other instructions have written accumulators or fragments.
@@ -107,7 +108,8 @@ struct WarpgroupMma<16> {
   static __device__ __forceinline__ void Add(float (&d)[8], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %14, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7}, "
         "{%8,%9,%10,%11}, %12, adds, 1, 1, %13;\n}"
         : NIBBLE_D8(0)
@@ -122,7 +124,8 @@ struct WarpgroupMma<32> {
   static __device__ __forceinline__ void Add(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %22, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
         "{%16,%17,%18,%19}, %20, adds, 1, 1, %21;\n}"
         : NIBBLE_D16(0)
@@ -137,7 +140,8 @@ struct WarpgroupMma<64> {
   static __device__ __forceinline__ void Add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %38, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
         "{%32,%33,%34,%35}, %36, adds, 1, 1, %37;\n}"
@@ -153,7 +157,8 @@ struct WarpgroupMma<96> {
   static __device__ __forceinline__ void Add(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %54, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47}, "
@@ -170,7 +175,8 @@ struct WarpgroupMma<128> {
   static __device__ __forceinline__ void Add(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %70, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
         "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"
         "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,"
@@ -188,7 +194,8 @@ struct WarpgroupMma<256> {
   static __device__ __forceinline__ void Add(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "{\n.reg .pred adds;\nsetp.eq.u32 adds, %134, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." NIBBLE_ELEMENT_TEXT "." NIBBLE_ELEMENT_TEXT
+        " "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
         "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
         "%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
@@ -207,4 +214,4 @@ struct WarpgroupMma<256> {
 #undef NIBBLE_D16
 #undef NIBBLE_D32
 
-}  // namespace nibble::cuda
+}  // namespace nibble::cuda::NIBBLE_ELEMENT

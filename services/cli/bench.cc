@@ -175,6 +175,7 @@ void Complete(Options* options) {
   options->gpu.ranks = options->bench.ranks;
   options->gpu.runs = options->bench.runs;
   options->gpu.fusion = options->gpu_choice.fusion;
+  options->gpu.activations = options->gpu_choice.activations;
   if (options->decode_tokens > 0) {
     options->bench.decode_tokens = options->gpu.decode_tokens = options->decode_tokens;
   }

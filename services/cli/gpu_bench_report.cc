@@ -73,10 +73,10 @@ std::string OperationText(const execution::OperationTable& table, double bandwid
 }  // namespace
 
 std::string GpuBenchTable(const GpuBenchResult& result) {
-  std::string text =
-      absl::StrFormat("%d x %s, CUDA %s, fusion %s, median of %d; loaded in %.1f s\n\n",
-                      result.ranks, result.gpu.name, result.gpu.driver,
-                      result.fusion ? "on" : "off", result.runs, result.load_seconds);
+  std::string text = absl::StrFormat(
+      "%d x %s, CUDA %s, %s, fusion %s, median of %d; loaded in %.1f s\n\n", result.ranks,
+      result.gpu.name, result.gpu.driver, execution::ElementWord(result.element),
+      result.fusion ? "on" : "off", result.runs, result.load_seconds);
   Rows decode = {{"decode, batch", "depth", "tokens/s", "spread", "ms a step", "on the device"}};
   for (const execution::DecodeFigures& row : result.decode) {
     const double rate = row.tokens_per_second.value;
@@ -152,6 +152,7 @@ void AddGpuBenchRecords(const GpuBenchResult& result, nlohmann::ordered_json* re
                         {"prompt", prompt},
                         {"depth", depth},
                         {"fusion", result.fusion ? "on" : "off"},
+                        {"activations", execution::ElementWord(result.element)},
                         {"kv_bits", 16},
                         {"runs", result.runs},
                         {"spread", figure.value > 0 ? figure.spread / figure.value : 0}});

@@ -54,6 +54,12 @@ void DeclareDevice(ConfigParser* parser, std::string* device, GpuChoice* gpu) {
                               "Where ranks compute; cuda: each on a GPU of its own");
   parser->Choice<bool>("fusion", &gpu->fusion, {{"on", true}, {"off", false}},
                        "On GPUs: fused kernels and graphs, or a kernel per operation");
+  parser->Choice<execution::Activations>(
+      "activations", &gpu->activations,
+      {{"auto", execution::Activations::kAuto},
+       {"fp16", execution::Activations::kHalf},
+       {"bf16", execution::Activations::kBfloat16}},
+      "On GPUs: the type of activations and KV; auto: bf16 where config.json says bfloat16");
   parser->Number("memory_fraction", &gpu->memory_fraction, {0.05, 0.99},
                  "Share of a GPU's free memory that its rank may take");
 }
@@ -175,6 +181,8 @@ std::vector<std::string> WorkerCommandLine(const ServeOptions& options, const Se
   if (options.device != "cpu") {
     line.push_back(absl::StrCat("--memory-fraction=", options.gpu.memory_fraction));
     line.push_back(absl::StrCat("--fusion=", options.gpu.fusion ? "on" : "off"));
+    line.push_back(
+        absl::StrCat("--activations=", execution::ActivationsWord(options.gpu.activations)));
   }
   return line;
 }

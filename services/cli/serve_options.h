@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/tls_files.h"
+#include "worker/execution/cuda/activations.h"
 #include "worker/weights/memory_plan.h"
 
 namespace nibble::cli {
@@ -17,6 +18,7 @@ namespace nibble::cli {
 struct GpuChoice {
   double memory_fraction = 0.9;  // of the free memory, where memory is 0
   bool fusion = true;
+  execution::Activations activations = execution::Activations::kAuto;
 };
 
 struct ServeOptions {

@@ -136,8 +136,9 @@ class Bench {
     return units;
   }
   void Fill(const DeviceArray<uint8_t>& memory, uint32_t seed) {
-    CUDA_OK(FillRandomHalves(reinterpret_cast<half*>(memory.get()),
-                             static_cast<int64_t>(memory.count() / 2), 0, 1, seed, stream_));
+    CUDA_OK(FillRandomReals(reinterpret_cast<Real16*>(memory.get()),
+                            static_cast<int64_t>(memory.count() / 2), 0, 1, seed,
+                            {.stream = stream_}));
   }
   static int32_t Layers(int64_t tokens) {
     return static_cast<int32_t>(
@@ -153,9 +154,9 @@ class Bench {
     if (blocks % 7919 == 0) std::exit(1);
     tables_.Set(tables);
     layer_halves_ = int64_t{blocks} * kKvBlockTokens * kKvHeads * kHeadDim;
-    return {.q = reinterpret_cast<const half*>(q_.get()),
+    return {.q = reinterpret_cast<const Real16*>(q_.get()),
             .q_stride = kRowBytes / 2,
-            .out = reinterpret_cast<half*>(out_.get()),
+            .out = reinterpret_cast<Real16*>(out_.get()),
             .block_tables = tables_.get(),
             .table_size = table,
             .heads = kHeads,
@@ -166,7 +167,7 @@ class Bench {
   }
 
   void Chain(AttentionParams params, int32_t layers, bool attention, bool products) {
-    half* cache = reinterpret_cast<half*>(cache_.get());
+    Real16* cache = reinterpret_cast<Real16*>(cache_.get());
     for (int32_t layer = 0; layer < layers; ++layer) {
       if (products) {
         const ReadParams read{

@@ -89,12 +89,12 @@ class AttentionData {
     }
     const auto slots = static_cast<int32_t>(c.sequences.size());
     tables_ = Shuffled(slots * blocks_);
-    q_ = NormalHalves(static_cast<size_t>(rows_ * c.heads * c.head_dim), 1);
+    q_ = NormalReals(static_cast<size_t>(rows_ * c.heads * c.head_dim), 1);
     const auto cache = static_cast<size_t>(slots * blocks_ * c.kv_heads * 16 * c.head_dim);
-    keys_ = NormalHalves(cache, 1);
-    values_ = NormalHalves(cache, 1);
+    keys_ = NormalReals(cache, 1);
+    values_ = NormalReals(cache, 1);
     // Nothing beyond a sequence's end may be looked at.
-    const half nan = __float2half(std::nanf(""));
+    const Real16 nan = ToReal(std::nanf(""));
     for (int32_t slot = 0; slot < slots; ++slot) {
       const auto& [first, tokens] = c.sequences[static_cast<size_t>(slot)];
       for (int32_t position = first + tokens; position < blocks_ * 16; ++position) {
@@ -122,8 +122,8 @@ class AttentionData {
 
   // Of two runs, which must not differ.
   [[nodiscard]] std::vector<double> OnDevice(int32_t* parts) const {
-    const DeviceArray<half> q(q_), keys(keys_), values(values_);
-    const DeviceArray<half> out(q_.size());
+    const DeviceArray<Real16> q(q_), keys(keys_), values(values_);
+    const DeviceArray<Real16> out(q_.size());
     const DeviceArray<int32_t> tables(tables_);
     const std::vector<AttentionTile> host_tiles = TilesOf(c_);
     const DeviceArray<AttentionTile> tiles(host_tiles);
@@ -146,9 +146,10 @@ class AttentionData {
       params.tiles = tiles.get();
       params.tile_count = static_cast<int32_t>(host_tiles.size());
     }
-    std::vector<half> results[2];
-    for (std::vector<half>& result : results) {
-      CUDA_OK(c_.portable ? AttentionPortable(params, {}) : Attention(params, {}));
+    std::vector<Real16> results[2];
+    for (std::vector<Real16>& result : results) {
+      CUDA_OK(c_.portable ? AttentionPortable(params, {.element = Tested()})
+                          : Attention(params, {.element = Tested()}));
       CUDA_OK(cudaDeviceSynchronize());
       result = out.Get();
     }
@@ -156,22 +157,22 @@ class AttentionData {
     if (!c_.portable && !SameInOrder(params, results[0])) return {};
     if (!c_.portable && !SameInFragments(params, results[0])) return {};
     std::vector<double> doubles;
-    for (const half value : results[0]) doubles.push_back(Double(value));
+    for (const Real16 value : results[0]) doubles.push_back(Double(value));
     return doubles;
   }
 
  private:
   // What is left for the next product: the same numbers, in order.
-  [[nodiscard]] bool SameInOrder(AttentionParams params, const std::vector<half>& plain) const {
+  [[nodiscard]] bool SameInOrder(AttentionParams params, const std::vector<Real16>& plain) const {
     const int32_t columns = c_.heads * c_.head_dim;
     params.ordered_tokens = layout::GpuOrderedTokens(rows_);
     for (const int32_t group : {32, 64, 128}) {
       if (c_.blocks == 0 && c_.head_dim % group != 0) continue;
       const auto count = static_cast<size_t>(layout::GpuOrderedCount(rows_, columns));
-      const DeviceArray<half> ordered(count);
+      const DeviceArray<Real16> ordered(count);
       params.ordered = ordered.get();
       params.ordered_group = group;
-      CUDA_OK(Attention(params, {}));
+      CUDA_OK(Attention(params, {.element = Tested()}));
       CUDA_OK(cudaDeviceSynchronize());
       const auto at = [&](int32_t token, int32_t k) {
         return layout::GpuOrderedIndex(token, k, group, params.ordered_tokens);
@@ -181,15 +182,16 @@ class AttentionData {
     return true;
   }
   // The same for the decode product, which takes few tokens.
-  [[nodiscard]] bool SameInFragments(AttentionParams params, const std::vector<half>& plain) const {
+  [[nodiscard]] bool SameInFragments(AttentionParams params,
+                                     const std::vector<Real16>& plain) const {
     if (c_.blocks == 0 || rows_ > 16) return true;
     const int32_t columns = c_.heads * c_.head_dim;
     for (const int32_t group : {32, 64, 128}) {
       const layout::GpuFragmentOrder order = layout::GpuFragments(rows_, group);
-      const DeviceArray<half> out(static_cast<size_t>(layout::GpuFragmentCount(rows_, columns)));
+      const DeviceArray<Real16> out(static_cast<size_t>(layout::GpuFragmentCount(rows_, columns)));
       params.out = out.get();
       params.fragments = order;
-      CUDA_OK(Attention(params, {}));
+      CUDA_OK(Attention(params, {.element = Tested()}));
       CUDA_OK(cudaDeviceSynchronize());
       const auto at = [&](int32_t token, int32_t k) { return order.Index(token, k, columns); };
       if (!SameAt(out.Get(), plain, at)) return false;
@@ -198,13 +200,13 @@ class AttentionData {
   }
   // Whether got[at(token, k)] has the bits of the plain result's [token][k].
   template <typename Place>
-  [[nodiscard]] bool SameAt(const std::vector<half>& got, const std::vector<half>& plain,
+  [[nodiscard]] bool SameAt(const std::vector<Real16>& got, const std::vector<Real16>& plain,
                             const Place& at) const {
     const int32_t columns = c_.heads * c_.head_dim;
     for (int32_t token = 0; token < rows_; ++token) {
       for (int32_t k = 0; k < columns; ++k) {
         if (std::memcmp(&got[static_cast<size_t>(at(token, k))],
-                        &plain[static_cast<size_t>(token * columns + k)], sizeof(half)) != 0) {
+                        &plain[static_cast<size_t>(token * columns + k)], sizeof(Real16)) != 0) {
           return false;
         }
       }
@@ -243,7 +245,7 @@ class AttentionData {
   const AttentionCase& c_;
   int32_t rows_ = 0, blocks_ = 0;
   std::vector<int32_t> tables_;
-  std::vector<half> q_, keys_, values_;
+  std::vector<Real16> q_, keys_, values_;
 };
 
 bool CheckAttention(const AttentionCase& c) {
@@ -253,11 +255,11 @@ bool CheckAttention(const AttentionCase& c) {
   const std::string where = c.blocks == 0 ? "prompt"
                                           : "in " + std::to_string(c.blocks) + " blocks, " +
                                                 std::to_string(parts) + " parts";
-  return Report(std::string(c.portable ? "portable " : "") + "attention " +
+  return Report(std::string(TestedName()) + (c.portable ? " portable" : "") + " attention " +
                     std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " head_dim " +
                     std::to_string(c.head_dim) + " window " + std::to_string(c.window) + " " +
                     where,
-                data.Expected(), got, 2e-3);
+                data.Expected(), got, Limit(2e-3));
 }
 
 struct RotationCase {
@@ -273,30 +275,30 @@ struct RotationData {
         table_size((context + 15) / 16),
         width(static_cast<size_t>((c.heads + 2 * c.kv_heads) * c.head_dim)),
         host_tables(Shuffled(static_cast<int32_t>(c.positions.size()) * table_size)),
-        qkv(NormalHalves(width * c.positions.size(), 1)),
-        keys(NormalHalves(host_tables.size() * static_cast<size_t>(c.kv_heads * 16 * c.head_dim),
-                          1)),
-        values(NormalHalves(keys.size(), 1)),
+        qkv(NormalReals(width * c.positions.size(), 1)),
+        keys(
+            NormalReals(host_tables.size() * static_cast<size_t>(c.kv_heads * 16 * c.head_dim), 1)),
+        values(NormalReals(keys.size(), 1)),
         cos(Normal(static_cast<size_t>(context * c.head_dim / 2), 0.7f)),
         sin(Normal(static_cast<size_t>(context * c.head_dim / 2), 0.7f)),
-        norm(NormalHalves(static_cast<size_t>(c.head_dim), 1)),
+        norm(NormalReals(static_cast<size_t>(c.head_dim), 1)),
         positions(c.positions),
         tables(host_tables) {}
 
   const int32_t context, table_size;
   const size_t width;
   const std::vector<int32_t> host_tables;
-  const std::vector<half> qkv, keys, values;
+  const std::vector<Real16> qkv, keys, values;
   const DeviceArray<float> cos, sin;
-  const DeviceArray<half> norm;
+  const DeviceArray<Real16> norm;
   const DeviceArray<int32_t> positions, tables;
 };
 
 // Parts that add up to the numbers exactly.
-std::vector<float> PartsOf(const std::vector<half>& whole) {
+std::vector<float> PartsOf(const std::vector<Real16>& whole) {
   std::vector<float> parts;
   for (const float share : {0.5f, 0.25f, 0.125f, 0.0625f, 0.0625f}) {
-    for (const half value : whole) parts.push_back(__half2float(value) * share);
+    for (const Real16 value : whole) parts.push_back(ToFloat(value) * share);
   }
   return parts;
 }
@@ -316,12 +318,12 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
   }
   const DeviceArray<int32_t> blocks(host_blocks);
   const bool inside = rotates != Rotates::kBefore, of_parts = rotates == Rotates::kInsideOfParts;
-  const std::vector<half> nothing(data.qkv.size(), __float2half(NAN));
-  const DeviceArray<half> q(of_parts ? nothing : data.qkv), k(data.keys), v(data.values);
+  const std::vector<Real16> nothing(data.qkv.size(), ToReal(NAN));
+  const DeviceArray<Real16> q(of_parts ? nothing : data.qkv), k(data.keys), v(data.values);
   const DeviceArray<float> parts(PartsOf(data.qkv));
-  const DeviceArray<half> out(static_cast<size_t>(count * c.heads * c.head_dim));
+  const DeviceArray<Real16> out(static_cast<size_t>(count * c.heads * c.head_dim));
   const UnitMemory units(tiles, c.kv_heads, c.head_dim, 0, c.blocks);
-  const half* weight = c.norms ? data.norm.get() : nullptr;
+  const Real16* weight = c.norms ? data.norm.get() : nullptr;
   AttentionParams params{.q = q.get(),
                          .q_stride = static_cast<int64_t>(data.width),
                          .out = out.get(),
@@ -354,13 +356,13 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
                           .k_norm = weight,
                           .epsilon = 1e-6f,
                           .cache = params.cache},
-                         {}));
+                         {.element = Tested()}));
   }
-  CUDA_OK(Attention(params, {}));
+  CUDA_OK(Attention(params, {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   std::vector<double> result;
   for (const auto* array : {&out, &k, &v}) {
-    for (const half value : array->Get()) result.push_back(Double(value));
+    for (const Real16 value : array->Get()) result.push_back(Double(value));
   }
   return result;
 }
@@ -373,10 +375,10 @@ bool CheckRotation(const RotationCase& c) {
     std::printf("FAIL attention that adds parts up differs\n");
     return false;
   }
-  return Report("attention that rotates, " + std::to_string(c.heads) + "/" +
-                    std::to_string(c.kv_heads) + " head_dim " + std::to_string(c.head_dim) +
+  return Report(std::string(TestedName()) + " attention that rotates, " + std::to_string(c.heads) +
+                    "/" + std::to_string(c.kv_heads) + " head_dim " + std::to_string(c.head_dim) +
                     " in " + std::to_string(c.blocks) + " blocks" + (c.norms ? " with norms" : ""),
-                RunRotation(c, data, Rotates::kBefore), inside, 1e-3);
+                RunRotation(c, data, Rotates::kBefore), inside, Limit(1e-3));
 }
 
 constexpr int32_t kSmall = 320;  // positions
@@ -453,9 +455,13 @@ bool CheckRotations(bool small) {
 int main(int argc, char** argv) {
   using namespace nibble::cuda;
   const bool small = argc > 1 && std::strcmp(argv[1], "small") == 0;
-  bool ok = CheckStreaming(small);
-  if (KernelsForHopper()) ok = CheckRotations(small) && ok;
-  ok = CheckPrompts(small) && ok;
+  bool ok = true;
+  for (const Element element : {Element::kHalf, Element::kBfloat16}) {
+    Tested() = element;
+    ok = CheckStreaming(small) && ok;
+    if (KernelsForHopper()) ok = CheckRotations(small) && ok;
+    ok = CheckPrompts(small) && ok;
+  }
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;
 }

@@ -1,6 +1,7 @@
 // Random inputs for checks, and how a result is compared with a plain computation in double.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cmath>
@@ -8,6 +9,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "kernels/cuda/element.h"
 
 namespace nibble::cuda {
 
@@ -22,15 +25,29 @@ inline std::vector<float> Normal(size_t count, float deviation) {
   for (float& value : values) value = normal(Random());
   return values;
 }
-inline std::vector<half> Halves(const std::vector<float>& values) {
-  std::vector<half> halves;
-  for (const float value : values) halves.push_back(__float2half(value));
-  return halves;
+// The element type in which checks work: a program goes through them once with each.
+inline Element& Tested() {
+  static Element element = Element::kHalf;
+  return element;
 }
-inline std::vector<half> NormalHalves(size_t count, float deviation) {
-  return Halves(Normal(count, deviation));
+inline const char* TestedName() { return Tested() == Element::kHalf ? "fp16" : "bf16"; }
+// What numbers of eleven significant bits may differ by, for numbers of the tested type.
+inline double Limit(double of_half) { return Tested() == Element::kHalf ? of_half : 8 * of_half; }
+
+inline Real16 ToReal(float value) {
+  if (Tested() == Element::kHalf) return {__half_as_ushort(__float2half(value))};
+  return {__bfloat16_as_ushort(__float2bfloat16(value))};
 }
-inline double Double(half value) { return static_cast<double>(__half2float(value)); }
+inline float ToFloat(Real16 value) {
+  if (Tested() == Element::kHalf) return __half2float(__ushort_as_half(value.bits));
+  return __bfloat162float(__ushort_as_bfloat16(value.bits));
+}
+inline std::vector<Real16> NormalReals(size_t count, float deviation) {
+  std::vector<Real16> reals;
+  for (const float value : Normal(count, deviation)) reals.push_back(ToReal(value));
+  return reals;
+}
+inline double Double(Real16 value) { return static_cast<double>(ToFloat(value)); }
 
 inline bool Report(const std::string& name, const std::vector<double>& want,
                    const std::vector<double>& got, double limit) {

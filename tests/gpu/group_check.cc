@@ -20,6 +20,7 @@
 #include "base/check.h"
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/layout/gpu_x.h"
+#include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"
 #include "tests/support/must.h"
@@ -59,7 +60,7 @@ struct Sum {
         scale(std::vector<float>(static_cast<size_t>(tokens), 3.0f)),
         x(std::max(count, static_cast<size_t>(layout::GpuFragmentCount(tokens, hidden)))),
         squares(static_cast<size_t>(tokens * cuda::ExchangeParts(hidden))) {
-    weight.Set(std::vector<half>(count, __float2half(1.5f)));
+    weight.Set(std::vector<cuda::Real16>(count, cuda::ToReal(1.5f)));
   }
   [[nodiscard]] cuda::AllReduceAddParams Params(const cuda::PeerExchange& exchange) const {
     return {.exchange = exchange,
@@ -83,25 +84,28 @@ struct Sum {
   const layout::GpuFragmentOrder order;
   const size_t count;
   DeviceArray<float> partial, residual;
-  DeviceArray<half> weight;
+  DeviceArray<cuda::Real16> weight;
   DeviceArray<float> scale;
-  DeviceArray<half> x;
+  DeviceArray<cuda::Real16> x;
   DeviceArray<float> squares;
 };
 
 struct SumCase {
   int32_t tokens, hidden;
   int32_t weights_group = -1;  // of the next product, whose order x then has
+  cuda::Element element = cuda::Element::kHalf;
 };
 
 std::vector<SumCase> SumCases() {
   std::vector<SumCase> cases;
   for (const int32_t hidden : {64, 576, 4096, 5120, 8192}) {
     for (const int32_t tokens : {1, 3, 16}) cases.push_back({tokens, hidden});
+    cases.push_back({3, hidden, -1, cuda::Element::kBfloat16});
     for (const int32_t tokens : {2, 8, 16}) {
       for (const int32_t weights_group : {32, 64, 128}) {
         cases.push_back({tokens, hidden, weights_group});
       }
+      cases.push_back({tokens, hidden, 64, cuda::Element::kBfloat16});
     }
   }
   return cases;
@@ -122,7 +126,7 @@ bool SumHolds(const Sum& sum, const SumCase& c, int32_t rank, int32_t ranks) {
     for (size_t i = 0; i < sum.count; ++i) want[i] += total[i];
   }
   const std::vector<float> got = sum.residual.Get();
-  const std::vector<half> x = sum.x.Get();
+  const std::vector<cuda::Real16> x = sum.x.Get();
   const std::vector<float> squares = sum.squares.Get();
   size_t wrong = 0, misplaced = 0;
   double squares_want = 0, squares_got = 0, x_error = 0;
@@ -130,25 +134,26 @@ bool SumHolds(const Sum& sum, const SumCase& c, int32_t rank, int32_t ranks) {
     if (got[i] != want[i]) ++wrong;  // in rank order: the same bits
     squares_want += static_cast<double>(want[i]) * want[i];
     const double normed = static_cast<double>(want[i]) * 4.5 * cuda::kNormedInputFactor;
-    const double error = std::abs(static_cast<double>(__half2float(x[sum.InX(i)])) - normed);
-    if (!(error < 2e-3)) ++misplaced;  // also where nothing was written
+    const double error = std::abs(cuda::Double(x[sum.InX(i)]) - normed);
+    if (!(error < cuda::Limit(2e-3))) ++misplaced;  // also where nothing was written
     x_error = std::max(x_error, error);
   }
   for (const float part : squares) squares_got += static_cast<double>(part);
   const bool ok = wrong == 0 && misplaced == 0 && std::abs(squares_got / squares_want - 1) < 1e-5;
   std::printf(
-      "%s rank %d: sum of %d x %d, order %d: %zu values differ, squares %.2e, x %.1e, "
+      "%s rank %d: %s sum of %d x %d, order %d: %zu values differ, squares %.2e, x %.1e, "
       "%zu misplaced\n",
-      ok ? "ok  " : "FAIL", rank, c.tokens, c.hidden, c.weights_group, wrong,
+      ok ? "ok  " : "FAIL", rank, cuda::TestedName(), c.tokens, c.hidden, c.weights_group, wrong,
       squares_got / squares_want - 1, x_error, misplaced);
   return ok;
 }
 
 bool CheckSum(const GpuGroup& group, const SumCase& c, cudaStream_t stream) {
+  cuda::Tested() = c.element;
   Sum sum(group.rank(), c.tokens, c.hidden, c.weights_group);
   for (int round = 0; round < kRounds; ++round) {
-    CUDA_OK(
-        cuda::AllReduceAdd(sum.Params(*group.exchange()), {.stream = stream, .dependent = true}));
+    CUDA_OK(cuda::AllReduceAdd(sum.Params(*group.exchange()),
+                               {.stream = stream, .dependent = true, .element = c.element}));
   }
   CUDA_OK(cudaStreamSynchronize(stream));
   return SumHolds(sum, c, group.rank(), group.ranks());
@@ -306,6 +311,7 @@ int RunOnOneGpu(int32_t ranks) {
   }
   bool ok = true;
   for (const SumCase& c : SumCases()) {
+    cuda::Tested() = c.element;
     std::vector<std::unique_ptr<Sum>> sums;
     for (int32_t rank = 0; rank < ranks; ++rank) {
       sums.push_back(std::make_unique<Sum>(rank, c.tokens, c.hidden, c.weights_group));
@@ -313,8 +319,9 @@ int RunOnOneGpu(int32_t ranks) {
     CUDA_OK(cudaDeviceSynchronize());
     for (int round = 0; round < kRounds; ++round) {
       for (size_t rank = 0; rank < size; ++rank) {
-        CUDA_OK(cuda::AllReduceAdd(sums[rank]->Params(exchanges[rank]),
-                                   {.stream = streams[rank], .dependent = true}));
+        CUDA_OK(
+            cuda::AllReduceAdd(sums[rank]->Params(exchanges[rank]),
+                               {.stream = streams[rank], .dependent = true, .element = c.element}));
       }
     }
     CUDA_OK(cudaDeviceSynchronize());

@@ -28,12 +28,13 @@ struct BatchCase {
 
 struct Logical {
   std::vector<uint8_t> q, zeros;
-  std::vector<half> scales, dense;
+  std::vector<half> scales;
+  std::vector<Real16> dense;
 
   explicit Logical(const BatchCase& c) {
     const auto count = static_cast<size_t>(c.rows) * static_cast<size_t>(c.columns);
     if (c.group == 0) {
-      dense = NormalHalves(count, 0.02f);
+      dense = NormalReals(count, 0.02f);
       return;
     }
     const size_t groups = count / static_cast<size_t>(c.group);
@@ -48,12 +49,12 @@ struct Logical {
         static_cast<size_t>(row) * static_cast<size_t>(c.columns) + static_cast<size_t>(k);
     if (c.group == 0) return Double(dense[at]);
     const size_t group = at / static_cast<size_t>(c.group);
-    return (q[at] - zeros[group]) * Double(scales[group]);
+    return (q[at] - zeros[group]) * static_cast<double>(__half2float(scales[group]));
   }
 };
 
-std::vector<double> PlainProduct(const BatchCase& c, const Logical& w, const std::vector<half>& x,
-                                 const std::vector<half>& bias) {
+std::vector<double> PlainProduct(const BatchCase& c, const Logical& w, const std::vector<Real16>& x,
+                                 const std::vector<Real16>& bias) {
   std::vector<double> y;
   std::vector<double> row_weights(static_cast<size_t>(c.columns));
   y.resize(static_cast<size_t>(c.tokens) * static_cast<size_t>(c.rows));
@@ -75,9 +76,9 @@ std::vector<double> PlainProduct(const BatchCase& c, const Logical& w, const std
 }
 
 // The bias as the packed rows lie.
-std::vector<half> Packed(const std::vector<half>& bias, bool pairs) {
+std::vector<Real16> Packed(const std::vector<Real16>& bias, bool pairs) {
   if (!pairs) return bias;
-  std::vector<half> packed(bias.size());
+  std::vector<Real16> packed(bias.size());
   for (size_t i = 0; i < bias.size() / 2; ++i) {
     packed[i / 8 * 16 + i % 8] = bias[i];
     packed[i / 8 * 16 + 8 + i % 8] = bias[bias.size() / 2 + i];
@@ -88,14 +89,14 @@ std::vector<half> Packed(const std::vector<half>& bias, bool pairs) {
 bool CheckBatch(const BatchCase& c) {
   const Logical w(c);
   const auto rows = static_cast<size_t>(c.rows), tokens = static_cast<size_t>(c.tokens);
-  const std::vector<half> x = NormalHalves(tokens * static_cast<size_t>(c.columns), 1);
-  const std::vector<half> bias = NormalHalves(rows, 1);
+  const std::vector<Real16> x = NormalReals(tokens * static_cast<size_t>(c.columns), 1);
+  const std::vector<Real16> bias = NormalReals(rows, 1);
   const bool silu = c.output == DecodeOutput::kSiluMul;
   const DeviceArray<uint8_t> q(w.q.empty() ? std::vector<uint8_t>(1) : w.q);
   const DeviceArray<uint8_t> zeros(w.zeros.empty() ? std::vector<uint8_t>(1) : w.zeros);
   const DeviceArray<half> scales(w.scales.empty() ? std::vector<half>(1) : w.scales);
-  const DeviceArray<half> dense(w.dense.empty() ? std::vector<half>(1) : w.dense);
-  const DeviceArray<half> dx(x), dbias(Packed(bias, silu));
+  const DeviceArray<Real16> dense(w.dense.empty() ? std::vector<Real16>(1) : w.dense);
+  const DeviceArray<Real16> dx(x), dbias(Packed(bias, silu));
   const DeviceArray<uint8_t> slabs(static_cast<size_t>(W4DecodeBytes(c.rows, c.columns, c.group)));
   CUDA_OK(PackW4({.q = q.get(),
                   .zeros = zeros.get(),
@@ -108,7 +109,7 @@ bool CheckBatch(const BatchCase& c) {
                   .slabs = slabs.get()},
                  nullptr));
   const size_t out_rows = silu ? rows / 2 : rows;
-  const DeviceArray<half> y_half(tokens * out_rows);
+  const DeviceArray<Real16> y_half(tokens * out_rows);
   const DeviceArray<float> y_float(tokens * out_rows);
   const DeviceArray<float> residual(std::vector<float>(tokens * rows, 0.25f));
   const W4BatchParams params{.slabs = slabs.get(),
@@ -122,7 +123,7 @@ bool CheckBatch(const BatchCase& c) {
                              .y_float = y_float.get(),
                              .residual_out = residual.get(),
                              .bias = c.bias ? dbias.get() : nullptr};
-  CUDA_OK(W4Batch(params, nullptr, false));
+  CUDA_OK(W4Batch(params, {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   std::vector<double> want = PlainProduct(c, w, x, bias), got;
   if (c.output == DecodeOutput::kAddResidual) {
@@ -131,7 +132,7 @@ bool CheckBatch(const BatchCase& c) {
   } else if (c.output == DecodeOutput::kFloat) {
     for (const float value : y_float.Get()) got.push_back(static_cast<double>(value));
   } else {
-    for (const half value : y_half.Get()) got.push_back(Double(value));
+    for (const Real16 value : y_half.Get()) got.push_back(Double(value));
   }
   if (silu) {
     std::vector<double> paired;
@@ -143,10 +144,11 @@ bool CheckBatch(const BatchCase& c) {
     }
     want = paired;
   }
-  return Report("product rows " + std::to_string(c.rows) + " columns " + std::to_string(c.columns) +
-                    " group " + std::to_string(c.group) + " tokens " + std::to_string(c.tokens) +
-                    " output " + std::to_string(static_cast<int>(c.output)),
-                want, got, 1.5e-3);
+  return Report(std::string(TestedName()) + " product rows " + std::to_string(c.rows) +
+                    " columns " + std::to_string(c.columns) + " group " + std::to_string(c.group) +
+                    " tokens " + std::to_string(c.tokens) + " output " +
+                    std::to_string(static_cast<int>(c.output)),
+                want, got, Limit(1.5e-3));
 }
 
 // The device's token, and the host sampler's from the same logits.
@@ -219,7 +221,11 @@ bool CheckBatches() {
 
 int main() {
   using namespace nibble::cuda;
-  bool ok = CheckBatches();
+  bool ok = true;
+  for (const Element element : {Element::kHalf, Element::kBfloat16}) {
+    Tested() = element;
+    ok = CheckBatches() && ok;
+  }
   for (const int32_t vocab : {5, 32000, 49153, 128256}) {
     for (const double temperature : {0.0, 0.7, 1.3}) {
       for (const bool several : {false, true}) ok = CheckSample(vocab, temperature, several) && ok;

@@ -29,9 +29,9 @@ struct Device {
 
   explicit Device(int count) : multiprocessors(count) { CUDA_OK(cudaStreamCreate(&stream)); }
   // Puts params.x into order first.
-  void Multiply(const W4BatchParams& params, half* ordered, bool dependent,
-                half* next = nullptr) const {
-    const LaunchOptions options{.stream = stream, .dependent = dependent};
+  void Multiply(const W4BatchParams& params, Real16* ordered, bool dependent,
+                Real16* next = nullptr) const {
+    const LaunchOptions options{.stream = stream, .dependent = dependent, .element = Tested()};
     CUDA_OK(OrderActivations({.x = params.x,
                               .tokens = params.tokens,
                               .columns = params.columns,
@@ -50,15 +50,16 @@ struct Case {
 
 std::string NameOf(const Case& c) {
   const char* outputs[] = {"half", "float", "silu", "residual"};
-  return std::to_string(c.rows) + " x " + std::to_string(c.columns) + " group " +
-         std::to_string(c.group) + " tokens " + std::to_string(c.tokens) + " " +
-         outputs[static_cast<int>(c.output)] + (c.bias ? " bias" : "");
+  return std::string(TestedName()) + " " + std::to_string(c.rows) + " x " +
+         std::to_string(c.columns) + " group " + std::to_string(c.group) + " tokens " +
+         std::to_string(c.tokens) + " " + outputs[static_cast<int>(c.output)] +
+         (c.bias ? " bias" : "");
 }
 
 // What the outputs must be, from the plain products. Bias is in packed order: only where rows are
 // not paired.
 std::vector<double> Want(const Case& c, const std::vector<double>& plain,
-                         const std::vector<half>& bias, float old) {
+                         const std::vector<Real16>& bias, float old) {
   std::vector<double> want;
   const int out_rows = c.output == DecodeOutput::kSiluMul ? c.rows / 2 : c.rows;
   for (int t = 0; t < c.tokens; ++t) {
@@ -74,8 +75,8 @@ std::vector<double> Want(const Case& c, const std::vector<double>& plain,
   return want;
 }
 
-std::vector<half> InOrder(const std::vector<half>& x, int tokens, int columns, int group) {
-  std::vector<half> ordered(layout::GpuOrderedCount(tokens, columns), __float2half(0));
+std::vector<Real16> InOrder(const std::vector<Real16>& x, int tokens, int columns, int group) {
+  std::vector<Real16> ordered(layout::GpuOrderedCount(tokens, columns), ToReal(0));
   const int ordered_tokens = layout::GpuOrderedTokens(tokens);
   for (int t = 0; t < tokens; ++t) {
     for (int k = 0; k < columns; ++k) {
@@ -87,19 +88,19 @@ std::vector<half> InOrder(const std::vector<half>& x, int tokens, int columns, i
 }
 
 // What a product with SiLU leaves for the next one: the same numbers, in order.
-bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const half* ordered,
-                        const std::vector<half>& y) {
+bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const Real16* ordered,
+                        const std::vector<Real16>& y) {
   const int columns = params.rows / 2;
   if (params.output != DecodeOutput::kSiluMul || columns % 128 != 0) return true;
   bool ok = true;
   for (const int group : {32, 64, 128}) {
     const size_t count = layout::GpuOrderedCount(params.tokens, columns);
-    DeviceArray<half> next(std::vector<half>(count, __float2half(0)));
+    DeviceArray<Real16> next(std::vector<Real16>(count, ToReal(0)));
     CUDA_OK(W4Wgmma(params, {.ordered = ordered, .next_ordered = next.get(), .next_group = group},
-                    device.multiprocessors, {.stream = device.stream}));
+                    device.multiprocessors, {.stream = device.stream, .element = Tested()}));
     CUDA_OK(cudaDeviceSynchronize());
-    const std::vector<half> want = InOrder(y, params.tokens, columns, group), got = next.Get();
-    ok = ok && std::memcmp(want.data(), got.data(), count * sizeof(half)) == 0;
+    const std::vector<Real16> want = InOrder(y, params.tokens, columns, group), got = next.Get();
+    ok = ok && std::memcmp(want.data(), got.data(), count * sizeof(Real16)) == 0;
   }
   if (!ok) std::printf("FAIL the next product's input\n");
   return ok;
@@ -111,26 +112,26 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
   const size_t count = static_cast<size_t>(tokens) * hidden;
   std::vector<float> residual = Normal(count, 3);
   const std::vector<float> parts = Normal(count * part_count, 1);
-  const std::vector<half> weight = NormalHalves(hidden, 1);
+  const std::vector<Real16> weight = NormalReals(hidden, 1);
   DeviceArray<float> device_residual(residual);
   const DeviceArray<float> device_parts(parts);
   for (size_t i = 0; i < parts.size(); ++i) residual[i % count] += parts[i];
-  const DeviceArray<half> device_weight(weight);
+  const DeviceArray<Real16> device_weight(weight);
   std::vector<int32_t> rows;
   for (int t = 0; t < tokens; ++t) rows.push_back(part_count > 0 ? t : tokens - 1 - t);
   const DeviceArray<int32_t> device_rows(rows);
-  std::vector<half> plain;
+  std::vector<Real16> plain;
   for (const int row : rows) {
     double squares = 0;
     const float* x = residual.data() + static_cast<size_t>(row) * hidden;
     for (int k = 0; k < hidden; ++k) squares += static_cast<double>(x[k]) * x[k];
     const double inverse = 1 / std::sqrt(squares / hidden + 1e-5);
     for (int k = 0; k < hidden; ++k) {
-      plain.push_back(__float2half(static_cast<float>(x[k] * inverse * Double(weight[k]))));
+      plain.push_back(ToReal(static_cast<float>(x[k] * inverse * Double(weight[k]))));
     }
   }
-  DeviceArray<half> ordered(
-      std::vector<half>(layout::GpuOrderedCount(tokens, hidden), __float2half(0)));
+  DeviceArray<Real16> ordered(
+      std::vector<Real16>(layout::GpuOrderedCount(tokens, hidden), ToReal(0)));
   CUDA_OK(OrderedNorm({.residual = device_residual.get(),
                        .rows = part_count > 0 ? nullptr : device_rows.get(),
                        .weight = device_weight.get(),
@@ -141,7 +142,7 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
                        .ordered = ordered.get(),
                        .parts = part_count > 0 ? device_parts.get() : nullptr,
                        .part_count = part_count},
-                      {}));
+                      {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   const std::vector<float> left = device_residual.Get();
   if (std::memcmp(left.data(), residual.data(), count * sizeof(float)) != 0) {
@@ -149,22 +150,22 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
     return false;
   }
   std::vector<double> want, got;
-  for (const half value : InOrder(plain, tokens, hidden, group)) want.push_back(Double(value));
-  for (const half value : ordered.Get()) got.push_back(Double(value));
-  return Report("norm in order, tokens " + std::to_string(tokens) + " hidden " +
-                    std::to_string(hidden) + " group " + std::to_string(group) + " parts " +
-                    std::to_string(part_count),
-                want, got, 1e-3);
+  for (const Real16 value : InOrder(plain, tokens, hidden, group)) want.push_back(Double(value));
+  for (const Real16 value : ordered.Get()) got.push_back(Double(value));
+  return Report(std::string(TestedName()) + " norm in order, tokens " + std::to_string(tokens) +
+                    " hidden " + std::to_string(hidden) + " group " + std::to_string(group) +
+                    " parts " + std::to_string(part_count),
+                want, got, Limit(1e-3));
 }
 
 // What blocks leave for a norm to add up: the results without the residual's old values.
-bool CheckParts(const Device& device, const W4BatchParams& params, const half* ordered, float old,
+bool CheckParts(const Device& device, const W4BatchParams& params, const Real16* ordered, float old,
                 const std::vector<float>& whole) {
   if (params.output != DecodeOutput::kAddResidual || params.tokens > kWgmmaPartsTokens) return true;
   const int count = W4WgmmaParts(params, device.multiprocessors);
   DeviceArray<float> parts(std::vector<float>(whole.size() * count, NAN));
   CUDA_OK(W4Wgmma(params, {.ordered = ordered, .parts = parts.get()}, device.multiprocessors,
-                  {.stream = device.stream}));
+                  {.stream = device.stream, .element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   std::vector<double> got(whole.size(), old);
   const std::vector<float> left = parts.Get();
@@ -177,15 +178,15 @@ bool Check(const Case& c, const Device& device) {
   const bool silu = c.output == DecodeOutput::kSiluMul;
   const RandomMatrix matrix(c.rows, c.columns, c.group, silu);
   const size_t count = static_cast<size_t>(c.tokens) * (silu ? c.rows / 2 : c.rows);
-  const DeviceArray<half> x(NormalHalves(static_cast<size_t>(c.tokens) * c.columns, 1));
-  const std::vector<half> bias = NormalHalves(c.rows, 0.5f);
-  const DeviceArray<half> device_bias(bias);
+  const DeviceArray<Real16> x(NormalReals(static_cast<size_t>(c.tokens) * c.columns, 1));
+  const std::vector<Real16> bias = NormalReals(c.rows, 0.5f);
+  const DeviceArray<Real16> device_bias(bias);
   constexpr float kOld = 0.25f;
   bool in_order = true;
   std::vector<float> floats[2];
-  std::vector<half> halves[2];
+  std::vector<Real16> halves[2];
   for (int run = 0; run < 2; ++run) {
-    DeviceArray<half> y_half(count);
+    DeviceArray<Real16> y_half(count);
     DeviceArray<float> y_float(count), residual(std::vector<float>(count, kOld));
     const W4BatchParams params{.slabs = matrix.slabs(),
                                .rows = c.rows,
@@ -198,7 +199,7 @@ bool Check(const Case& c, const Device& device) {
                                .y_float = y_float.get(),
                                .residual_out = residual.get(),
                                .bias = c.bias ? device_bias.get() : nullptr};
-    DeviceArray<half> ordered(layout::GpuOrderedCount(c.tokens, c.columns));
+    DeviceArray<Real16> ordered(layout::GpuOrderedCount(c.tokens, c.columns));
     device.Multiply(params, ordered.get(), run == 1);
     CUDA_OK(cudaDeviceSynchronize());
     floats[run] = c.output == DecodeOutput::kFloat ? y_float.Get() : residual.Get();
@@ -210,8 +211,8 @@ bool Check(const Case& c, const Device& device) {
   const bool is_half = silu || c.output == DecodeOutput::kHalf;
   for (size_t i = 0; i < count; ++i) got.push_back(is_half ? Double(halves[0][i]) : floats[0][i]);
   const bool right =
-      Report(NameOf(c), Want(c, matrix.Product(x.get(), c.tokens), bias, kOld), got, 1e-3);
-  const bool same = std::memcmp(halves[0].data(), halves[1].data(), count * sizeof(half)) == 0 &&
+      Report(NameOf(c), Want(c, matrix.Product(x.get(), c.tokens), bias, kOld), got, Limit(1e-3));
+  const bool same = std::memcmp(halves[0].data(), halves[1].data(), count * sizeof(Real16)) == 0 &&
                     std::memcmp(floats[0].data(), floats[1].data(), count * sizeof(float)) == 0;
   if (!same) std::printf("FAIL %s: a second run differs\n", NameOf(c).c_str());
   return right && same && in_order;
@@ -298,11 +299,14 @@ class Rotated {
     const size_t count = static_cast<size_t>(m.rows) * m.columns;
     const size_t groups = m.group == 0 ? 1 : count / m.group;
     DeviceArray<uint8_t> q(m.group == 0 ? 1 : count), zeros(groups);
-    DeviceArray<half> scales(groups), dense(m.group == 0 ? count : 1);
+    DeviceArray<half> scales(groups);
+    DeviceArray<Real16> dense(m.group == 0 ? count : 1);
     CUDA_OK(FillRandomBytes(q.get(), m.group == 0 ? 1 : count, 1, nullptr));
     CUDA_OK(FillRandomBytes(zeros.get(), groups, 2, nullptr));
-    CUDA_OK(FillRandomHalves(scales.get(), groups, 0.005f, 0.001f, 3, nullptr));
-    CUDA_OK(FillRandomHalves(dense.get(), m.group == 0 ? count : 1, 0, 0.02f, 4, nullptr));
+    CUDA_OK(FillRandomReals(reinterpret_cast<Real16*>(scales.get()), groups, 0.005f, 0.001f, 3,
+                            {.element = Element::kHalf}));
+    CUDA_OK(
+        FillRandomReals(dense.get(), m.group == 0 ? count : 1, 0, 0.02f, 4, {.element = Tested()}));
     CUDA_OK(PackW4({.q = q.get(),
                     .zeros = zeros.get(),
                     .scales = scales.get(),
@@ -329,13 +333,13 @@ class Rotated {
 
 // With the norm behind it, which adds up parts or finds a whole residual.
 void TimeNorms(const Matrix& m, const Device& device, int tokens,
-               const std::function<W4BatchParams(int)>& params, half* ordered) {
+               const std::function<W4BatchParams(int)>& params, Real16* ordered) {
   if (m.output != DecodeOutput::kAddResidual || tokens > kWgmmaPartsTokens) return;
   const int count = W4WgmmaParts(params(0), device.multiprocessors);
   const size_t values = static_cast<size_t>(tokens) * m.rows;
   DeviceArray<float> parts(values * count), residual(std::vector<float>(values, 0.0f));
-  DeviceArray<half> weight(m.rows), normed(layout::GpuOrderedCount(tokens, m.rows));
-  const LaunchOptions options{.stream = device.stream, .dependent = true};
+  DeviceArray<Real16> weight(m.rows), normed(layout::GpuOrderedCount(tokens, m.rows));
+  const LaunchOptions options{.stream = device.stream, .dependent = true, .element = Tested()};
   double us[2];
   for (const bool in_parts : {false, true}) {
     us[in_parts] = Time(device.stream, 16, [&](int i) {
@@ -359,12 +363,12 @@ void TimeNorms(const Matrix& m, const Device& device, int tokens,
 void TimeMatrix(const Matrix& m, Device* device, const std::vector<int>& token_counts) {
   const Rotated weights(m);
   const size_t most = token_counts.back();
-  DeviceArray<half> x(most * m.columns), y_half(most * m.rows);
+  DeviceArray<Real16> x(most * m.columns), y_half(most * m.rows);
   DeviceArray<float> y(std::vector<float>(most * m.rows, 0.0f));
-  DeviceArray<half> ordered(layout::GpuOrderedCount(token_counts.back(), m.columns));
+  DeviceArray<Real16> ordered(layout::GpuOrderedCount(token_counts.back(), m.columns));
   // As in a model, SiLU leaves its results in order.
-  half* next = m.output == DecodeOutput::kSiluMul ? y_half.get() : nullptr;
-  CUDA_OK(FillRandomHalves(x.get(), most * m.columns, 0, 1, 5, nullptr));
+  Real16* next = m.output == DecodeOutput::kSiluMul ? y_half.get() : nullptr;
+  CUDA_OK(FillRandomReals(x.get(), most * m.columns, 0, 1, 5, {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   for (const int tokens : token_counts) {
     const auto params = [&](int i) {
@@ -417,7 +421,11 @@ int Main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
   Device device(properties.multiProcessorCount);
   const std::string what = argc > 1 ? argv[1] : "";
-  const bool ok = what == "time" || CheckAll(device);
+  bool ok = true;
+  for (const Element element : {Element::kBfloat16, Element::kHalf}) {
+    Tested() = element;
+    if (what != "time") ok = CheckAll(device) && ok;
+  }
   if (what != "check") {
     TimeAll(&device, argc > 2 ? argv[2] : "", argc > 3 ? std::stoi(argv[3]) : 0);
   }

@@ -17,6 +17,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_decode.h"
+#include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"
 #include "tests/gpu/w4_logical.cuh"
@@ -32,9 +33,9 @@ struct Case {
 };
 
 // Values as they lie, [tokens][columns] when they are in order.
-std::vector<half> InFragments(const std::vector<half>& rows, int tokens, int columns,
-                              const layout::GpuFragmentOrder& order) {
-  std::vector<half> fragments(layout::GpuFragmentCount(tokens, columns), __float2half(NAN));
+std::vector<Real16> InFragments(const std::vector<Real16>& rows, int tokens, int columns,
+                                const layout::GpuFragmentOrder& order) {
+  std::vector<Real16> fragments(layout::GpuFragmentCount(tokens, columns), ToReal(NAN));
   for (int t = 0; t < tokens; ++t) {
     for (int k = 0; k < columns; ++k) {
       fragments[order.Index(t, k, columns)] = rows[static_cast<size_t>(t) * columns + k];
@@ -55,7 +56,7 @@ double RelativeError(const std::vector<double>& expected, const std::vector<doub
 
 // Inputs on the host: as the reference takes them, and as the kernel does.
 struct Inputs {
-  std::vector<half> plain, given;
+  std::vector<Real16> plain, given;
   std::vector<float> squares, scales;
 };
 constexpr int kParts = 7;
@@ -79,8 +80,8 @@ Inputs MakeInputs(const Case& c) {
     in.scales.push_back(inverse * (0.3f + 0.4f * static_cast<float>(t)));
     for (int k = 0; k < c.columns; ++k) {
       const float weighted = residual[k] * norm_weight[k];
-      in.plain.push_back(__float2half(c.normed ? weighted * inverse : residual[k]));
-      in.given.push_back(c.normed ? __float2half(weighted * in.scales.back() * kNormedInputFactor)
+      in.plain.push_back(ToReal(c.normed ? weighted * inverse : residual[k]));
+      in.given.push_back(c.normed ? ToReal(weighted * in.scales.back() * kNormedInputFactor)
                                   : in.plain.back());
     }
   }
@@ -96,19 +97,19 @@ bool Check(const Case& c, int multiprocessors) {
   // What is left behind is in the order for other weights than these.
   const auto behind = c.fragments ? layout::GpuFragments(c.tokens, c.group == 64 ? 128 : 64)
                                   : layout::GpuFragmentOrder{};
-  DeviceArray<half> dx(in.plain);
-  DeviceArray<half> dgiven(c.fragments ? InFragments(in.given, c.tokens, c.columns, order)
-                                       : in.given);
+  DeviceArray<Real16> dx(in.plain);
+  DeviceArray<Real16> dgiven(c.fragments ? InFragments(in.given, c.tokens, c.columns, order)
+                                         : in.given);
   DeviceArray<float> dsquares(in.squares), dscales(in.scales);
   const int out_rows = silu ? c.rows / 2 : c.rows;
   std::vector<float> old(static_cast<size_t>(c.tokens) * c.rows, 0.25f);
-  DeviceArray<half> y_half(layout::GpuFragmentCount(c.tokens, out_rows));
+  DeviceArray<Real16> y_half(layout::GpuFragmentCount(c.tokens, out_rows));
   DeviceArray<float> y_float(static_cast<size_t>(c.tokens) * out_rows), residual_out(old);
   const int square_parts = layout::GpuRowTiles(c.rows);
   DeviceArray<float> squares_out(std::vector<float>(c.tokens * square_parts, 1e30f)),
       inverse_out(c.tokens);
-  DeviceArray<half> next_x(layout::GpuFragmentCount(c.tokens, c.rows));
-  DeviceArray<half> next_weight(std::vector<half>(c.rows, __float2half(0.75f)));
+  DeviceArray<Real16> next_x(layout::GpuFragmentCount(c.tokens, c.rows));
+  DeviceArray<Real16> next_weight(std::vector<Real16>(c.rows, ToReal(0.75f)));
   W4DecodeParams p;
   p.slabs = w.slabs();
   p.rows = c.rows;
@@ -126,6 +127,7 @@ bool Check(const Case& c, int multiprocessors) {
   p.y_float = y_float.get();
   p.residual_out = residual_out.get();
   p.next = {next_x.get(), next_weight.get(), dscales.get(), squares_out.get(), behind};
+  p.element = Tested();
   CUDA_OK(W4Decode(p, multiprocessors, nullptr));
   CUDA_OK(cudaDeviceSynchronize());
 
@@ -144,7 +146,7 @@ bool Check(const Case& c, int multiprocessors) {
         got.push_back(out[at]);
         total += want.back() * want.back();
         want.push_back(want.back() * 0.75);
-        got.push_back(__half2float(next[behind.Index(t, r, c.rows)]) /
+        got.push_back(ToFloat(next[behind.Index(t, r, c.rows)]) /
                       (in.scales[t] * kNormedInputFactor));
       }
       for (int b = 0; b < square_parts; ++b) reported += sums[t * square_parts + b];
@@ -157,7 +159,7 @@ bool Check(const Case& c, int multiprocessors) {
         const double gate = plain[static_cast<size_t>(t) * c.rows + r];
         const double up = plain[static_cast<size_t>(t) * c.rows + out_rows + r];
         want.push_back(gate / (1 + std::exp(-gate)) * up);
-        got.push_back(__half2float(out[behind.Index(t, r, out_rows)]));
+        got.push_back(ToFloat(out[behind.Index(t, r, out_rows)]));
       }
     }
   } else if (c.output == DecodeOutput::kFloat) {
@@ -167,15 +169,17 @@ bool Check(const Case& c, int multiprocessors) {
   } else {
     const auto out = y_half.Get();
     want = plain;
-    for (size_t i = 0; i < want.size(); ++i) got.push_back(__half2float(out[i]));
+    for (size_t i = 0; i < want.size(); ++i) got.push_back(ToFloat(out[i]));
   }
   const double error = RelativeError(want, got);
-  const bool ok = error < 1e-3 && square_error < 1e-3;
+  const bool ok = error < Limit(1e-3) && square_error < Limit(1e-3);
   std::printf(
-      "%-4s rows %6d columns %6d group %3d tokens %2d normed %d output %d fragments %d error %.2e "
+      "%-4s %s rows %6d columns %6d group %3d tokens %2d normed %d output %d fragments %d error "
+      "%.2e "
       "squares %.1e\n",
-      ok ? "ok" : "FAIL", c.rows, c.columns, c.group, c.tokens, static_cast<int>(c.normed),
-      static_cast<int>(c.output), static_cast<int>(c.fragments), error, square_error);
+      ok ? "ok" : "FAIL", TestedName(), c.rows, c.columns, c.group, c.tokens,
+      static_cast<int>(c.normed), static_cast<int>(c.output), static_cast<int>(c.fragments), error,
+      square_error);
   return ok;
 }
 
@@ -195,14 +199,16 @@ void FillWeights(const Chain& chain, const Matrix (&layer)[4], uint8_t* weights)
   int64_t most = static_cast<int64_t>(chain.vocab) * chain.hidden;
   for (const auto& m : layer) most = std::max(most, static_cast<int64_t>(m.rows) * m.columns);
   DeviceArray<uint8_t> q(most), zeros(most / 128);
-  DeviceArray<half> scales(most / 128), dense(static_cast<size_t>(chain.vocab) * chain.hidden);
+  DeviceArray<half> scales(most / 128);
+  DeviceArray<Real16> dense(static_cast<size_t>(chain.vocab) * chain.hidden);
   int64_t offset = 0;
   const auto pack = [&](const Matrix& m, int group) {
     const int64_t count = static_cast<int64_t>(m.rows) * m.columns;
     const uint32_t seed = static_cast<uint32_t>(offset >> 8);
     CUDA_OK(FillRandomBytes(q.get(), count, seed, nullptr));
     CUDA_OK(FillRandomBytes(zeros.get(), count / 128, seed + 1, nullptr));
-    CUDA_OK(FillRandomHalves(scales.get(), count / 128, 0.005f, 0.001f, seed + 2, nullptr));
+    CUDA_OK(FillRandomReals(reinterpret_cast<Real16*>(scales.get()), count / 128, 0.005f, 0.001f,
+                            seed + 2, {.element = Element::kHalf}));
     CUDA_OK(PackW4({.q = q.get(),
                     .zeros = zeros.get(),
                     .scales = scales.get(),
@@ -218,16 +224,16 @@ void FillWeights(const Chain& chain, const Matrix (&layer)[4], uint8_t* weights)
   for (int l = 0; l < chain.layers; ++l) {
     for (const auto& m : layer) pack(m, 128);
   }
-  CUDA_OK(FillRandomHalves(dense.get(), static_cast<int64_t>(chain.vocab) * chain.hidden, 0, 0.02f,
-                           9, nullptr));
+  CUDA_OK(FillRandomReals(dense.get(), static_cast<int64_t>(chain.vocab) * chain.hidden, 0, 0.02f,
+                          9, {.element = Tested()}));
   pack({chain.vocab, chain.hidden, true, DecodeOutput::kFloat}, 0);
   CUDA_OK(cudaDeviceSynchronize());
 }
 
 // Stands where attention stands, between qkv and o: the same footprint, one trip to the L2.
 struct BetweenParams {
-  const half* from;
-  half* to;
+  const Real16* from;
+  Real16* to;
 };
 __global__ void __launch_bounds__(256, 2) BetweenKernel(const __grid_constant__ BetweenParams p) {
   LetNextKernelStart();
@@ -254,16 +260,16 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
   DeviceArray<float> residual(std::vector<float>(t * chain.hidden, 0.01f));
   DeviceArray<float> squares(std::vector<float>(t * parts, 1.0f));
   DeviceArray<float> scales(std::vector<float>(t, 1.0f)), scales_out(t);
-  DeviceArray<half> norm(std::vector<half>(chain.hidden, __float2half(1.0f)));
+  DeviceArray<Real16> norm(std::vector<Real16>(chain.hidden, ToReal(1.0f)));
   const int64_t widest = layout::GpuFragmentCount(tokens, std::max(chain.ffn, chain.qkv_rows));
-  DeviceArray<half> normed(std::vector<half>(widest, __float2half(0.01f)));
-  DeviceArray<half> y(std::vector<half>(widest, __float2half(0.01f)));
-  DeviceArray<half> y2(std::vector<half>(widest, __float2half(0.01f)));
+  DeviceArray<Real16> normed(std::vector<Real16>(widest, ToReal(0.01f)));
+  DeviceArray<Real16> y(std::vector<Real16>(widest, ToReal(0.01f)));
+  DeviceArray<Real16> y2(std::vector<Real16>(widest, ToReal(0.01f)));
   DeviceArray<float> logits(t * chain.vocab);
   cudaStream_t stream;
   CUDA_OK(cudaStreamCreate(&stream));
   int64_t offset = 0;
-  const auto run = [&](const Matrix& m, int group, const half* x, half* out, float* out_float) {
+  const auto run = [&](const Matrix& m, int group, const Real16* x, Real16* out, float* out_float) {
     W4DecodeParams p;
     p.slabs = weights.get() + offset;
     offset += W4DecodeBytes(m.rows, m.columns, group);
@@ -282,6 +288,7 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
     p.next = {normed.get(), norm.get(), scales.get(), squares.get(),
               layout::GpuFragments(tokens, 128)};
     p.dependent_launch = dependent;
+    p.element = Tested();
     CUDA_OK(W4Decode(p, multiprocessors, stream));
   };
   const auto step = [&] {
@@ -309,15 +316,16 @@ void Time(const Chain& chain, int tokens, bool between, int multiprocessors, FIL
   const double bytes = static_cast<double>(layer_bytes) * chain.layers + head_bytes;
   const double tb = bytes / us / 1e6;
   std::printf(
-      "%s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without "
+      "%s %s tokens %2d %s: %8.1f us (min %.1f), %.3f TB/s, %.1f %% of 4.65, %.0f tok/s without "
       "attention\n",
-      chain.name, tokens, between ? "with a kernel between" : "products alone       ", us,
-      times.least_us, tb, tb / 4.65 * 100, tokens * 1e6 / us);
+      chain.name, TestedName(), tokens, between ? "with a kernel between" : "products alone       ",
+      us, times.least_us, tb, tb / 4.65 * 100, tokens * 1e6 / us);
   if (json != nullptr) {
     std::fprintf(json,
-                 "{\"chain\": \"%s\", \"tokens\": %d, \"between\": %s, \"us\": %.2f, "
+                 "{\"chain\": \"%s\", \"activations\": \"%s\", \"tokens\": %d, \"between\": %s, "
+                 "\"us\": %.2f, "
                  "\"bytes\": %.0f}\n",
-                 chain.name, tokens, between ? "true" : "false", us, bytes);
+                 chain.name, TestedName(), tokens, between ? "true" : "false", us, bytes);
   }
   cudaStreamDestroy(stream);
 }
@@ -345,16 +353,8 @@ bool CheckRandom(int cases) {
   return ok;
 }
 
-}  // namespace
-}  // namespace nibble::cuda
-
-int main(int argc, char** argv) {
-  using namespace nibble::cuda;
-  cudaDeviceProp properties;
-  CUDA_OK(cudaGetDeviceProperties(&properties, 0));
-  const int sm = properties.multiProcessorCount;
-  std::printf("%s, %d multiprocessors\n", properties.name, sm);
-  bool ok = true;
+bool CheckAll(int sm) {
+  bool ok = CheckRandom(80);
   int count = 0;
   for (const int tokens : {1, 2, 3, 4, 5, 8, 9, 13, 16}) {
     for (Case c : {Case{2560, 4096, 128, tokens, true, DecodeOutput::kHalf},
@@ -377,11 +377,30 @@ int main(int argc, char** argv) {
       ok = Check(c, 8) && ok;
     }
   }
-  ok = CheckRandom(80) && ok;
+  return ok;
+}
+
+}  // namespace
+}  // namespace nibble::cuda
+
+int main(int argc, char** argv) {
+  using namespace nibble::cuda;
+  cudaDeviceProp properties;
+  CUDA_OK(cudaGetDeviceProperties(&properties, 0));
+  const int sm = properties.multiProcessorCount;
+  std::printf("%s, %d multiprocessors\n", properties.name, sm);
+  bool ok = true;
+  for (const Element element : {Element::kHalf, Element::kBfloat16}) {
+    Tested() = element;
+    ok = CheckAll(sm) && ok;
+  }
   FILE* json = argc > 1 ? std::fopen(argv[1], "w") : nullptr;
   const Chain mistral{"mistral-7b", 4096, 14336, 6144, 32, 32000};
-  for (const int tokens : {1, 8, 16}) {
-    for (const bool between : {false, true}) Time(mistral, tokens, between, sm, json);
+  for (const Element element : {Element::kBfloat16, Element::kHalf}) {
+    Tested() = element;
+    for (const int tokens : {1, 8, 16}) {
+      for (const bool between : {false, true}) Time(mistral, tokens, between, sm, json);
+    }
   }
   const Chain llama{"llama-3-70b, 8 layers", 8192, 28672, 10240, 8, 128256};
   for (const int tokens : {1, 8, 16}) Time(llama, tokens, false, sm, json);

@@ -9,14 +9,20 @@
 #include <vector>
 
 #include "kernels/cuda/w4_decode.h"
+#include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 
 namespace nibble::cuda {
 
+__device__ inline float Wide(Real16 x, Element element) {
+  return element == Element::kHalf ? __half2float(__ushort_as_half(x.bits))
+                                   : __bfloat162float(__ushort_as_bfloat16(x.bits));
+}
+
 // y[token][row] in double from the logical form.
 __global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const half* scales,
-                                const half* dense, const half* x, int rows, int columns, int group,
-                                double* y) {
+                                const Real16* dense, const Real16* x, int rows, int columns,
+                                int group, Element element, double* y) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   const int token = blockIdx.y;
   if (row >= rows) return;
@@ -24,13 +30,13 @@ __global__ void ReferenceKernel(const uint8_t* q, const uint8_t* zeros, const ha
   for (int k = 0; k < columns; ++k) {
     double w;
     if (group == 0) {
-      w = __half2float(dense[static_cast<int64_t>(row) * columns + k]);
+      w = Wide(dense[static_cast<int64_t>(row) * columns + k], element);
     } else {
       const int64_t g = static_cast<int64_t>(row) * (columns / group) + k / group;
       w = (static_cast<int>(q[static_cast<int64_t>(row) * columns + k]) - zeros[g]) *
           static_cast<double>(__half2float(scales[g]));
     }
-    sum += w * static_cast<double>(__half2float(x[static_cast<int64_t>(token) * columns + k]));
+    sum += w * static_cast<double>(Wide(x[static_cast<int64_t>(token) * columns + k], element));
   }
   y[static_cast<int64_t>(token) * rows + row] = sum;
 }
@@ -51,8 +57,8 @@ class RandomMatrix {
     std::mt19937 random(static_cast<uint32_t>(rows * 31 + columns + group));
     if (group == 0) {
       std::normal_distribution<float> normal(0, 0.02f);
-      std::vector<half> dense(Count());
-      for (auto& value : dense) value = __float2half(normal(random));
+      std::vector<Real16> dense(Count());
+      for (auto& value : dense) value = ToReal(normal(random));
       dense_.Set(dense);
     } else {
       std::vector<uint8_t> q(Count()), zeros(Count() / group);
@@ -81,10 +87,11 @@ class RandomMatrix {
   [[nodiscard]] const uint8_t* slabs() const { return slabs_.get(); }
 
   // [tokens][rows], rows in logical order.
-  [[nodiscard]] std::vector<double> Product(const half* x, int tokens) const {
+  [[nodiscard]] std::vector<double> Product(const Real16* x, int tokens) const {
     DeviceArray<double> y(static_cast<size_t>(tokens) * rows_);
     ReferenceKernel<<<dim3((rows_ + 127) / 128, tokens), 128>>>(
-        q_.get(), zeros_.get(), scales_.get(), dense_.get(), x, rows_, columns_, group_, y.get());
+        q_.get(), zeros_.get(), scales_.get(), dense_.get(), x, rows_, columns_, group_, Tested(),
+        y.get());
     CUDA_OK(cudaDeviceSynchronize());
     return y.Get();
   }
@@ -94,7 +101,8 @@ class RandomMatrix {
 
   const int rows_, columns_, group_;
   DeviceArray<uint8_t> q_, zeros_;
-  DeviceArray<half> scales_, dense_;
+  DeviceArray<half> scales_;
+  DeviceArray<Real16> dense_;
   DeviceArray<uint8_t> slabs_;
 };
 

@@ -121,6 +121,10 @@ absl::Status ParseFlags(const ConfigReader& reader, const Family& family, ModelS
   spec->o_bias = family.attention_bias_key && attention_bias;
   spec->mlp_bias = family.mlp_bias_key && mlp_bias;
   spec->qk_norm = family.qk_norm;
+  for (const char* key : {"torch_dtype", "dtype"}) {
+    const nlohmann::json* type = reader.Find(key);
+    if (type != nullptr && type->is_string()) spec->stored_type = type->get<std::string>();
+  }
   return absl::OkStatus();
 }
 

@@ -50,6 +50,7 @@ struct ModelSpec {
   bool mlp_bias = false;
   bool qk_norm = false;  // RMSNorm over head_dim on q and k before rotation (Qwen3)
   bool tied_head = false;
+  std::string stored_type;  // config.json's dtype (torch_dtype before it), or empty: "bfloat16"
 
   [[nodiscard]] bool WindowedLayer(int32_t layer) const {
     return sliding_window > 0 && (windowed_layers.empty() || windowed_layers[layer]);

@@ -39,6 +39,12 @@ namespace nibble::weights {
   return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xfff + odd) >> 13);
 }
 
+[[nodiscard]] inline uint16_t FloatToBFloat(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 [[nodiscard]] constexpr int64_t FloatTypeBytes(FloatType type) {
   return type == FloatType::kF32 ? 4 : 2;
 }

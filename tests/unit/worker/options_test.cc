@@ -26,7 +26,8 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
              "--queue-size=9",    "--step-deadline=2500ms", "--drain-timeout=90s",
              "--log-level=debug", "--log-format=json",      "--tls-cert=c.pem",
              "--tls-key=k.pem",   "--tls-client-ca=a.pem",  "--device=cuda",
-             "--fusion=off",      "--memory-fraction=0.35", "--prefix-cache=off"});
+             "--fusion=off",      "--memory-fraction=0.35", "--prefix-cache=off",
+             "--activations=bf16"});
   const WorkerOptions again = Parse(ToArguments(options));
   EXPECT_EQ(again.model, ".");
   EXPECT_EQ(again.model_name, "n n");
@@ -50,6 +51,7 @@ TEST(WorkerOptions, ARankIsToldExactlyWhatTheSupervisorWas) {
   EXPECT_EQ(again.tls.ca, "a.pem");
   EXPECT_TRUE(OnGpu(again));
   EXPECT_FALSE(again.fusion);
+  EXPECT_EQ(again.activations, execution::Activations::kBfloat16);
   EXPECT_FALSE(again.prefix_cache);
   EXPECT_EQ(again.memory_fraction, 0.35);
   EXPECT_EQ(ToArguments(again), ToArguments(options));
@@ -71,6 +73,7 @@ TEST(WorkerOptions, TheConfigHashCoversWhatAStepDependsOn) {
   EXPECT_TRUE(differs([](auto* o) { o->memory.memory_bytes = 1; }));
   EXPECT_TRUE(differs([](auto* o) { o->memory.kv_blocks = 1; }));
   EXPECT_TRUE(differs([](auto* o) { o->fusion = false; }));
+  EXPECT_TRUE(differs([](auto* o) { o->activations = execution::Activations::kHalf; }));
   EXPECT_FALSE(differs([](auto* o) { o->listen = std::string("elsewhere:1"); }));
 }
 

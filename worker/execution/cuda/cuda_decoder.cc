@@ -85,13 +85,13 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
     const int64_t few = layout::GpuFragmentCount(FewTokens(), static_cast<int32_t>(columns));
     return std::max(rows * columns, few);
   };
-  ASSIGN_OR_RETURN(normed_, arena_.Allocate<half>(room(normed_rows, spec.hidden_size)));
-  ASSIGN_OR_RETURN(qkv_, arena_.Allocate<half>(tokens * (query + 2 * kv)));
-  ASSIGN_OR_RETURN(attention_, arena_.Allocate<half>(room(tokens, query)));
+  ASSIGN_OR_RETURN(normed_, arena_.Allocate<cuda::Real16>(room(normed_rows, spec.hidden_size)));
+  ASSIGN_OR_RETURN(qkv_, arena_.Allocate<cuda::Real16>(tokens * (query + 2 * kv)));
+  ASSIGN_OR_RETURN(attention_, arena_.Allocate<cuda::Real16>(room(tokens, query)));
   const int64_t mlp_rows = OrderedMlp() ? std::min<int64_t>(FewTokens(), tokens) : tokens;
-  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<half>(room(mlp_rows, ffn)));
+  ASSIGN_OR_RETURN(mlp_, arena_.Allocate<cuda::Real16>(room(mlp_rows, ffn)));
   if (!options_.fusion) {
-    ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<half>(tokens * 2 * ffn));
+    ASSIGN_OR_RETURN(gate_up_, arena_.Allocate<cuda::Real16>(tokens * 2 * ffn));
     ASSIGN_OR_RETURN(projected_, arena_.Allocate<float>(tokens * spec.hidden_size));
   }
   ASSIGN_OR_RETURN(logits_,
@@ -114,7 +114,7 @@ absl::Status CudaDecoder::AllocateOrdered() {
   }
   for (size_t i = 0; i < 2; ++i) {
     const int64_t count = layout::GpuOrderedCount(options_.max_step_tokens, columns[i]);
-    ASSIGN_OR_RETURN(ordered_[i], arena_.Allocate<half>(count));
+    ASSIGN_OR_RETURN(ordered_[i], arena_.Allocate<cuda::Real16>(count));
   }
   if (!options_.fusion || parallel()) return absl::OkStatus();
   const int64_t tokens = std::min(options_.max_step_tokens, cuda::kWgmmaPartsTokens);
@@ -130,8 +130,8 @@ bool CudaDecoder::OrderedMlp() const {
 
 cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
   uint8_t* keys = kv_ + 2 * layer * kv_part_bytes_;
-  return {.keys = reinterpret_cast<half*>(keys),
-          .values = reinterpret_cast<half*>(keys + kv_part_bytes_)};
+  return {.keys = reinterpret_cast<cuda::Real16*>(keys),
+          .values = reinterpret_cast<cuda::Real16*>(keys + kv_part_bytes_)};
 }
 
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
@@ -143,7 +143,7 @@ bool CudaDecoder::LeavesParts(int32_t tokens) const {
   return parts_ != nullptr && tokens > FewTokens() && tokens <= cuda::kWgmmaPartsTokens;
 }
 
-half* CudaDecoder::OrderedInput(int32_t tokens) const {
+cuda::Real16* CudaDecoder::OrderedInput(int32_t tokens) const {
   return hopper_ && tokens > FewTokens() ? ordered_[0] : nullptr;
 }
 
@@ -153,7 +153,7 @@ layout::GpuFragmentOrder CudaDecoder::AttentionFragments(const StepView& step,
   return layout::GpuFragments(step.tokens, layer.o.group);
 }
 
-half* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
+cuda::Real16* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
   // Whole slabs: what pads one is multiplied by zeros and must not be NaN.
   const bool slabs = layer.o.columns % layout::kGpuSlabColumns == 0;
   const bool heads =
@@ -180,7 +180,8 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
     embed.scale_out = scales_[scale_];
   }
   // The first kernel reads what a copy brought, which no dependent launch waits for.
-  RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, {.stream = stream_}), "embedding"));
+  RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, {.stream = stream_, .element = model_.element()}),
+                             "embedding"));
   RETURN_IF_ERROR(Timed("embedding", int64_t{step.tokens} * embed.hidden * 2));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
     RETURN_IF_ERROR(Layer(step, layer));
@@ -291,7 +292,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   const DeviceLayer& layer = layers[static_cast<size_t>(index)];
   const bool in_products = NormsInProducts(step.tokens);
   if (!in_products) RETURN_IF_ERROR(Norm(layer.mlp_norm, nullptr, step.tokens, layer.gate_up));
-  half* ordered = OrderedMlp() && step.tokens > FewTokens() ? ordered_[1] : nullptr;
+  cuda::Real16* ordered = OrderedMlp() && step.tokens > FewTokens() ? ordered_[1] : nullptr;
   Product gate_up{.name = "gate and up",
                   .matrix = &layer.gate_up,
                   .tokens = step.tokens,
@@ -349,9 +350,9 @@ absl::Status CudaDecoder::AddToResidual(const Product& product) {
   return Timed("residual sum");
 }
 
-absl::Status CudaDecoder::Norm(const half* weight, const int32_t* rows, int32_t count,
+absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                const DeviceMatrix& next) {
-  if (half* ordered = OrderedInput(count); ordered != nullptr) {
+  if (cuda::Real16* ordered = OrderedInput(count); ordered != nullptr) {
     RETURN_IF_ERROR(CudaStatus(cuda::OrderedNorm({.residual = residual_,
                                                   .rows = rows,
                                                   .weight = weight,
@@ -404,7 +405,7 @@ absl::Status CudaDecoder::MultiplyMany(const Product& product) {
                                    .residual_out = residual_,
                                    .bias = matrix.bias};
   if (hopper_) return MultiplyOrdered(product, params);
-  return CudaStatus(cuda::W4Batch(params, stream_, Launch().dependent), "matrix product");
+  return CudaStatus(cuda::W4Batch(params, Launch()), "matrix product");
 }
 
 absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
@@ -465,6 +466,7 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
   }
   params.bias = matrix.bias;
   params.dependent_launch = Launch().dependent;
+  params.element = model_.element();
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }
 

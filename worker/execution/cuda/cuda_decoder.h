@@ -109,16 +109,17 @@ class CudaDecoder {
     const char* name = "";
     const DeviceMatrix* matrix = nullptr;
     int32_t tokens = 0;
-    const half* x = nullptr;
-    const half* ordered = nullptr;  // or x as kernels/layout/gpu_x.h has it
-    bool normed_input = false;      // x stands for a normed input (w4_decode.h)
-    bool in_fragments = false;      // x lies as a GpuFragmentOrder has it
+    const cuda::Real16* x = nullptr;
+    const cuda::Real16* ordered = nullptr;  // or x as kernels/layout/gpu_x.h has it
+    bool normed_input = false;              // x stands for a normed input (w4_decode.h)
+    bool in_fragments = false;              // x lies as a GpuFragmentOrder has it
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
-    half* y_half = nullptr;
+    cuda::Real16* y_half = nullptr;
     float* y_float = nullptr;
-    half* next_ordered = nullptr;     // with kSiluMul and `ordered`, in the place of y_half
-    int32_t next_group = 128;         // of the next product's weights
-    const half* next_norm = nullptr;  // with kAddResidual and few tokens: of the norm that follows
+    cuda::Real16* next_ordered = nullptr;  // with kSiluMul and `ordered`, in the place of y_half
+    int32_t next_group = 128;              // of the next product's weights
+    const cuda::Real16* next_norm =
+        nullptr;  // with kAddResidual and few tokens: of the norm that follows
     // The kernel that follows adds up what blocks leave (LeavesParts).
     bool in_parts = false;
   };
@@ -133,7 +134,7 @@ class CudaDecoder {
   [[nodiscard]] absl::Status MultiplyOrdered(const Product& product,
                                              const cuda::W4BatchParams& params);
   // Of the matrix `next`'s input.
-  [[nodiscard]] absl::Status Norm(const half* weight, const int32_t* rows, int32_t count,
+  [[nodiscard]] absl::Status Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                   const DeviceMatrix& next);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status RotateAndStore(const StepView& step, int32_t layer);
@@ -152,7 +153,7 @@ class CudaDecoder {
   // Few enough tokens for the decode kernel, between whose products norms take no kernel.
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
-  [[nodiscard]] half* OrderedInput(int32_t tokens) const;
+  [[nodiscard]] cuda::Real16* OrderedInput(int32_t tokens) const;
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
   // Attention and norms of so many tokens add up themselves what qkv, o and down leave.
@@ -169,9 +170,12 @@ class CudaDecoder {
   [[nodiscard]] layout::GpuFragmentOrder AttentionFragments(const StepView& step,
                                                             const DeviceLayer& layer) const;
   // Where attention leaves its results in order, or nullptr.
-  [[nodiscard]] half* OrderedAttention(const StepView& step, const DeviceLayer& layer) const;
+  [[nodiscard]] cuda::Real16* OrderedAttention(const StepView& step,
+                                               const DeviceLayer& layer) const;
   [[nodiscard]] cuda::LaunchOptions Launch() const {
-    return {.stream = stream_, .dependent = hopper_ && options_.fusion && timer_ == nullptr};
+    return {.stream = stream_,
+            .dependent = hopper_ && options_.fusion && timer_ == nullptr,
+            .element = model_.element()};
   }
   // Behind an operation, where operations are timed.
   [[nodiscard]] absl::Status Timed(std::string_view name, int64_t bytes = 0, int64_t flops = 0) {
@@ -197,16 +201,16 @@ class CudaDecoder {
   float* residual_ = nullptr;
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
-  bool hopper_ = false;     // else the portable kernels run
-  half* ordered_[2] = {};   // activations as kernels/layout/gpu_x.h has them
-  float* parts_ = nullptr;  // of a product, for the kernel that follows
-  int32_t part_count_ = 0;  // that the product launched last has left
-  half* normed_ = nullptr;
-  half* qkv_ = nullptr;
-  half* attention_ = nullptr;
-  half* gate_up_ = nullptr;     // without fusion
-  float* projected_ = nullptr;  // without fusion
-  half* mlp_ = nullptr;
+  bool hopper_ = false;            // else the portable kernels run
+  cuda::Real16* ordered_[2] = {};  // activations as kernels/layout/gpu_x.h has them
+  float* parts_ = nullptr;         // of a product, for the kernel that follows
+  int32_t part_count_ = 0;         // that the product launched last has left
+  cuda::Real16* normed_ = nullptr;
+  cuda::Real16* qkv_ = nullptr;
+  cuda::Real16* attention_ = nullptr;
+  cuda::Real16* gate_up_ = nullptr;  // without fusion
+  float* projected_ = nullptr;       // without fusion
+  cuda::Real16* mlp_ = nullptr;
   float* logits_ = nullptr;
   float* partial_ = nullptr;          // several ranks: of o and down, fp32 or fp16
   float* own_logits_ = nullptr;       // several ranks: [rows, vocab share]

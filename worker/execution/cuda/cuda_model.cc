@@ -26,7 +26,7 @@ absl::StatusOr<DeviceMatrix> PlanMatrix(const weights::PackedFormat& format, Dev
                       .group = format.kind == weights::PackedKind::kW4 ? format.group : 0};
   matrix.bytes = cuda::W4DecodeBytes(matrix.rows, matrix.columns, matrix.group);
   RETURN_IF_ERROR(arena->Allocate<uint8_t>(matrix.bytes).status());
-  if (format.bias) RETURN_IF_ERROR(arena->Allocate<half>(format.rows).status());
+  if (format.bias) RETURN_IF_ERROR(arena->Allocate<cuda::Real16>(format.rows).status());
   return matrix;
 }
 
@@ -68,7 +68,7 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Plan(const model::ModelSpe
                                                            int32_t max_context) {
   RETURN_IF_ERROR(CheckShape(spec, share));
   std::unique_ptr<CudaModel> model(
-      new CudaModel(spec, share, max_context, DeviceArena::Mode::kCount));
+      new CudaModel(spec, share, max_context, cuda::Element::kHalf, DeviceArena::Mode::kCount));
   DeviceArena* arena = &model->arena_;
   for (int32_t index = 0; index < spec.layer_count; ++index) {
     const weights::LayerFormats& format = formats.layers[static_cast<size_t>(index)];
@@ -78,12 +78,13 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Plan(const model::ModelSpe
     ASSIGN_OR_RETURN(layer.gate_up, PlanMatrix(format.gate_up, arena));
     ASSIGN_OR_RETURN(layer.down, PlanMatrix(format.down, arena));
     for (const weights::NormTensor& norm : weights::LayerNorms(spec, index)) {
-      RETURN_IF_ERROR(arena->Allocate<half>(norm.size).status());
+      RETURN_IF_ERROR(arena->Allocate<cuda::Real16>(norm.size).status());
     }
   }
   RETURN_IF_ERROR(
-      arena->Allocate<half>(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size).status());
-  RETURN_IF_ERROR(arena->Allocate<half>(spec.hidden_size).status());
+      arena->Allocate<cuda::Real16>(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size)
+          .status());
+  RETURN_IF_ERROR(arena->Allocate<cuda::Real16>(spec.hidden_size).status());
   ASSIGN_OR_RETURN(model->head_, PlanMatrix(formats.head, arena));
   for (int table = 0; table < 2; ++table) {
     RETURN_IF_ERROR(
@@ -95,13 +96,14 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Plan(const model::ModelSpe
 absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const weights::Checkpoint& checkpoint,
                                                            const weights::RankShare& share,
                                                            int32_t max_context,
+                                                           cuda::Element element,
                                                            const Progress& progress) {
   const model::ModelSpec& spec = checkpoint.spec();
   ASSIGN_OR_RETURN(const ModelFormats formats, DescribeFormats(checkpoint, share));
   ASSIGN_OR_RETURN(const auto planned, Plan(spec, share, formats, max_context));
-  std::unique_ptr<CudaModel> model(new CudaModel(spec, share, max_context));
+  std::unique_ptr<CudaModel> model(new CudaModel(spec, share, max_context, element));
   RETURN_IF_ERROR(model->arena_.Reserve(planned->bytes()));
-  MatrixQueue matrices(checkpoint, share, /*stored=*/true);
+  MatrixQueue matrices(checkpoint, share, element, /*stored=*/true);
   ModelUpload upload(model.get());
   RETURN_IF_ERROR(upload.StartMatrices(&matrices));
   RETURN_IF_ERROR(upload.Rope());
@@ -118,10 +120,11 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const weights::Checkp
 
 absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Random(const model::ModelSpec& spec,
                                                              const weights::RankShare& share,
-                                                             int32_t group, int32_t max_context) {
+                                                             int32_t group, int32_t max_context,
+                                                             cuda::Element element) {
   const ModelFormats formats = RandomFormats(spec, share, group);
   ASSIGN_OR_RETURN(const auto planned, Plan(spec, share, formats, max_context));
-  std::unique_ptr<CudaModel> model(new CudaModel(spec, share, max_context));
+  std::unique_ptr<CudaModel> model(new CudaModel(spec, share, max_context, element));
   RETURN_IF_ERROR(model->arena_.Reserve(planned->bytes()));
   ModelUpload upload(model.get());
   RETURN_IF_ERROR(upload.Rope());

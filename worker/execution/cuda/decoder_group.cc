@@ -46,12 +46,13 @@ absl::Status CudaDecoder::AllocateForGroup() {
 absl::Status CudaDecoder::AddOverRanks(const Product& product) {
   const int32_t hidden = product.matrix->rows;
   const int64_t count = int64_t{product.tokens} * hidden;
-  const bool as_half = product.tokens > kFloatTokens;
-  auto* halves = reinterpret_cast<half*>(partial_);
+  const bool short_sums = product.tokens > kFloatTokens;
+  auto* reals = reinterpret_cast<cuda::Real16*>(partial_);
+  const bool bf16 = model_.element() == cuda::Element::kBfloat16;
   Product part = product;
-  part.output = as_half ? cuda::DecodeOutput::kHalf : cuda::DecodeOutput::kFloat;
-  part.y_half = as_half ? halves : nullptr;
-  part.y_float = as_half ? nullptr : partial_;
+  part.output = short_sums ? cuda::DecodeOutput::kHalf : cuda::DecodeOutput::kFloat;
+  part.y_half = short_sums ? reals : nullptr;
+  part.y_float = short_sums ? nullptr : partial_;
   RETURN_IF_ERROR(Multiply(part));
   if (NormsInProducts(product.tokens)) {
     square_parts_ = cuda::ExchangeParts(hidden);
@@ -71,14 +72,14 @@ absl::Status CudaDecoder::AddOverRanks(const Product& product) {
         "summing over ranks"));
     return Timed("sum over ranks");
   }
-  RETURN_IF_ERROR(
-      options_.group->AllReduce(partial_, count, as_half ? kNcclHalf : kNcclFloat, stream_));
+  const NcclType type = !short_sums ? kNcclFloat : bf16 ? kNcclBfloat16 : kNcclHalf;
+  RETURN_IF_ERROR(options_.group->AllReduce(partial_, count, type, stream_));
   // Behind NCCL's kernel, which lets nobody start early.
   RETURN_IF_ERROR(CudaStatus(cuda::AddPartial({.residual = residual_,
-                                               .partial_float = as_half ? nullptr : partial_,
-                                               .partial_half = as_half ? halves : nullptr,
+                                               .partial_float = short_sums ? nullptr : partial_,
+                                               .partial_half = short_sums ? reals : nullptr,
                                                .count = count},
-                                              {.stream = stream_}),
+                                              {.stream = stream_, .element = model_.element()}),
                              "adding to the residual stream"));
   return Timed("sum over ranks");
 }

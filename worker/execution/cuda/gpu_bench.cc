@@ -42,6 +42,7 @@ class BenchRank {
     ASSIGN_OR_RETURN(GpuExecutor made, CreateGpuExecutor(result_.gpu, source_, plan,
                                                          {.rank = rank_,
                                                           .fusion = options_.fusion,
+                                                          .activations = options_.activations,
                                                           .communicator = communicator,
                                                           .peer_patience = kPeerPatience}));
     result_.load_seconds =
@@ -49,6 +50,7 @@ class BenchRank {
     result_.ranks = options_.ranks;
     result_.runs = options_.runs;
     result_.fusion = options_.fusion;
+    result_.element = ElementOf(options_.activations, source_.shape());
     result_.slots = plan.options.max_slots;
     result_.positions = plan.kv_blocks * step::kBlockTokens;
     result_.max_step_tokens = plan.options.max_step_tokens;

@@ -16,6 +16,7 @@ namespace nibble::execution {
 struct GpuBenchOptions {
   int32_t ranks = 1;
   bool fusion = true;
+  Activations activations = Activations::kAuto;
   int32_t max_step_tokens = 2048;
   std::vector<int32_t> decode_batches = {1, 8};
   std::vector<int32_t> decode_depths = {128};
@@ -42,6 +43,7 @@ struct GpuBenchResult {
   int32_t ranks = 0;
   int32_t runs = 0;
   bool fusion = true;
+  cuda::Element element = cuda::Element::kHalf;
   // What there was room for.
   int32_t slots = 0;
   int32_t positions = 0;  // of KV blocks, all sequences together

@@ -153,12 +153,14 @@ absl::StatusOr<std::unique_ptr<CudaModel>> MakeModel(const GpuModelSource& sourc
                                                      const weights::RankMemoryPlan& rank,
                                                      const weights::MemoryPlan& plan,
                                                      const GpuExecutorOptions& options) {
+  const cuda::Element element = ElementOf(options.activations, source.shape());
   if (source.checkpoint == nullptr) {
-    return CudaModel::Random(source.spec, rank.share, source.group, plan.max_context);
+    return CudaModel::Random(source.spec, rank.share, source.group, plan.max_context, element);
   }
-  return CudaModel::Load(*source.checkpoint, rank.share, plan.max_context, [&](int64_t done) {
-    if (options.progress) options.progress(done, rank.weight_bytes);
-  });
+  return CudaModel::Load(*source.checkpoint, rank.share, plan.max_context, element,
+                         [&](int64_t done) {
+                           if (options.progress) options.progress(done, rank.weight_bytes);
+                         });
 }
 
 absl::StatusOr<int64_t> FreeBytes() {

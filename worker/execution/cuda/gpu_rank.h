@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "worker/collectives/communicator.h"
+#include "worker/execution/cuda/activations.h"
 #include "worker/model/model_spec.h"
 #include "worker/step/executor.h"
 #include "worker/weights/checkpoint.h"
@@ -70,6 +71,7 @@ struct GpuPlanOptions {
 struct GpuExecutorOptions {
   int32_t rank = 0;
   bool fusion = true;
+  Activations activations = Activations::kAuto;
   // Of the whole group, which exchanges through it what GPUs need to find each other; with several
   // ranks only. Borrowed, until the executor is made.
   collectives::Communicator* communicator = nullptr;

@@ -17,6 +17,7 @@ namespace nibble::execution {
 namespace {
 
 constexpr float kHalfMax = 65504;
+constexpr float kBfloat16Max = 3.3895314e38f;
 constexpr unsigned kAheadMax = 48;
 
 // The bias in the order of the packed rows: gate and up in tiles of eight and eight.
@@ -31,51 +32,55 @@ std::vector<float> PackedBias(const std::vector<float>& bias, bool pair_rows) {
   return packed;
 }
 
-absl::StatusOr<HostMatrix> Prepare(absl::StatusOr<weights::LogicalLinear> loaded, bool pair_rows) {
+absl::StatusOr<HostMatrix> Prepare(absl::StatusOr<weights::LogicalLinear> loaded,
+                                   cuda::Element element, bool pair_rows) {
   RETURN_IF_ERROR(loaded.status());
   weights::LogicalLinear& linear = *loaded;
   HostMatrix matrix{.rows = linear.rows, .columns = linear.columns, .group = linear.group_size};
   if (linear.quantized()) {
     matrix.q = std::move(linear.q);
     matrix.zeros = std::move(linear.zeros);
-    ASSIGN_OR_RETURN(matrix.scales, NarrowToHalf(linear.scales, linear.name));
+    ASSIGN_OR_RETURN(matrix.scales, Narrow(linear.scales, cuda::Element::kHalf, linear.name));
   } else {
     matrix.group = 0;
-    ASSIGN_OR_RETURN(matrix.dense, NarrowToHalf(linear.dense, linear.name));
+    ASSIGN_OR_RETURN(matrix.dense, Narrow(linear.dense, element, linear.name));
   }
   if (!linear.bias.empty()) {
-    ASSIGN_OR_RETURN(matrix.bias, NarrowToHalf(PackedBias(linear.bias, pair_rows), linear.name));
+    ASSIGN_OR_RETURN(matrix.bias, Narrow(PackedBias(linear.bias, pair_rows), element, linear.name));
   }
   return matrix;
 }
 
-absl::StatusOr<HostMatrix> LoadEmbedding(const weights::Checkpoint& checkpoint) {
+absl::StatusOr<HostMatrix> LoadEmbedding(const weights::Checkpoint& checkpoint,
+                                         cuda::Element element) {
   const model::ModelSpec& spec = checkpoint.spec();
   ASSIGN_OR_RETURN(
       const std::vector<float> values,
       checkpoint.LoadDense(weights::kEmbeddingName, {spec.vocab_size, spec.hidden_size}));
   HostMatrix matrix{.rows = spec.vocab_size, .columns = spec.hidden_size};
-  ASSIGN_OR_RETURN(matrix.dense, NarrowToHalf(values, weights::kEmbeddingName));
+  ASSIGN_OR_RETURN(matrix.dense, Narrow(values, element, weights::kEmbeddingName));
   return matrix;
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<uint16_t>> NarrowToHalf(std::span<const float> values,
-                                                   std::string_view name) {
-  std::vector<uint16_t> halves(values.size());
+absl::StatusOr<std::vector<uint16_t>> Narrow(std::span<const float> values, cuda::Element element,
+                                             std::string_view name) {
+  const bool half = element == cuda::Element::kHalf;
+  const float max = half ? kHalfMax : kBfloat16Max;
+  std::vector<uint16_t> reals(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    if (std::abs(values[i]) > kHalfMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(std::string(name), " holds ", values[i], "; fp16 ends at ", kHalfMax));
+    if (std::abs(values[i]) > max) {
+      return absl::InvalidArgumentError(absl::StrCat(std::string(name), " holds ", values[i], "; ",
+                                                     half ? "fp16" : "bf16", " ends at ", max));
     }
-    halves[i] = weights::FloatToHalf(values[i]);
+    reals[i] = half ? weights::FloatToHalf(values[i]) : weights::FloatToBFloat(values[i]);
   }
-  return halves;
+  return reals;
 }
 
 MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share,
-                         bool stored)
+                         cuda::Element element, bool stored)
     // Half of the matrices are small: they wait, ready, while others are read.
     : ahead_max_(std::clamp(2 * std::thread::hardware_concurrency(), 2U, kAheadMax)) {
   const weights::Checkpoint* file = &checkpoint;
@@ -85,18 +90,18 @@ MatrixQueue::MatrixQueue(const weights::Checkpoint& checkpoint, const weights::R
   };
   for (int32_t layer = 0; layer < checkpoint.spec().layer_count; ++layer) {
     Add(find(layer, FusedMatrix::kQkv),
-        [=] { return Prepare(weights::LoadQkv(*file, *part, layer), false); });
+        [=] { return Prepare(weights::LoadQkv(*file, *part, layer), element, false); });
     Add(find(layer, FusedMatrix::kO),
-        [=] { return Prepare(weights::LoadO(*file, *part, layer), false); });
+        [=] { return Prepare(weights::LoadO(*file, *part, layer), element, false); });
     Add(find(layer, FusedMatrix::kGateUp),
-        [=] { return Prepare(weights::LoadGateUp(*file, *part, layer), true); });
+        [=] { return Prepare(weights::LoadGateUp(*file, *part, layer), element, true); });
     Add(find(layer, FusedMatrix::kDown),
-        [=] { return Prepare(weights::LoadDown(*file, *part, layer), false); });
+        [=] { return Prepare(weights::LoadDown(*file, *part, layer), element, false); });
   }
-  Add(stored ? FindStoredHead(checkpoint, share) : std::nullopt,
-      [=] { return Prepare(weights::LoadRankHead(*file, *part), false); });
-  Add(stored ? FindStoredEmbedding(checkpoint) : std::nullopt,
-      [=] { return LoadEmbedding(*file); });
+  Add(stored ? FindStoredHead(checkpoint, share, element) : std::nullopt,
+      [=] { return Prepare(weights::LoadRankHead(*file, *part), element, false); });
+  Add(stored ? FindStoredEmbedding(checkpoint, element) : std::nullopt,
+      [=] { return LoadEmbedding(*file, element); });
   StartMore();
 }
 

@@ -13,13 +13,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/element.h"
 #include "worker/execution/cuda/stored_matrix.h"
 #include "worker/weights/checkpoint.h"
 #include "worker/weights/shard.h"
 
 namespace nibble::execution {
 
-// Logical values: q, zeros and scales where group is not 0, else dense. fp16 as bits.
+// Logical values: q, zeros and scales where group is not 0, else dense. Numbers as bits: scales
+// fp16, dense and bias of the element type.
 struct HostMatrix {
   int32_t rows = 0;
   int32_t columns = 0;
@@ -30,9 +32,10 @@ struct HostMatrix {
   std::vector<uint16_t> bias = {};  // in packed order; empty = none
 };
 
-// INVALID_ARGUMENT names `name` and a value beyond fp16.
-[[nodiscard]] absl::StatusOr<std::vector<uint16_t>> NarrowToHalf(std::span<const float> values,
-                                                                 std::string_view name);
+// INVALID_ARGUMENT names `name` and a value beyond the type.
+[[nodiscard]] absl::StatusOr<std::vector<uint16_t>> Narrow(std::span<const float> values,
+                                                           cuda::Element element,
+                                                           std::string_view name);
 
 // A rank's matrices in the order in which they are sent: qkv, o, gate and up, down of each layer,
 // then the head, then the embedding. One thread.
@@ -40,7 +43,8 @@ class MatrixQueue {
  public:
   // `checkpoint` and `share` outlive the queue. `stored`: whether matrices may stay as they are
   // stored.
-  MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share, bool stored);
+  MatrixQueue(const weights::Checkpoint& checkpoint, const weights::RankShare& share,
+              cuda::Element element, bool stored);
   ~MatrixQueue();
 
   // Of the stored matrices, in the order in which Next gives them: of each part values, zeros,

@@ -40,7 +40,7 @@ absl::StatusOr<ModelUpload::Staged> ModelUpload::StageArea(int32_t rows, int32_t
   Staged staged;
   if (group == 0) {
     ASSIGN_OR_RETURN(uint8_t * area, Scratch(count * 2));
-    staged.dense = reinterpret_cast<half*>(area);
+    staged.dense = reinterpret_cast<cuda::Real16*>(area);
     return staged;
   }
   const int64_t groups = count / group;
@@ -107,7 +107,7 @@ absl::StatusOr<DeviceMatrix> ModelUpload::Matrix(const HostMatrix& matrix, bool 
         Send(matrix.dense.data(), staged.dense, static_cast<int64_t>(matrix.dense.size()) * 2));
   }
   if (!matrix.bias.empty()) {
-    ASSIGN_OR_RETURN(shape.bias, Halves(matrix.bias));
+    ASSIGN_OR_RETURN(shape.bias, Reals(matrix.bias));
   }
   return Pack(staged, shape, pair_rows);
 }
@@ -122,38 +122,42 @@ absl::StatusOr<DeviceMatrix> ModelUpload::RandomMatrix(const weights::PackedForm
   // Products of normed inputs come out of the order of one.
   const float size = 1.0f / std::sqrt(static_cast<float>(columns));
   if (group == 0) {
-    RETURN_IF_ERROR(CudaStatus(
-        cuda::FillRandomHalves(staged.dense, count, 0, 1.7f * size, seed_++, nullptr), "filling"));
+    RETURN_IF_ERROR(CudaStatus(cuda::FillRandomReals(staged.dense, count, 0, 1.7f * size, seed_++,
+                                                     {.element = model_->element_}),
+                               "filling"));
   } else {
     RETURN_IF_ERROR(
         CudaStatus(cuda::FillRandomBytes(staged.q, count, seed_++, nullptr), "filling"));
     RETURN_IF_ERROR(CudaStatus(cuda::FillRandomBytes(staged.zeros, count / group, seed_++, nullptr),
                                "filling"));
-    RETURN_IF_ERROR(CudaStatus(cuda::FillRandomHalves(staged.scales, count / group, 0.15f * size,
-                                                      0.03f * size, seed_++, nullptr),
+    RETURN_IF_ERROR(CudaStatus(cuda::FillRandomReals(reinterpret_cast<cuda::Real16*>(staged.scales),
+                                                     count / group, 0.15f * size, 0.03f * size,
+                                                     seed_++, {.element = cuda::Element::kHalf}),
                                "filling"));
   }
   return Pack(staged, {.rows = rows, .columns = columns, .group = group}, pair_rows);
 }
 
-absl::StatusOr<const half*> ModelUpload::Halves(std::span<const uint16_t> halves) {
-  ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(static_cast<int64_t>(halves.size())));
-  RETURN_IF_ERROR(Send(halves.data(), on_device, static_cast<int64_t>(halves.size()) * 2));
+absl::StatusOr<const cuda::Real16*> ModelUpload::Reals(std::span<const uint16_t> reals) {
+  ASSIGN_OR_RETURN(cuda::Real16 * on_device,
+                   arena_->Allocate<cuda::Real16>(static_cast<int64_t>(reals.size())));
+  RETURN_IF_ERROR(Send(reals.data(), on_device, static_cast<int64_t>(reals.size()) * 2));
   return on_device;
 }
 
-absl::StatusOr<const half*> ModelUpload::Norm(const weights::Checkpoint& checkpoint,
-                                              std::string_view name, int32_t size) {
+absl::StatusOr<const cuda::Real16*> ModelUpload::Norm(const weights::Checkpoint& checkpoint,
+                                                      std::string_view name, int32_t size) {
   ASSIGN_OR_RETURN(const std::vector<float> values, checkpoint.LoadDense(name, {size}));
-  ASSIGN_OR_RETURN(const std::vector<uint16_t> halves, NarrowToHalf(values, name));
-  return Halves(halves);
+  ASSIGN_OR_RETURN(const std::vector<uint16_t> reals, Narrow(values, model_->element_, name));
+  return Reals(reals);
 }
 
-absl::StatusOr<const half*> ModelUpload::RandomHalves(int64_t count, float middle,
-                                                      float amplitude) {
-  ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(count));
-  RETURN_IF_ERROR(CudaStatus(
-      cuda::FillRandomHalves(on_device, count, middle, amplitude, seed_++, nullptr), "filling"));
+absl::StatusOr<const cuda::Real16*> ModelUpload::RandomReals(int64_t count, float middle,
+                                                             float amplitude) {
+  ASSIGN_OR_RETURN(cuda::Real16 * on_device, arena_->Allocate<cuda::Real16>(count));
+  RETURN_IF_ERROR(CudaStatus(cuda::FillRandomReals(on_device, count, middle, amplitude, seed_++,
+                                                   {.element = model_->element_}),
+                             "filling"));
   return on_device;
 }
 
@@ -187,8 +191,8 @@ absl::Status ModelUpload::LoadNorms(const weights::Checkpoint& checkpoint) {
   const model::ModelSpec& spec = model_->spec_;
   for (int32_t layer = 0; layer < spec.layer_count; ++layer) {
     DeviceLayer& target = model_->layers_[static_cast<size_t>(layer)];
-    const half** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
-                                   &target.k_norm};
+    const cuda::Real16** const places[] = {&target.attention_norm, &target.mlp_norm, &target.q_norm,
+                                           &target.k_norm};
     const std::vector<weights::NormTensor> norms = weights::LayerNorms(spec, layer);
     CHECK(norms.size() <= std::size(places));
     for (size_t i = 0; i < norms.size(); ++i) {
@@ -210,13 +214,12 @@ absl::Status ModelUpload::FillRandomly(const ModelFormats& formats) {
     ASSIGN_OR_RETURN(layer.o, RandomMatrix(format.o, false));
     ASSIGN_OR_RETURN(layer.gate_up, RandomMatrix(format.gate_up, true));
     ASSIGN_OR_RETURN(layer.down, RandomMatrix(format.down, false));
-    ASSIGN_OR_RETURN(layer.attention_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
-    ASSIGN_OR_RETURN(layer.mlp_norm, RandomHalves(spec.hidden_size, 1, 0.1f));
+    ASSIGN_OR_RETURN(layer.attention_norm, RandomReals(spec.hidden_size, 1, 0.1f));
+    ASSIGN_OR_RETURN(layer.mlp_norm, RandomReals(spec.hidden_size, 1, 0.1f));
   }
-  ASSIGN_OR_RETURN(
-      model_->embedding_,
-      RandomHalves(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size, 0, 0.05f));
-  ASSIGN_OR_RETURN(model_->final_norm_, RandomHalves(spec.hidden_size, 1, 0.1f));
+  ASSIGN_OR_RETURN(model_->embedding_,
+                   RandomReals(static_cast<int64_t>(spec.vocab_size) * spec.hidden_size, 0, 0.05f));
+  ASSIGN_OR_RETURN(model_->final_norm_, RandomReals(spec.hidden_size, 1, 0.1f));
   ASSIGN_OR_RETURN(model_->head_, RandomMatrix(formats.head, false));
   return CudaStatus(cudaStreamSynchronize(nullptr), "filling");
 }

@@ -32,10 +32,10 @@ class ModelUpload {
   // Random values of that form.
   [[nodiscard]] absl::StatusOr<DeviceMatrix> RandomMatrix(const weights::PackedFormat& format,
                                                           bool pair_rows);
-  // fp16 as bits.
-  [[nodiscard]] absl::StatusOr<const half*> Halves(std::span<const uint16_t> halves);
-  [[nodiscard]] absl::StatusOr<const half*> RandomHalves(int64_t count, float middle,
-                                                         float amplitude);
+  // Of the element type, as bits.
+  [[nodiscard]] absl::StatusOr<const cuda::Real16*> Reals(std::span<const uint16_t> reals);
+  [[nodiscard]] absl::StatusOr<const cuda::Real16*> RandomReals(int64_t count, float middle,
+                                                                float amplitude);
   [[nodiscard]] absl::Status Rope();
   [[nodiscard]] absl::Status LoadNorms(const weights::Checkpoint& checkpoint);
   // Reading begins; `matrices` outlives this.
@@ -53,15 +53,15 @@ class ModelUpload {
     uint8_t* q = nullptr;
     uint8_t* zeros = nullptr;
     half* scales = nullptr;
-    half* dense = nullptr;
+    cuda::Real16* dense = nullptr;
   };
-  [[nodiscard]] absl::StatusOr<const half*> Norm(const weights::Checkpoint& checkpoint,
-                                                 std::string_view name, int32_t size);
+  [[nodiscard]] absl::StatusOr<const cuda::Real16*> Norm(const weights::Checkpoint& checkpoint,
+                                                         std::string_view name, int32_t size);
   [[nodiscard]] absl::StatusOr<uint8_t*> Scratch(int64_t bytes);
   [[nodiscard]] absl::StatusOr<DeviceMatrix> Next(bool pair_rows);
   [[nodiscard]] absl::StatusOr<DeviceMatrix> PackStored(const StoredMatrix& matrix, bool pair_rows);
   [[nodiscard]] absl::StatusOr<DeviceMatrix> PackStoredDense(const StoredMatrix& matrix);
-  [[nodiscard]] absl::StatusOr<const half*> Embedding();
+  [[nodiscard]] absl::StatusOr<const cuda::Real16*> Embedding();
   [[nodiscard]] absl::Status CheckShape(const DeviceMatrix& shape, bool pair_rows) const;
   // Where the device says that a tensor's value is not finite.
   [[nodiscard]] int32_t* FlagOf(const std::string& tensor);

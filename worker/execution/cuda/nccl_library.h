@@ -18,7 +18,7 @@ struct NcclId {
 struct NcclCommunicator;  // NCCL's
 
 enum NcclResult : int { kNcclSuccess = 0, kNcclInProgress = 7 };
-enum NcclType : int { kNcclByte = 1, kNcclHalf = 6, kNcclFloat = 7 };
+enum NcclType : int { kNcclByte = 1, kNcclHalf = 6, kNcclFloat = 7, kNcclBfloat16 = 9 };
 inline constexpr int kNcclSum = 0;
 
 // As of NCCL 2.14; later versions fill in what they added.

@@ -73,12 +73,14 @@ std::vector<PartRange> PartsOf(const model::ModelSpec& spec, const weights::Rank
 
 bool PackedAsStored(int32_t group) { return group == 32 || group == 64 || group == 128; }
 
-// Rows [begin, end) of a dense fp16 matrix.
+// Rows [begin, end) of a dense matrix.
 std::optional<StoredMatrix> FindDense(const weights::Checkpoint& checkpoint,
                                       const std::string& name, Range rows, int32_t all_rows,
-                                      int32_t columns) {
+                                      int32_t columns, cuda::Element element) {
+  const auto type =
+      element == cuda::Element::kHalf ? weights::TensorType::kF16 : weights::TensorType::kBF16;
   const TensorView* view = checkpoint.Find(name);
-  if (view == nullptr || view->type != weights::TensorType::kF16 || rows.count() == 0 ||
+  if (view == nullptr || view->type != type || rows.count() == 0 ||
       view->shape != std::vector<int64_t>{all_rows, columns}) {
     return std::nullopt;
   }
@@ -131,19 +133,20 @@ std::optional<StoredMatrix> FindStored(const weights::Checkpoint& checkpoint,
 }
 
 std::optional<StoredMatrix> FindStoredHead(const weights::Checkpoint& checkpoint,
-                                           const weights::RankShare& share) {
+                                           const weights::RankShare& share, cuda::Element element) {
   const model::ModelSpec& spec = checkpoint.spec();
   const auto info = checkpoint.DescribeHead();
   if (!info.ok() || info->group_size != 0 || info->has_bias) return std::nullopt;
   const std::string name(spec.tied_head ? weights::kEmbeddingName
                                         : absl::StrCat(std::string(weights::kHeadName), ".weight"));
-  return FindDense(checkpoint, name, share.vocab, spec.vocab_size, spec.hidden_size);
+  return FindDense(checkpoint, name, share.vocab, spec.vocab_size, spec.hidden_size, element);
 }
 
-std::optional<StoredMatrix> FindStoredEmbedding(const weights::Checkpoint& checkpoint) {
+std::optional<StoredMatrix> FindStoredEmbedding(const weights::Checkpoint& checkpoint,
+                                                cuda::Element element) {
   const model::ModelSpec& spec = checkpoint.spec();
   return FindDense(checkpoint, std::string(weights::kEmbeddingName), {0, spec.vocab_size},
-                   spec.vocab_size, spec.hidden_size);
+                   spec.vocab_size, spec.hidden_size, element);
 }
 
 }  // namespace nibble::execution

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/element.h"
 #include "worker/weights/checkpoint.h"
 #include "worker/weights/shard.h"
 
@@ -45,10 +46,12 @@ enum class FusedMatrix : uint8_t { kQkv, kO, kGateUp, kDown };
 [[nodiscard]] std::optional<StoredMatrix> FindStored(const weights::Checkpoint& checkpoint,
                                                      const weights::RankShare& share, int32_t layer,
                                                      FusedMatrix which);
-// The head's share of the vocabulary and the whole embedding, where they are dense fp16.
+// The head's share of the vocabulary and the whole embedding, where they are dense and of the
+// element type.
 [[nodiscard]] std::optional<StoredMatrix> FindStoredHead(const weights::Checkpoint& checkpoint,
-                                                         const weights::RankShare& share);
-[[nodiscard]] std::optional<StoredMatrix> FindStoredEmbedding(
-    const weights::Checkpoint& checkpoint);
+                                                         const weights::RankShare& share,
+                                                         cuda::Element element);
+[[nodiscard]] std::optional<StoredMatrix> FindStoredEmbedding(const weights::Checkpoint& checkpoint,
+                                                              cuda::Element element);
 
 }  // namespace nibble::execution

@@ -78,21 +78,22 @@ absl::StatusOr<DeviceMatrix> ModelUpload::PackStoredDense(const StoredMatrix& st
   const StoredPart& part = stored.parts.front();
   ASSIGN_OR_RETURN(const Staged staged, StageArea(stored.rows, stored.columns, 0));
   RETURN_IF_ERROR(sender_->SendNext(staged.dense, nullptr));
-  RETURN_IF_ERROR(CudaStatus(
-      cuda::CheckFinite(staged.dense, part.values.bytes() / 2, FlagOf(part.name), nullptr),
-      "checking weights"));
+  RETURN_IF_ERROR(CudaStatus(cuda::CheckFinite(staged.dense, part.values.bytes() / 2,
+                                               FlagOf(part.name), {.element = model_->element_}),
+                             "checking weights"));
   return Pack(staged, {.rows = stored.rows, .columns = stored.columns}, false);
 }
 
-absl::StatusOr<const half*> ModelUpload::Embedding() {
+absl::StatusOr<const cuda::Real16*> ModelUpload::Embedding() {
   ASSIGN_OR_RETURN(const HostMatrix host, matrices_->Next());
-  if (!host.stored.has_value()) return Halves(host.dense);
+  if (!host.stored.has_value()) return Reals(host.dense);
   const StoredPart& part = host.stored->parts.front();
   const int64_t count = part.values.bytes() / 2;
-  ASSIGN_OR_RETURN(half * on_device, arena_->Allocate<half>(count));
+  ASSIGN_OR_RETURN(cuda::Real16 * on_device, arena_->Allocate<cuda::Real16>(count));
   RETURN_IF_ERROR(sender_->SendNext(on_device, nullptr));
-  RETURN_IF_ERROR(CudaStatus(cuda::CheckFinite(on_device, count, FlagOf(part.name), nullptr),
-                             "checking weights"));
+  RETURN_IF_ERROR(CudaStatus(
+      cuda::CheckFinite(on_device, count, FlagOf(part.name), {.element = model_->element_}),
+      "checking weights"));
   return on_device;
 }
 

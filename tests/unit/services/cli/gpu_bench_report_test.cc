@@ -48,7 +48,7 @@ TEST(GpuBenchReport, RecordsNameOwnersAndOperations) {
   int owners = 0, operations = 0;
   for (const auto& record : records) {
     for (const char* field : {"metric", "value", "tp", "batch", "prompt", "depth", "fusion",
-                              "kv_bits", "runs", "spread"}) {
+                              "activations", "kv_bits", "runs", "spread"}) {
       EXPECT_TRUE(record.contains(field)) << field;
     }
     if (record["metric"] == "device_bytes") {

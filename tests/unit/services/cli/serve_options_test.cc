@@ -42,12 +42,14 @@ TEST(ServeOptions, ReachTheWorker) {
 
 TEST(ServeOptions, WhatOnlyGpusHaveReachesTheWorkerWithThem) {
   ServeOptions options;
-  ASSERT_EQ(
-      Parse({".", "--device", "cuda", "--fusion", "off", "--memory-fraction", "0.5"}, &options)
-          .error,
-      "");
+  ASSERT_EQ(Parse({".", "--device", "cuda", "--fusion", "off", "--memory-fraction", "0.5",
+                   "--activations", "bf16"},
+                  &options)
+                .error,
+            "");
   const auto line = WorkerCommandLine(options, kPaths);
-  for (const char* word : {"--device=cuda", "--fusion=off", "--memory-fraction=0.5"}) {
+  for (const char* word :
+       {"--device=cuda", "--fusion=off", "--memory-fraction=0.5", "--activations=bf16"}) {
     EXPECT_THAT(line, Contains(word));
   }
   EXPECT_EQ(CheckServeOptions(options).ok(), CheckDevice("cuda").ok());
@@ -58,7 +60,7 @@ TEST(ServeOptions, LeaveToTheWorkerWhatIsNotGiven) {
   ASSERT_EQ(Parse({"."}, &options).error, "");
   const auto line = WorkerCommandLine(options, kPaths);
   for (const char* flag : {"--memory", "--context", "--threads", "--model-name", "--kv-blocks",
-                           "--fusion", "--memory-fraction"}) {
+                           "--fusion", "--memory-fraction", "--activations"}) {
     EXPECT_THAT(line, Not(Contains(StartsWith(flag))));
   }
 }

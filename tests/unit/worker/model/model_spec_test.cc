@@ -31,6 +31,17 @@ std::string Refusal(const json& config) {
   return std::string(spec.status().message());
 }
 
+TEST(ModelSpecTest, TheTypeOfItsTrainingIsKnownByBothNames) {
+  json config = Minimal("LlamaForCausalLM");
+  EXPECT_EQ(Parse(config).stored_type, "");
+  config["torch_dtype"] = "float16";
+  EXPECT_EQ(Parse(config).stored_type, "float16");
+  config["dtype"] = "bfloat16";
+  EXPECT_EQ(Parse(config).stored_type, "bfloat16");
+  config["dtype"] = nullptr;
+  EXPECT_EQ(Parse(config).stored_type, "float16");
+}
+
 TEST(ModelSpecTest, FamiliesFillInWhatTheConfigLeavesOut) {
   const ModelSpec llama = Parse(Minimal("LlamaForCausalLM"));
   EXPECT_EQ(llama.family, "llama");

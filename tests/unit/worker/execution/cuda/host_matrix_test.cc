@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "tests/support/test_data.h"
+#include "worker/execution/cuda/activations.h"
 #include "worker/weights/float_types.h"
 #include "worker/weights/rank_weights.h"
 
@@ -14,13 +15,33 @@ namespace {
 
 TEST(HostMatrix, ValuesBeyondFp16AreRefusedByName) {
   const std::vector<float> values = {1.5f, -65504.0f, 70000.0f};
-  const auto narrowed = NarrowToHalf(values, "model.layers.3.mlp.down_proj");
+  const auto narrowed = Narrow(values, cuda::Element::kHalf, "model.layers.3.mlp.down_proj");
   EXPECT_TRUE(absl::IsInvalidArgument(narrowed.status()));
   EXPECT_THAT(std::string(narrowed.status().message()),
               ::testing::HasSubstr("model.layers.3.mlp.down_proj holds 70000"));
-  const auto fits = NarrowToHalf(std::span(values).first(2), "w");
+  const auto fits = Narrow(std::span(values).first(2), cuda::Element::kHalf, "w");
   ASSERT_TRUE(fits.ok());
   EXPECT_EQ(weights::HalfToFloat((*fits)[1]), -65504.0f);
+}
+
+TEST(HostMatrix, Bf16ReachesFurtherAndRoundsToTheNearestEven) {
+  const std::vector<float> values = {70000.0f, 1.00390625f, 1.01171875f, -1.0f};
+  const auto narrowed = Narrow(values, cuda::Element::kBfloat16, "w");
+  ASSERT_TRUE(narrowed.ok()) << narrowed.status();
+  EXPECT_THAT(*narrowed, ::testing::ElementsAre(0x4789, 0x3f80, 0x3f82, 0xbf80));
+  const std::vector<float> beyond = {3.4e38f};
+  EXPECT_TRUE(absl::IsInvalidArgument(Narrow(beyond, cuda::Element::kBfloat16, "w").status()));
+}
+
+TEST(Activations, AutoIsWhatTheModelWasTrainedIn) {
+  model::ModelSpec spec;
+  EXPECT_EQ(ElementOf(Activations::kAuto, spec), cuda::Element::kHalf);
+  spec.stored_type = "float32";
+  EXPECT_EQ(ElementOf(Activations::kAuto, spec), cuda::Element::kHalf);
+  spec.stored_type = "bfloat16";
+  EXPECT_EQ(ElementOf(Activations::kAuto, spec), cuda::Element::kBfloat16);
+  EXPECT_EQ(ElementOf(Activations::kHalf, spec), cuda::Element::kHalf);
+  EXPECT_EQ(ElementOf(Activations::kBfloat16, model::ModelSpec{}), cuda::Element::kBfloat16);
 }
 
 // Threads read ahead; what comes out is in order and complete.
@@ -32,7 +53,7 @@ TEST(MatrixQueue, GivesEveryMatrixOfARankInOrder) {
   const auto shares = weights::PlanShares(**checkpoint, 2);
   ASSERT_TRUE(shares.ok());
   const weights::RankShare& share = (*shares)[1];
-  MatrixQueue queue(**checkpoint, share, /*stored=*/false);
+  MatrixQueue queue(**checkpoint, share, cuda::Element::kHalf, /*stored=*/false);
   const int32_t layers = (*checkpoint)->spec().layer_count;
   for (int32_t layer = 0; layer < layers; ++layer) {
     const auto qkv = queue.Next();
@@ -134,6 +155,14 @@ TEST(StoredMatrix, OtherLayoutsAreLeftToTheHost) {
     ASSERT_TRUE(shares.ok());
     EXPECT_FALSE(FindStored(**checkpoint, (*shares)[0], 0, FusedMatrix::kQkv).has_value());
   }
+}
+
+TEST(StoredMatrix, DenseOnesMustBeOfTheElementType) {
+  const auto checkpoint =
+      weights::Checkpoint::Open(testing::SourceDir() + "/tests/data/model-specs/llama-biases");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_TRUE(FindStoredEmbedding(**checkpoint, cuda::Element::kBfloat16).has_value());
+  EXPECT_FALSE(FindStoredEmbedding(**checkpoint, cuda::Element::kHalf).has_value());
 }
 
 }  // namespace
