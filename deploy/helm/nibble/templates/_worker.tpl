@@ -63,6 +63,7 @@ spec:
         - --device={{ $m.device }}
         {{- if $cuda }}
         - --memory-fraction={{ $m.memoryFraction }}
+        - --activations={{ $m.activations }}
         {{- else }}
         - --threads={{ include "nibble.threads" $m }}
         - --numerics={{ $m.numerics }}
