@@ -246,7 +246,8 @@ bool Check(const std::string& folder, bool graphs) {
   const auto checkpoint = Must(weights::Checkpoint::Open(folder));
   const auto shares = Must(weights::PlanShares(*checkpoint, 1));
   constexpr int32_t kContext = 48;
-  auto model = Must(CudaModel::Load(*checkpoint, shares[0], kContext, nullptr));
+  auto model =
+      Must(CudaModel::Load(*checkpoint, shares[0], kContext, cuda::Element::kHalf, nullptr));
   const int32_t vocab_size = model->spec().vocab_size;
   const auto executor = Must(CudaExecutor::Create(
       std::move(model),
