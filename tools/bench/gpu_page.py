@@ -39,6 +39,8 @@ class Records:
         for record in self.all:
             if record.get("metric") != metric or record["lines"] != lines:
                 continue
+            if record.get("activations", "fp16") != "fp16":
+                continue  # the page is about what AWQ tools write
             if any(record.get(key) != value for key, value in wanted.items()):
                 continue
             found[tuple(record.get(key) for key in ("tp", "batch", "prompt", "depth", "fusion",
