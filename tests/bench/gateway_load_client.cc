@@ -223,6 +223,7 @@ LoadReport RunLoad(const LoadPlan& plan, LoadObserver* observer) {
   }
   const auto nap = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   while (shared.speaking < plan.streams && shared.running > 0 && !passed()) nap();
+  const int32_t speaking = shared.speaking;
   observer->OnMeasuring();
   shared.measuring = true;
   const Deadline until = Now() + plan.measured;
@@ -231,6 +232,7 @@ LoadReport RunLoad(const LoadPlan& plan, LoadObserver* observer) {
   observer->OnMeasured();
   while (shared.running > 0) nap();  // each has a deadline
   absl::MutexLock lock(&shared.mutex);
+  shared.report.speaking = speaking;
   return std::move(shared.report);
 }
 

@@ -29,6 +29,7 @@ struct LoadPlan {
 };
 
 struct LoadReport {
+  int32_t speaking = 0;           // streams that had had a token when that time began
   int64_t tokens = 0;             // in the time looked at
   std::vector<float> gaps_ms;     // there, one per token; tokens of one message are 0 apart
   std::vector<float> longest_ms;  // there, of each stream

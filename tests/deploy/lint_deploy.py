@@ -18,7 +18,7 @@ os.environ["PATH"] = os.pathsep.join([str(ROOT / ".cache" / "bin"), str(ROOT / "
                                       os.environ["PATH"]])
 
 import boards  # noqa: E402  pylint: disable=wrong-import-position
-import kube_linter  # noqa: E402  pylint: disable=wrong-import-position
+import manifest_faults  # noqa: E402  pylint: disable=wrong-import-position
 import kube_score  # noqa: E402  pylint: disable=wrong-import-position
 import manifests  # noqa: E402  pylint: disable=wrong-import-position
 import planted_faults  # noqa: E402  pylint: disable=wrong-import-position
@@ -109,7 +109,7 @@ def checks(update):
     yield "helm lint", ["helm"], helm_lint_faults
     yield "kubeconform", ["helm", "kubeconform"], schema_faults
     yield "kube-score", ["helm", "kube-score"], kube_score.all_faults
-    yield "kube-linter's checks", ["helm"], kube_linter.all_faults
+    yield "manifests' faults", ["helm"], manifest_faults.all_faults
     yield "planted faults", ["helm", "kube-score"], planted_faults.all_faults
     yield "hadolint", ["hadolint"], dockerfile_faults
 

@@ -3,7 +3,7 @@ default checks are among them, by their names there; the program itself is not n
 
 import copy
 
-import kube_linter
+import manifest_faults
 import kube_score
 import manifests
 
@@ -84,7 +84,7 @@ PLANTED = {
         ("unset-memory-requirements", "container",
          lambda one: one["resources"]["limits"].pop("memory"), "no limit of memory"),
     ],
-    kube_linter.object_faults: [
+    manifest_faults.object_faults: [
         ("deprecated-service-account-field", "pod", lambda pod: pod.update(serviceAccount="nibble"),
          "old name"),
         ("non-existent-service-account", "pod", lambda pod: pod.update(serviceAccountName="other"),

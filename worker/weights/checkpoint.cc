@@ -118,6 +118,7 @@ absl::Status Checkpoint::OpenWeights() {
   auto single = root_.OpenFile(kSingleFile);
   if (single.ok()) {
     names.insert(std::string(kSingleFile));
+    listing_ = kSingleFile;
   } else if (!absl::IsNotFound(single.status())) {
     return single.status();
   } else {
@@ -127,6 +128,7 @@ absl::Status Checkpoint::OpenWeights() {
                                          kIndexFile, "; only safetensors files are read"));
     }
     RETURN_IF_ERROR(index.status());
+    listing_ = kIndexFile;
     if (!index->is_object() || !index->contains("weight_map") ||
         !(*index)["weight_map"].is_object()) {
       return absl::InvalidArgumentError(
@@ -204,6 +206,7 @@ StoredTensor Checkpoint::Stored(std::string_view name) const {
 LayerTensors Checkpoint::TensorsOf(std::string_view layer) const {
   LayerTensors tensors;
   tensors.layer = std::string(layer);
+  tensors.listing = listing_;
   const std::pair<StoredTensor*, std::string_view> parts[] = {
       {&tensors.weight, "weight"},
       {&tensors.bias, "bias"},
@@ -349,7 +352,8 @@ absl::StatusOr<FloatType> Checkpoint::DescribeDense(std::string_view name,
                                                     const std::vector<int64_t>& shape) const {
   const StoredTensor tensor = Stored(name);
   if (!tensor) {
-    return absl::InvalidArgumentError(Message("tensor ", Printable(name), " is missing"));
+    return absl::InvalidArgumentError(
+        Message(listing_, ": tensor ", Printable(name), " is missing"));
   }
   RETURN_IF_ERROR(CheckShape(tensor, shape));
   return FloatTypeOf(tensor);

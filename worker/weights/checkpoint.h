@@ -84,6 +84,7 @@ class Checkpoint {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   struct Index;
   std::shared_ptr<const Index> index_;
+  std::string_view listing_;  // the file that says which tensors there are
 
   [[nodiscard]] absl::Status OpenWeights();
   [[nodiscard]] absl::Status BuildIndex();

@@ -70,8 +70,8 @@ absl::Status TensorError(const StoredTensor& tensor, std::string_view what) {
 absl::Status CheckTensor(const LayerTensors& layer, const StoredTensor& tensor,
                          std::string_view suffix, size_t rank) {
   if (!tensor) {
-    return absl::InvalidArgumentError(
-        Message("tensor ", Printable(Message(layer.layer, ".", suffix)), " is missing"));
+    return absl::InvalidArgumentError(Message(
+        layer.listing, ": tensor ", Printable(Message(layer.layer, ".", suffix)), " is missing"));
   }
   const std::vector<int64_t>& shape = tensor.view->shape;
   bool fits = shape.size() == rank;
@@ -163,13 +163,13 @@ absl::StatusOr<const LayoutReader*> ChooseReader(const LayerTensors& layer) {
   const int forms =
       (layer.weight ? 1 : 0) + (layer.qweight ? 1 : 0) + (layer.weight_packed ? 1 : 0);
   if (forms == 0) {
-    return absl::NotFoundError(Message("layer ", Printable(layer.layer),
+    return absl::NotFoundError(Message(layer.listing, ": layer ", Printable(layer.layer),
                                        ": none of its tensors weight, qweight and weight_packed "
                                        "is in the checkpoint"));
   }
   if (forms > 1) {
     return absl::InvalidArgumentError(
-        Message("layer ", Printable(layer.layer),
+        Message(layer.listing, ": layer ", Printable(layer.layer),
                 ": is stored twice; allowed: one of weight, qweight, weight_packed"));
   }
   if (layer.weight) return &kDenseReader;

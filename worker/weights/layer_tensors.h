@@ -24,7 +24,8 @@ struct StoredTensor {
 };
 
 struct LayerTensors {
-  std::string layer;  // "model.layers.0.self_attn.q_proj"
+  std::string layer;         // "model.layers.0.self_attn.q_proj"
+  std::string_view listing;  // the file that says which tensors there are
   StoredTensor weight;
   StoredTensor bias;
   StoredTensor qweight;

@@ -40,10 +40,10 @@ WARM_UP_SHARE = 0.1
 FAULT_SECONDS_MEAN = 120
 SLOPE_MAX = 1.0  # MiB an hour
 SHORT_SLOPE_MAX = 500.0  # of a run whose slope is mostly its beginning's
-# gRPC's own pools, by the names that the kernel cuts: each starts a thread where all of it are busy
-# at once and keeps it, the executor up to two a core, the timers up to as many as ever fell due
-# together. Both are counted at two a core from the first on; one more would be a leak.
-POOLS = ("default-executo", "grpc_global_tim")
+# gRPC's own pools, by the names that the kernel cuts, and how many threads of each count as no more:
+# the executor starts up to two a core and keeps them; the timers one more whenever all are busy as
+# the next falls due, for good (timer_manager.cc), which has no bound, so a few are allowed.
+POOLS = {"default-executo": 2 * os.cpu_count(), "grpc_global_tim": 4}
 SHORT_SECONDS = 1800
 GROUP_FLAGS = ("--max-sequences", "16", "--step-base", "20ms", "--vocab-size", "376")
 
@@ -71,17 +71,16 @@ class Program:
                    if all(found.get(key) == wanted for key, wanted in labels.items()))
 
     def usage(self):
-        """(resident bytes, descriptors, threads, how many threads of each name)"""
+        """(resident bytes, descriptors, threads with pools counted at their bounds, how many of
+        each name)"""
         process = pathlib.Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
         names = collections.Counter()
         for thread in (process / "task").iterdir():
             with contextlib.suppress(OSError):  # it has ended
                 names[(thread / "comm").read_text().strip()] += 1
-        for pool in POOLS:
-            names[pool] = max(names[pool], 2 * os.cpu_count())
-        return (pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(process / "fd")),
-                names.total(), names)
+        counted = (names | collections.Counter(POOLS)).total()  # the larger of both, by name
+        return (pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(process / "fd")), counted, names)
 
     def signal(self, number):
         self.process.send_signal(number)
