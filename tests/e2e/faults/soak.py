@@ -40,7 +40,7 @@ WARM_UP_SHARE = 0.1
 FAULT_SECONDS_MEAN = 120
 SLOPE_MAX = 1.0  # MiB an hour
 SHORT_SLOPE_MAX = 500.0  # of a run whose slope is mostly its beginning's
-# gRPC's own pools, by the names that the kernel cuts, and how many threads of each count as no more:
+# gRPC's own pools, by the names that the kernel cuts, and how many threads of each are no more:
 # the executor starts up to two a core and keeps them; the timers one more whenever all are busy as
 # the next falls due, for good (timer_manager.cc), which has no bound, so a few are allowed.
 POOLS = {"default-executo": 2 * os.cpu_count(), "grpc_global_tim": 4}
