@@ -2,13 +2,14 @@
 
 #include "kernels/cuda/attention_layout.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/elementwise_launch.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
-constexpr int32_t kThreads = 256;
+constexpr int32_t kThreads = kElementwiseThreads;
 constexpr int32_t kWarps = kThreads / 32;
 
 __device__ __forceinline__ float WarpSum(float value) {
@@ -196,35 +197,26 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ R
   HeadEights::Store(to[1], x.high);
 }
 
-LaunchShape Shape(int64_t blocks, const LaunchOptions& options) {
-  return {.grid = dim3(static_cast<uint32_t>(blocks)),
-          .block = dim3(kThreads),
-          .stream = options.stream,
-          .dependent = options.dependent};
-}
-
-int64_t BlocksFor(int64_t work) { return (work + kThreads - 1) / kThreads; }
-
 }  // namespace
 
 cudaError_t Embed(const EmbedParams& params, const LaunchOptions& options) {
-  return LaunchKernel(EmbedKernel, Shape(params.tokens, options), params);
+  return LaunchKernel(EmbedKernel, ElementwiseShape(params.tokens, options), params);
 }
 
 cudaError_t RmsNorm(const RmsNormParams& params, const LaunchOptions& options) {
-  return LaunchKernel(RmsNormKernel, Shape(params.tokens, options), params);
+  return LaunchKernel(RmsNormKernel, ElementwiseShape(params.tokens, options), params);
 }
 
 cudaError_t SiluMul(const SiluMulParams& params, const LaunchOptions& options) {
   const int64_t eights = static_cast<int64_t>(params.tokens) * (params.ffn / 8);
-  return LaunchKernel(SiluMulKernel, Shape(BlocksFor(eights), options), params);
+  return LaunchKernel(SiluMulKernel, ElementwiseShape(ElementwiseBlocks(eights), options), params);
 }
 
 cudaError_t RopeAndStore(const RopeParams& params, const LaunchOptions& options) {
   if (params.head_dim % 16 != 0 || 32 % (params.head_dim / 16) != 0) return cudaErrorInvalidValue;
   const int64_t heads = static_cast<int64_t>(params.tokens) * (params.heads + 2 * params.kv_heads);
   const int64_t threads = heads * (params.head_dim / 16);
-  return LaunchKernel(RopeKernel, Shape(BlocksFor(threads), options), params);
+  return LaunchKernel(RopeKernel, ElementwiseShape(ElementwiseBlocks(threads), options), params);
 }
 
 }  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -5,13 +5,14 @@
 
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/elementwise_launch.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int32_t kThreads = 256;
+constexpr int32_t kThreads = kElementwiseThreads;
 constexpr int64_t kFillBlocks = 1024;
 
 __global__ void __launch_bounds__(kThreads) AddKernel(const __grid_constant__ AddParams p) {
@@ -96,50 +97,40 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-LaunchShape Shape(int64_t blocks, const LaunchOptions& options) {
-  return {.grid = dim3(static_cast<uint32_t>(blocks)),
-          .block = dim3(kThreads),
-          .stream = options.stream,
-          .dependent = options.dependent};
-}
-
-int64_t BlocksFor(int64_t work) { return (work + kThreads - 1) / kThreads; }
-
 }  // namespace
 
 cudaError_t AddResidual(const AddParams& params, const LaunchOptions& options) {
-  return LaunchKernel(AddKernel, Shape(BlocksFor(params.count / 4), options), params);
+  return LaunchKernel(AddKernel, ElementwiseShape(ElementwiseBlocks(params.count / 4), options),
+                      params);
 }
 
 cudaError_t CopyBlocks(const CopyBlocksParams& params, const LaunchOptions& options) {
-  LaunchShape shape = Shape(params.parts, options);
+  LaunchShape shape = ElementwiseShape(params.parts, options);
   shape.grid.y = static_cast<uint32_t>(params.copies);
   return LaunchKernel(CopyBlocksKernel, shape, params);
 }
 
 cudaError_t Scatter(const ScatterParams& params, const LaunchOptions& options) {
-  return LaunchKernel(ScatterKernel, Shape(BlocksFor(params.count), options), params);
+  return LaunchKernel(ScatterKernel, ElementwiseShape(ElementwiseBlocks(params.count), options),
+                      params);
 }
 
 cudaError_t FillRandomBytes(uint8_t* nibbles, int64_t count, uint32_t seed, cudaStream_t stream) {
-  return LaunchKernel(FillKernel, Shape(kFillBlocks, {.stream = stream}),
+  return LaunchKernel(FillKernel, ElementwiseShape(kFillBlocks, {.stream = stream}),
                       FillParams{nibbles, nullptr, count, 0, 0, seed, Element::kHalf});
 }
 
 cudaError_t FillRandomReals(Real16* reals, int64_t count, float middle, float amplitude,
                             uint32_t seed, const LaunchOptions& options) {
-  return LaunchKernel(FillKernel, Shape(kFillBlocks, options),
+  return LaunchKernel(FillKernel, ElementwiseShape(kFillBlocks, options),
                       FillParams{nullptr, reals, count, middle, amplitude, seed, options.element});
 }
 
 cudaError_t JoinLogits(const JoinLogitsParams& params, const LaunchOptions& options) {
-  constexpr uint32_t kBlocksOfRow = 32;
-  return LaunchKernel(JoinLogitsKernel,
-                      {.grid = dim3(kBlocksOfRow, static_cast<uint32_t>(params.rows)),
-                       .block = dim3(kThreads),
-                       .stream = options.stream,
-                       .dependent = options.dependent},
-                      params);
+  constexpr int64_t kBlocksOfRow = 32;
+  LaunchShape shape = ElementwiseShape(kBlocksOfRow, options);
+  shape.grid.y = static_cast<uint32_t>(params.rows);
+  return LaunchKernel(JoinLogitsKernel, shape, params);
 }
 
 }  // namespace nibble::cuda
