@@ -39,10 +39,7 @@ void DeclareGpuOptions(ConfigParser* parser, WorkerOptions* options) {
   parser->Choice<bool>("fusion", &options->fusion, {{"on", true}, {"off", false}},
                        "On GPUs: fused kernels and graphs, or a kernel per operation");
   parser->Choice<execution::Activations>(
-      "activations", &options->activations,
-      {{"auto", execution::Activations::kAuto},
-       {"fp16", execution::Activations::kHalf},
-       {"bf16", execution::Activations::kBfloat16}},
+      "activations", &options->activations, execution::ActivationsChoices(),
       "On GPUs: the type of activations and KV; auto: bf16 where config.json says bfloat16");
 }
 

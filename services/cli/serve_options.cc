@@ -55,10 +55,7 @@ void DeclareDevice(ConfigParser* parser, std::string* device, GpuChoice* gpu) {
   parser->Choice<bool>("fusion", &gpu->fusion, {{"on", true}, {"off", false}},
                        "On GPUs: fused kernels and graphs, or a kernel per operation");
   parser->Choice<execution::Activations>(
-      "activations", &gpu->activations,
-      {{"auto", execution::Activations::kAuto},
-       {"fp16", execution::Activations::kHalf},
-       {"bf16", execution::Activations::kBfloat16}},
+      "activations", &gpu->activations, execution::ActivationsChoices(),
       "On GPUs: the type of activations and KV; auto: bf16 where config.json says bfloat16");
   parser->Number("memory_fraction", &gpu->memory_fraction, {0.05, 0.99},
                  "Share of a GPU's free memory that its rank may take");

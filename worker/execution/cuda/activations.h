@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/element.h"
 #include "worker/model/model_spec.h"
@@ -28,6 +31,14 @@ enum class Activations : uint8_t {
 [[nodiscard]] constexpr const char* ActivationsWord(Activations activations) {
   if (activations == Activations::kAuto) return "auto";
   return activations == Activations::kHalf ? "fp16" : "bf16";
+}
+// What an operator may say, as ConfigParser::Choice takes it.
+[[nodiscard]] inline std::vector<std::pair<std::string, Activations>> ActivationsChoices() {
+  std::vector<std::pair<std::string, Activations>> choices;
+  for (const auto each : {Activations::kAuto, Activations::kHalf, Activations::kBfloat16}) {
+    choices.emplace_back(ActivationsWord(each), each);
+  }
+  return choices;
 }
 
 }  // namespace nibble::execution
