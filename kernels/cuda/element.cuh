@@ -28,6 +28,7 @@ struct alignas(4) Real16x2 {
 
 namespace f16 {
 
+constexpr Element kElement = Element::kHalf;
 constexpr uint32_t kOnes = 0x3c003c00u;  // 1, 1
 
 __device__ __forceinline__ float ToFloat(Real16 x) {
@@ -51,6 +52,7 @@ __device__ __forceinline__ Real16x2 LoadConstant(const Real16x2* pair) {
 
 namespace bf16 {
 
+constexpr Element kElement = Element::kBfloat16;
 constexpr uint32_t kOnes = 0x3f803f80u;
 
 __device__ __forceinline__ float ToFloat(Real16 x) {

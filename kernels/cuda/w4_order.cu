@@ -196,6 +196,7 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
   }
   const float inverse =
       rsqrtf(BlockSum<S::kThreads>(squares) / static_cast<float>(p.hidden) + p.epsilon);
+  if (p.inverse_rms_out != nullptr && threadIdx.x == 0) p.inverse_rms_out[row.token] = inverse;
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
     const int32_t slab = first + i * S::kSlabsAtOnce;

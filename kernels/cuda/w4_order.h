@@ -39,6 +39,7 @@ struct OrderedNormParams {
   // [part_count][tokens, hidden], added to the residual in this order; then rows must be nullptr.
   const float* parts = nullptr;
   int32_t part_count = 0;
+  float* inverse_rms_out = nullptr;  // [tokens], or nullptr
 };
 [[nodiscard]] cudaError_t OrderedNorm(const OrderedNormParams& params,
                                       const LaunchOptions& options);

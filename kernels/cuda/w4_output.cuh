@@ -140,7 +140,8 @@ __device__ __forceinline__ void StoreFloats(const W4BatchParams& p, const Output
 }
 
 // A block's part of the sums, behind the parts of those before it; biases belong to the first.
-template <int32_t kValues>
+// kWatched: other blocks may be waiting for it.
+template <bool kWatched, int32_t kValues>
 __device__ __forceinline__ void StorePartialSums(const W4BatchParams& p, float* parts, int32_t part,
                                                  const OutputTile& at,
                                                  const float (&acc)[kValues]) {
@@ -152,8 +153,13 @@ __device__ __forceinline__ void StorePartialSums(const W4BatchParams& p, float* 
   for (int32_t i = 0; i < kValues; ++i) {
     const int32_t offset = i / 4 * 8 + i % 2;
     if (token + offset < p.tokens && row + i / 2 % 2 * 8 < p.rows) {
-      to[static_cast<int64_t>(offset) * p.rows + i / 2 % 2 * 8] =
-          acc[i] + (i / 2 % 2 == 0 ? bias.x : bias.y);
+      float* word = to + static_cast<int64_t>(offset) * p.rows + i / 2 % 2 * 8;
+      const float sum = acc[i] + (i / 2 % 2 == 0 ? bias.x : bias.y);
+      if constexpr (kWatched) {
+        asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(word), "f"(sum) : "memory");
+      } else {
+        *word = sum;
+      }
     }
   }
 }

@@ -5,18 +5,18 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_fixed.cuh"
+#include "kernels/cuda/w4_meeting.cuh"
 #include "kernels/cuda/w4_output.cuh"
 #include "kernels/cuda/w4_wgmma_prompt.cuh"
+#include "kernels/cuda/w4_wgmma_stream.cuh"
 #include "kernels/cuda/w4_widen.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
 
-constexpr int32_t kGroupThreads = 128;  // of a warpgroup
-constexpr int32_t kBlockBytesMax = 227 * 1024;
 constexpr int32_t kClusterMax = 8;
-constexpr int32_t kDenseSlabBytes = layout::kGpuTileRows * layout::kGpuSlabColumns * 2;
 
 // From the same place in the shared memory of another block of the cluster.
 __device__ __forceinline__ float4 LoadFromBlock(uint32_t shared_address, int32_t block) {
@@ -28,209 +28,6 @@ __device__ __forceinline__ float4 LoadFromBlock(uint32_t shared_address, int32_t
       : "r"(shared_address), "r"(block)
       : "memory");
   return value;
-}
-
-struct KernelParams {
-  W4BatchParams p;
-  WgmmaInput input;
-  int32_t ordered_tokens;
-  int32_t token_tiles;
-  int32_t tiles;
-  int32_t chunks;  // of a tile, along k
-  int32_t blocks;  // that share a tile: a cluster, or each leaves its part
-};
-
-__device__ __forceinline__ OrderedOutput NextInput(const KernelParams& k) {
-  return {k.input.next_ordered, k.input.next_group, k.ordered_tokens};
-}
-
-// What W4WgmmaParts reckons with, whatever the tokens: of a block's tile, and of a part at least.
-constexpr int32_t RowTilesOf(int32_t group) { return group == 0 ? 8 : 16; }
-constexpr int32_t kPartSlabs = 2;
-
-template <int32_t kGroupT, int32_t kTokensT>
-struct Shape {
-  static constexpr int32_t kGroup = kGroupT;
-  static constexpr int32_t kTokens = kTokensT;
-  static constexpr int32_t kMapGroup = kGroup == 0 ? 128 : kGroup;  // of GpuKIndex
-  static constexpr int32_t kSlabBytes =
-      kGroup == 0 ? kDenseSlabBytes : layout::GpuSlabBytes(kMapGroup);
-  static constexpr int32_t kGroups = 128 / kMapGroup;  // of a slab
-  // Nibbles less their zeros are multiplied as they are, a slab's sums by its scales afterwards:
-  // fewer instructions where a row has few sums and a slab one scale. Registers for four warpgroups
-  // then suffice.
-  static constexpr bool kFloatScales = kGroup == 128 && kTokens <= 64;
-  static constexpr int32_t kConsumers = kFloatScales ? 4 : 2;  // warpgroups
-  static constexpr int32_t kConsumerWarps = kConsumers * 4;
-  static constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
-  // A block has so many for each of its threads; taking more than others gave would wait for ever.
-  static constexpr int32_t kRegisters = kFloatScales ? 96 : 168;
-  static constexpr int32_t kProducerRegisters = kFloatScales ? 32 : 40;
-  static constexpr int32_t kConsumerRegisters = kFloatScales ? 112 : 232;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
-                kRegisters * (1 + kConsumers));
-  static constexpr int32_t kParts = kFloatScales || kGroup == 0 ? 1 : 2;  // of 64 rows, a warpgroup
-  static constexpr int32_t kRowTiles = kConsumerWarps * kParts;           // of 16 rows, a block
-  static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
-  static_assert(kRowTiles == RowTilesOf(kGroup) && kPartSlabs % kChunk == 0);
-  static constexpr int32_t kSteps =
-      kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
-  static constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
-  static constexpr int32_t kStageX = kChunk * 2 * kHalfBytes;
-  static constexpr int32_t kRowTileBytes = kChunk * kSlabBytes;
-  static constexpr int32_t kStageW = kRowTiles * kRowTileBytes;
-  static constexpr int32_t kFit = (kBlockBytesMax - 256) / (kStageX + kStageW);
-  static constexpr int32_t kStages = kFit < 8 ? kFit : 8;
-  // Stages of weights that are asked for at a time before the ring is full: four slabs of every row
-  // tile, 70 to 80 KB. Twice as much kept the first activations waiting 3 to 4 µs (NOTES.md). The
-  // head's weights are many more than its activations.
-  static constexpr int32_t kEarly = kGroup == 0 ? kStages : 4 / kChunk;
-  // Shared memory: activations of all stages, weights, barriers.
-  static constexpr int32_t kWeights = kStages * kStageX;
-  static constexpr int32_t kBarriers = kWeights + kStages * kStageW;
-  static constexpr int32_t kBytes = kBarriers + 2 * kStages * 8;
-  // Parts of a tile lie where the ring was.
-  static_assert(kConsumers * kParts * kTokens * 2 * kGroupThreads <= kBarriers);
-};
-
-// A block's place: its tiles, every so many, and its chunks of each.
-struct Place {
-  int32_t tile, stride;
-  int32_t rank;  // in the cluster
-  int32_t begin, end;
-
-  __device__ __forceinline__ explicit Place(const KernelParams& k) {
-    rank = static_cast<int32_t>(blockIdx.x) % k.blocks;
-    tile = static_cast<int32_t>(blockIdx.x) / k.blocks;
-    stride = static_cast<int32_t>(gridDim.x) / k.blocks;
-    begin = rank * k.chunks / k.blocks;
-    end = (rank + 1) * k.chunks / k.blocks;
-  }
-};
-
-// Barriers of a stage: full, by the copies; empty, by the consumer warps.
-template <typename S>
-struct Ring {
-  uint8_t* shared;
-  int32_t stage = 0;
-  uint32_t phase = 0;
-
-  __device__ __forceinline__ uint64_t* Full(int32_t at) const {
-    return reinterpret_cast<uint64_t*>(shared + S::kBarriers) + at;
-  }
-  __device__ __forceinline__ uint64_t* Empty(int32_t at) const { return Full(S::kStages + at); }
-  __device__ __forceinline__ uint8_t* X() const { return shared + stage * S::kStageX; }
-  __device__ __forceinline__ uint8_t* W() const {
-    return shared + S::kWeights + stage * S::kStageW;
-  }
-  __device__ __forceinline__ void Advance() {
-    if (++stage == S::kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-// A producer warp's copies of a chunk, one a lane: row tiles of weights, then halves of
-// activations. The lanes' copies go out one after the other, in some hundreds of cycles: four warps
-// take turns.
-template <typename S>
-struct Copies {
-  const KernelParams& k;
-  uint8_t* shared;
-  int32_t lane;
-  uint64_t policy;
-  const uint8_t* from;      // the tile's first chunk
-  int64_t chunk_bytes;      // from one to the next
-  int32_t to, stage_bytes;  // in a stage, and from one to the next
-
-  __device__ __forceinline__ Copies(const KernelParams& params, uint8_t* memory, int32_t thread)
-      : k(params), shared(memory), lane(thread) {
-    const bool weights = lane < S::kRowTiles;
-    policy = weights && k.token_tiles == 1 ? EvictFirstPolicy() : EvictNormalPolicy();
-    chunk_bytes = weights ? S::kRowTileBytes : int64_t{S::kChunk} * 2 * 128 * k.ordered_tokens;
-    to = weights ? S::kWeights + lane * S::kRowTileBytes : (lane - S::kRowTiles) * S::kHalfBytes;
-    stage_bytes = weights ? S::kStageW : S::kStageX;
-  }
-  __device__ __forceinline__ void SetTile(int32_t tile) {
-    if (lane < S::kRowTiles) {
-      const int32_t row_tile =
-          min(tile / k.token_tiles * S::kRowTiles + lane, layout::GpuRowTiles(k.p.rows) - 1);
-      from = k.p.slabs +
-             static_cast<int64_t>(row_tile) * layout::GpuSlabs(k.p.columns) * S::kSlabBytes;
-    } else {
-      const int64_t row = static_cast<int64_t>(lane - S::kRowTiles) * k.ordered_tokens +
-                          tile % k.token_tiles * S::kTokens;
-      from = reinterpret_cast<const uint8_t*>(k.input.ordered + row * 64);
-    }
-  }
-  __device__ __forceinline__ void Expect(int32_t chunk, uint64_t* full) const {
-    if (lane == 0)
-      BarrierExpect(full, Slabs(chunk) * (S::kRowTiles * S::kSlabBytes + 2 * S::kHalfBytes));
-    __syncwarp();
-  }
-  // Lanes [first, last).
-  __device__ __forceinline__ void Issue(int32_t chunk, int32_t stage, int32_t first, int32_t last,
-                                        uint64_t* full) const {
-    const bool weights = lane < S::kRowTiles;
-    const int32_t slabs = Slabs(chunk);
-    if (lane < first || lane >= min(last, S::kRowTiles + slabs * 2)) return;
-    BulkCopy(shared + to + stage * stage_bytes, from + chunk * chunk_bytes,
-             weights ? slabs * S::kSlabBytes : S::kHalfBytes, full, policy);
-  }
-
- private:
-  __device__ __forceinline__ int32_t Slabs(int32_t chunk) const {
-    return min(S::kChunk, layout::GpuSlabs(k.p.columns) - chunk * S::kChunk);
-  }
-};
-
-// Warps take turns at the chunks of the block's work. No more of them than stages: one that runs
-// ahead by more would take a barrier's phase before the last for its own.
-template <typename S>
-__device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, int32_t turn,
-                                        int32_t lane) {
-  constexpr int32_t kTurns = S::kStages < 4 ? S::kStages : 4;
-  if (turn >= kTurns) return;
-  const Place place(k);
-  const Ring<S> ring{shared};
-  Copies<S> copies(k, shared, lane);
-  int32_t tile = place.tile;
-  copies.SetTile(tile);
-  // Weights depend on nobody: the ring's first are on their way before the kernel before has ended.
-  // Not many: what is asked for then stands before the first activations. All warps bring a part of
-  // each, so that the first is complete first.
-  const int32_t ahead = min(S::kStages, place.end - place.begin), early = min(S::kEarly, ahead);
-  constexpr int32_t kShare = (S::kRowTiles + kTurns - 1) / kTurns;
-  for (int32_t i = 0; i < early; ++i) {
-    if (i % kTurns == turn) copies.Expect(place.begin + i, ring.Full(i));
-    copies.Issue(place.begin + i, i, turn * kShare, min((turn + 1) * kShare, S::kRowTiles),
-                 ring.Full(i));
-  }
-  WaitForPreviousKernel();
-  LetNextKernelStart();
-  int32_t i = turn;
-  for (; i < ahead; i += kTurns) {
-    if (i >= early) {
-      BarrierWait(ring.Full(i - early), 0);
-      copies.Expect(place.begin + i, ring.Full(i));
-    }
-    copies.Issue(place.begin + i, i, i < early ? S::kRowTiles : 0, 32, ring.Full(i));
-  }
-  // Before a stage is filled again: one that still waited for it would miss its phase.
-  asm volatile("bar.sync 2, %0;" ::"n"(kTurns * 32) : "memory");
-  for (int32_t chunk = place.begin + i;; i += kTurns, chunk += kTurns) {
-    while (chunk >= place.end) {
-      chunk -= place.end - place.begin;
-      tile += place.stride;
-      if (tile >= k.tiles) return;
-      copies.SetTile(tile);
-    }
-    const int32_t stage = i % S::kStages;
-    BarrierWait(ring.Empty(stage), (i / S::kStages & 1) ^ 1);
-    copies.Expect(chunk, ring.Full(stage));
-    copies.Issue(chunk, stage, 0, 32, ring.Full(stage));
-  }
 }
 
 // A warp's weights of a slab: 16 rows in each part.
@@ -327,6 +124,23 @@ struct Consumer {
     }
   }
 
+  // Of one or two slabs of activations in fixed point.
+  __device__ __forceinline__ void MultiplyFixed(const uint8_t* slab, const float* scales,
+                                                uint64_t b, bool two, int32_t lane) {
+    FixedSlab<S::kTokens> first, second;
+    first.Multiply(slab, b, lane);
+    if (!two) {
+      WarpgroupWait<0>();
+      first.AddTo(scales, lane, sum);
+      return;
+    }
+    second.Multiply(slab + S::kSlabBytes, Further(b, 2 * S::kHalfBytes), lane);
+    WarpgroupWait<1>();
+    first.AddTo(scales, lane, sum);
+    WarpgroupWait<0>();
+    second.AddTo(scales + S::kScaleBytes / 4, lane, sum);
+  }
+
   // `done` is arrived at when the slab before is no longer read.
   __device__ __forceinline__ void MultiplySlab(const uint8_t* slab, uint64_t b, int32_t lane,
                                                uint64_t* done) {
@@ -371,14 +185,24 @@ struct Consumer {
     for (int32_t i = 0; i < kValues; ++i) acc[0][i] = sum[i];
   }
 
+  __device__ __forceinline__ void MultiplyBy(const float* factors, int32_t lane) {
+#pragma unroll
+    for (int32_t part = 0; part < S::kParts; ++part) {
+#pragma unroll
+      for (int32_t i = 0; i < kValues; ++i) {
+        acc[part][i] *= factors[i / 4 * 8 + lane % 4 * 2 + i % 2];
+      }
+    }
+  }
+
   // Leaves the block's part of a tile.
   __device__ __forceinline__ void StorePart(const KernelParams& k, int32_t rank, int32_t row_tile,
                                             int32_t first_token, int32_t lane) {
 #pragma unroll
     for (int32_t part = 0; part < S::kParts; ++part) {
       if (row_tile + part * 4 >= layout::GpuRowTiles(k.p.rows)) break;
-      StorePartialSums(k.p, k.input.parts, rank, {row_tile + part * 4, first_token, lane},
-                       acc[part]);
+      StorePartialSums<S::kFactors>(k.p, k.parts, rank, {row_tile + part * 4, first_token, lane},
+                                    acc[part]);
     }
   }
 
@@ -455,10 +279,16 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
     BarrierWait(ring->Full(ring->stage), ring->phase);
     const uint8_t* slab = ring->W() + row_tile * S::kRowTileBytes;
     const uint64_t b = UniformRows(ring->X());
-    consumer->MultiplySlab(slab, b, lane, done);
-    if constexpr (S::kChunk == 2) {
-      if (chunk * 2 + 1 < layout::GpuSlabs(k.p.columns)) {
-        consumer->MultiplySlab(slab + S::kSlabBytes, Further(b, 2 * S::kHalfBytes), lane, nullptr);
+    const bool two = S::kChunk == 2 && chunk * 2 + 1 < layout::GpuSlabs(k.p.columns);
+    if constexpr (S::kFixed) {
+      consumer->MultiplyFixed(slab, ring->Scales(), b, two, lane);
+    } else {
+      consumer->MultiplySlab(slab, b, lane, done);
+      if constexpr (S::kChunk == 2) {
+        if (two) {
+          consumer->MultiplySlab(slab + S::kSlabBytes, Further(b, 2 * S::kHalfBytes), lane,
+                                 nullptr);
+        }
       }
     }
     done = ring->Empty(ring->stage);
@@ -474,6 +304,76 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
   }
 }
 
+// What results of normed inputs are multiplied by; a warp sees to some tokens.
+template <typename S>
+__device__ __forceinline__ void MakeFactors(const KernelParams& k, const Ring<S>& ring,
+                                            int32_t warp, int32_t lane) {
+  constexpr int32_t kOfWarp = (S::kTokens + S::kConsumerWarps - 1) / S::kConsumerWarps;
+  const NormedInput& normed = k.input.normed;
+  float squares[kOfWarp], scale[kOfWarp];
+#pragma unroll
+  for (int32_t i = 0; i < kOfWarp; ++i) {
+    const int32_t token = warp + i * S::kConsumerWarps;
+    squares[i] = 0;
+    scale[i] = 1;
+    if (token >= k.p.tokens) continue;
+    const float* parts = normed.square_sums + static_cast<int64_t>(token) * normed.parts;
+    for (int32_t part = lane; part < normed.parts; part += 32) squares[i] += parts[part];
+    scale[i] = normed.scale[token];
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kOfWarp; ++i) {
+    const int32_t token = warp + i * S::kConsumerWarps;
+    const float mean = __fdividef(SumOfWarp(squares[i]), static_cast<float>(k.p.columns));
+    const float inverse = rsqrtf(mean + normed.epsilon);
+    if (lane != 0 || token >= k.p.tokens) continue;
+    ring.Factors()[token] = __fdividef(inverse, scale[i] * kNormedInputFactor);
+    if (blockIdx.x == 0) normed.inverse_rms_out[token] = inverse;
+  }
+  __syncwarp();
+  if (lane == 0) BarrierArrive(ring.Factored());
+}
+
+// The block's share of a tile whose parts all its blocks leave.
+template <typename S>
+__device__ __forceinline__ void Meet(const KernelParams& k, const Place& place, int32_t tile,
+                                     int32_t warp, int32_t lane) {
+  constexpr int32_t kSlabs = S::kRowTiles * layout::kGpuTileRows / layout::kGpuSlabColumns;
+  for (int32_t pair = warp * k.blocks + place.rank; pair < kSlabs * k.p.tokens;
+       pair += S::kConsumerWarps * k.blocks) {
+    const int32_t slab = tile * kSlabs + pair % kSlabs;
+    if (slab >= layout::GpuSlabs(k.p.rows)) continue;
+    FinishPair(k.p, k.input, pair / kSlabs, slab, k.blocks, k.ordered_tokens, lane);
+  }
+}
+
+// Results of SiLU in fixed point: a block's rows are a slab of the next product. `acc` is one row
+// tile's.
+template <typename S>
+__device__ __forceinline__ void StoreFixedSilu(const KernelParams& k, int32_t tile,
+                                               const float (&acc)[S::kTokens / 2], int32_t warp,
+                                               int32_t lane, uint8_t* shared) {
+  auto* results = reinterpret_cast<float*>(shared + S::kResults);
+  const float2 bias =
+      RowBiases(k.p, (tile * S::kRowTiles + warp) * layout::kGpuTileRows + lane / 4);
+  MeetConsumers<S::kConsumers * kGroupThreads>();  // the tile before has left
+#pragma unroll
+  for (int32_t i = 0; i < S::kTokens / 2; ++i) {
+    if (i % 4 >= 2) continue;
+    const int32_t token = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    results[token * S::kResultRow + warp * 8 + lane / 4] =
+        SiluTimes(acc[i] + bias.x, acc[i + 2] + bias.y);
+  }
+  MeetConsumers<S::kConsumers * kGroupThreads>();
+  for (int32_t token = warp; token < k.p.tokens; token += S::kConsumerWarps) {
+    const float4 four =
+        *reinterpret_cast<const float4*>(results + token * S::kResultRow + lane * 4);
+    const float v[4] = {four.x, four.y, four.z, four.w};
+    StoreFixed(v, token, tile * layout::kGpuSlabColumns + lane * 4, k.ordered_tokens,
+               k.input.next_ordered, k.input.next_scales);
+  }
+}
+
 template <typename S>
 __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, int32_t group) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
@@ -484,9 +384,20 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
   const Place place(k);
   Ring<S> ring{shared};
   Consumer<S> consumer;
+  const int32_t warp = group * 4 + thread / 32;
+  const bool factors = S::kFactors && k.input.normed.square_sums != nullptr;
+  if constexpr (S::kFactors) {
+    if (factors) MakeFactors(k, ring, warp, lane);
+  }
   for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
     MultiplyTile<S>(k, place, row_tile, lane, &ring, &consumer);
-    if (k.input.parts != nullptr) {
+    if constexpr (S::kFactors) {
+      if (factors) {
+        BarrierWait(ring.Factored(), 0);
+        consumer.MultiplyBy(ring.Factors(), lane);
+      }
+    }
+    if (k.parts != nullptr) {
       consumer.StorePart(k, place.rank, tile / k.token_tiles * S::kRowTiles + row_tile,
                          tile % k.token_tiles * S::kTokens, lane);
       continue;
@@ -495,8 +406,20 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
       StoreShare<S>(k, place, consumer, group, thread, shared);
       return;
     }
+    if constexpr (S::kFixed) {
+      if (k.input.next_scales != nullptr) {
+        StoreFixedSilu<S>(k, tile, consumer.acc[0], warp, lane, shared);
+        continue;
+      }
+    }
     consumer.Store(k.p, NextInput(k), tile / k.token_tiles * S::kRowTiles + row_tile,
                    tile % k.token_tiles * S::kTokens, lane);
+  }
+  if constexpr (S::kFactors) {
+    if (k.input.meeting == nullptr) return;
+    for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
+      Meet<S>(k, place, tile, warp, lane);
+    }
   }
 }
 
@@ -511,6 +434,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       BarrierInit(ring.Full(i), 1);
       BarrierInit(ring.Empty(i), S::kConsumerWarps);
     }
+    if (S::kFactors) BarrierInit(ring.Factored(), S::kConsumerWarps);
     FenceBarrierInit();
   }
   __syncthreads();
@@ -561,7 +485,8 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
   k.token_tiles = k.ordered_tokens / S::kTokens;
   k.tiles = parts_of(layout::GpuRowTiles(params.rows), S::kRowTiles) * k.token_tiles;
   k.chunks = parts_of(layout::GpuSlabs(params.columns), S::kChunk);
-  const bool parts = input.parts != nullptr;
+  k.parts = input.meeting != nullptr ? input.meeting : input.parts;
+  const bool parts = k.parts != nullptr;
   k.blocks = parts ? W4WgmmaParts(params, multiprocessors)
                    : BlocksOfTile<S>(k.tiles, k.chunks, multiprocessors);
   const int32_t grid = k.blocks > 1 ? k.tiles * k.blocks : std::min(k.tiles, multiprocessors);
@@ -573,6 +498,18 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
                        .dependent = options.dependent,
                        .cluster = parts ? 1 : k.blocks},
                       k);
+}
+
+bool InputFits(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors) {
+  const bool meets = input.meeting != nullptr;
+  const bool fixed = input.fixed_scales != nullptr, next_fixed = input.next_scales != nullptr;
+  if (meets && (params.output != DecodeOutput::kAddResidual || params.rows % 8 != 0)) return false;
+  if (fixed && params.group != 128) return false;
+  if (next_fixed && input.next_group != 128) return false;
+  if (next_fixed && !meets && !(fixed && W4WgmmaFixedSilu(params, multiprocessors))) return false;
+  const bool few = meets || fixed || next_fixed || input.normed.square_sums != nullptr;
+  if (few && (!kMeetings || params.tokens > kWgmmaMeetingTokens)) return false;
+  return input.parts == nullptr || params.tokens <= kWgmmaPartsTokens;
 }
 
 template <int32_t kGroup, typename... Rest>
@@ -603,10 +540,19 @@ int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors) {
   return (chunks + longest - 1) / longest;
 }
 
+bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors) {
+  const int32_t rows_of_tile = RowTilesOf(params.group) * layout::kGpuTileRows;
+  const int32_t tiles = (params.rows + rows_of_tile - 1) / rows_of_tile;
+  return params.output == DecodeOutput::kSiluMul && params.group == 128 &&
+         params.rows % rows_of_tile == 0 && params.tokens <= kWgmmaMeetingTokens &&
+         2 * tiles > multiprocessors;
+}
+
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
-  if (input.parts == nullptr && PromptTilesFit(params, multiprocessors)) {
+  if (!InputFits(params, input, multiprocessors)) return cudaErrorInvalidValue;
+  if (PromptTilesFit(params, multiprocessors)) {
     return W4WgmmaPrompt(params, input, multiprocessors, options);
   }
   switch (params.group) {
@@ -617,6 +563,12 @@ cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_
     case 64:
       return LaunchGroup<64>(params, input, multiprocessors, options);
     case 128:
+      if constexpr (kMeetings) {
+        if (input.fixed_scales != nullptr) {
+          return LaunchShapeOf<Shape<128, kWgmmaMeetingTokens, true>>(params, input,
+                                                                      multiprocessors, options);
+        }
+      }
       return LaunchGroup<128>(params, input, multiprocessors, options);
     default:
       return cudaErrorInvalidValue;

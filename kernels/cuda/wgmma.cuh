@@ -24,6 +24,11 @@ __device__ __forceinline__ void WarpgroupWait() {
 }
 // Keeps the compiler from moving what it does with these registers over this place.
 template <int32_t kCount>
+__device__ __forceinline__ void PinRegisters(int32_t (&values)[kCount]) {
+#pragma unroll
+  for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
+}
+template <int32_t kCount>
 __device__ __forceinline__ void PinRegisters(float (&values)[kCount]) {
 #pragma unroll
   for (int32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
@@ -210,6 +215,46 @@ struct WarpgroupMma<256> {
   }
 };
 
+// d[64, kN] += a[64, 32] * b[32, kN] of unsigned and signed bytes, exactly; otherwise as above.
+template <int32_t kN>
+struct WarpgroupMmaBytes;
+
+#define NIBBLE_I8(i)                                                                          \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), \
+      "+r"(d[i + 6]), "+r"(d[i + 7])
+#define NIBBLE_I16(i) NIBBLE_I8(i), NIBBLE_I8(i + 8)
+
+template <>
+struct WarpgroupMmaBytes<32> {
+  template <bool kFirst>
+  static __device__ __forceinline__ void Add(int32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+        "{%16,%17,%18,%19}, %20, adds;\n}"
+        : NIBBLE_I16(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kFirst ? 1 : 0));
+  }
+};
+
+template <>
+struct WarpgroupMmaBytes<64> {
+  template <bool kFirst>
+  static __device__ __forceinline__ void Add(int32_t (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+        "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+        "{%32,%33,%34,%35}, %36, adds;\n}"
+        : NIBBLE_I16(0), NIBBLE_I16(16)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kFirst ? 1 : 0));
+  }
+};
+
+#undef NIBBLE_I8
+#undef NIBBLE_I16
 #undef NIBBLE_D8
 #undef NIBBLE_D16
 #undef NIBBLE_D32

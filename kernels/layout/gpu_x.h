@@ -45,6 +45,34 @@ constexpr int64_t GpuOrderedIndex(int32_t token, int32_t k, int32_t group, int32
   return row * 64 + (chunk ^ (token % 8)) * 8 + 2 * c + k % 2;
 }
 
+// Activations in 16-bit fixed point, for the integer products of the tensor cores: x = scale * (256
+// * high + low) with both bytes signed and one scale a token and slab. [slab][row of 128 bytes], as
+// many bytes as fp16 takes. Rows lie so that of eight tokens a lane column gets both bytes of the
+// tokens that it would get of fp16 products. Weights in groups of 128.
+constexpr int32_t GpuFixedRow(int32_t token, bool high) {
+  return token / 8 * 16 + token % 2 * 8 + token % 8 / 2 * 2 + (high ? 0 : 1);
+}
+// Byte offset of the first of four bytes, which are those of k, k + 2, k + 1, k + 3: as the nibbles
+// of a word lie. k is a multiple of four.
+constexpr int64_t GpuFixedIndex(int32_t token, int32_t k, bool high, int32_t ordered_tokens) {
+  const int32_t c = k % kGpuSlabColumns / 32, step = k % 32 / 4;
+  const int32_t row = GpuFixedRow(token, high);
+  return (static_cast<int64_t>(k / kGpuSlabColumns) * 2 * ordered_tokens + row) * 128 +
+         (step ^ (row % 8)) * 16 + c * 4;
+}
+// Beside it, [slab][2][ordered tokens] floats: scales, and scaled sums of the slab's k. A lane
+// column's tokens lie side by side.
+constexpr int64_t GpuFixedScaleIndex(int32_t token, int32_t slab, bool sum,
+                                     int32_t ordered_tokens) {
+  const int32_t place = token % 8 / 2 * (ordered_tokens / 4) + token / 8 * 2 + token % 2;
+  return (static_cast<int64_t>(slab) * 2 + (sum ? 1 : 0)) * ordered_tokens + place;
+}
+constexpr int64_t GpuFixedScaleCount(int32_t tokens, int32_t columns) {
+  return static_cast<int64_t>(GpuSlabs(columns)) * 2 * GpuOrderedTokens(tokens);
+}
+// Largest number of either sign: its high byte is rounded.
+inline constexpr int32_t kGpuFixedMax = 32512;
+
 // Activations of up to 16 tokens as a warp loads them, whole lines at a time, for the fragments of
 // mma.m16n8k16: [slab][eight tokens][two k-steps][token][lane column] of eight k side by side.
 struct GpuFragmentOrder {

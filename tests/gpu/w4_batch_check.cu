@@ -16,6 +16,7 @@
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"
 #include "tests/gpu/w4_logical.cuh"
+#include "tests/gpu/w4_meeting_check.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -75,18 +76,6 @@ std::vector<double> Want(const Case& c, const std::vector<double>& plain,
   return want;
 }
 
-std::vector<Real16> InOrder(const std::vector<Real16>& x, int tokens, int columns, int group) {
-  std::vector<Real16> ordered(layout::GpuOrderedCount(tokens, columns), ToReal(0));
-  const int ordered_tokens = layout::GpuOrderedTokens(tokens);
-  for (int t = 0; t < tokens; ++t) {
-    for (int k = 0; k < columns; ++k) {
-      ordered[layout::GpuOrderedIndex(t, k, group == 0 ? 128 : group, ordered_tokens)] =
-          x[static_cast<size_t>(t) * columns + k];
-    }
-  }
-  return ordered;
-}
-
 // What a product with SiLU leaves for the next one: the same numbers, in order.
 bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const Real16* ordered,
                         const std::vector<Real16>& y) {
@@ -121,17 +110,20 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
   for (int t = 0; t < tokens; ++t) rows.push_back(part_count > 0 ? t : tokens - 1 - t);
   const DeviceArray<int32_t> device_rows(rows);
   std::vector<Real16> plain;
+  std::vector<double> inverses;
   for (const int row : rows) {
     double squares = 0;
     const float* x = residual.data() + static_cast<size_t>(row) * hidden;
     for (int k = 0; k < hidden; ++k) squares += static_cast<double>(x[k]) * x[k];
     const double inverse = 1 / std::sqrt(squares / hidden + 1e-5);
+    inverses.push_back(inverse);
     for (int k = 0; k < hidden; ++k) {
       plain.push_back(ToReal(static_cast<float>(x[k] * inverse * Double(weight[k]))));
     }
   }
   DeviceArray<Real16> ordered(
       std::vector<Real16>(layout::GpuOrderedCount(tokens, hidden), ToReal(0)));
+  DeviceArray<float> inverse_rms(tokens);
   CUDA_OK(OrderedNorm({.residual = device_residual.get(),
                        .rows = part_count > 0 ? nullptr : device_rows.get(),
                        .weight = device_weight.get(),
@@ -141,7 +133,8 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
                        .group = group,
                        .ordered = ordered.get(),
                        .parts = part_count > 0 ? device_parts.get() : nullptr,
-                       .part_count = part_count},
+                       .part_count = part_count,
+                       .inverse_rms_out = inverse_rms.get()},
                       {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   const std::vector<float> left = device_residual.Get();
@@ -152,10 +145,13 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
   std::vector<double> want, got;
   for (const Real16 value : InOrder(plain, tokens, hidden, group)) want.push_back(Double(value));
   for (const Real16 value : ordered.Get()) got.push_back(Double(value));
-  return Report(std::string(TestedName()) + " norm in order, tokens " + std::to_string(tokens) +
-                    " hidden " + std::to_string(hidden) + " group " + std::to_string(group) +
-                    " parts " + std::to_string(part_count),
-                want, got, Limit(1e-3));
+  const std::vector<float> left_inverses = inverse_rms.Get();
+  const std::vector<double> got_inverses(left_inverses.begin(), left_inverses.end());
+  return Report("the inverse rms of a norm", inverses, got_inverses, 1e-5) &&
+         Report("norm in order, tokens " + std::to_string(tokens) + " hidden " +
+                    std::to_string(hidden) + " group " + std::to_string(group) + " parts " +
+                    std::to_string(part_count),
+                want, got, 1e-3);
 }
 
 // What blocks leave for a norm to add up: the results without the residual's old values.
@@ -226,6 +222,7 @@ bool CheckAll(const Device& device) {
   ok = CheckNorm(17, 576, 64, 1) && ok;
   ok = CheckNorm(33, 4096, 128, 8) && ok;
   ok = CheckNorm(64, 18440, 32, 5) && ok;
+  ok = (Tested() != Element::kHalf || CheckMeetings(device.multiprocessors, device.stream)) && ok;
   for (const Case& c : {Case{512, 1024, 128, 32, kFloat, false},
                         Case{4096, 4096, 128, 16, kAddResidual, true},
                         Case{6144, 4096, 128, 9, kHalf, true},

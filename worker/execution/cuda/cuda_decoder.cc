@@ -77,7 +77,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   const int64_t parts = layout::GpuRowTiles(spec.hidden_size);
   ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(FewTokens() * parts));
   for (float*& scales : scales_) {
-    ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(FewTokens()));
+    ASSIGN_OR_RETURN(scales, arena_.Allocate<float>(cuda::kWgmmaMeetingTokens));
   }
   const int64_t normed_rows =
       hopper_ ? FewTokens() : std::max<int64_t>(tokens, options_.sample_rows);
@@ -120,6 +120,21 @@ absl::Status CudaDecoder::AllocateOrdered() {
   const int64_t tokens = std::min(options_.max_step_tokens, cuda::kWgmmaPartsTokens);
   const int32_t rows = std::max(model_.spec().hidden_size, model_.layers()[0].qkv.rows);
   ASSIGN_OR_RETURN(parts_, arena_.Allocate<float>(cuda::kWgmmaPartsMax * tokens * rows));
+  const int32_t hidden = model_.spec().hidden_size;
+  constexpr int32_t kFew = cuda::kWgmmaMeetingTokens;
+  const int64_t words = int64_t{cuda::kWgmmaPartsMax} * kFew * hidden;
+  ASSIGN_OR_RETURN(meeting_, arena_.Allocate<float>(words));
+  if (!arena_.counting()) {
+    RETURN_IF_ERROR(CudaStatus(
+        cudaMemsetAsync(meeting_, 0xff, static_cast<size_t>(words) * sizeof(float), stream_),
+        "preparing sums"));
+  }
+  ASSIGN_OR_RETURN(left_.x, arena_.Allocate<cuda::Real16>(layout::GpuOrderedCount(kFew, hidden)));
+  ASSIGN_OR_RETURN(left_.fixed_scales,
+                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFew, hidden)));
+  ASSIGN_OR_RETURN(left_.square_sums, arena_.Allocate<float>(kFew * layout::GpuSlabs(hidden)));
+  ASSIGN_OR_RETURN(mlp_scales_,
+                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFew, columns[1])));
   return absl::OkStatus();
 }
 
@@ -143,6 +158,11 @@ bool CudaDecoder::LeavesParts(int32_t tokens) const {
   return parts_ != nullptr && tokens > FewTokens() && tokens <= cuda::kWgmmaPartsTokens;
 }
 
+bool CudaDecoder::Meets(int32_t tokens) const {
+  return LeavesParts(tokens) && tokens <= cuda::kWgmmaMeetingTokens &&
+         model_.element() == cuda::Element::kHalf;
+}
+
 cuda::Real16* CudaDecoder::OrderedInput(int32_t tokens) const {
   return hopper_ && tokens > FewTokens() ? ordered_[0] : nullptr;
 }
@@ -163,6 +183,8 @@ cuda::Real16* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLa
 
 absl::Status CudaDecoder::Forward(const StepView& step) {
   part_count_ = 0;
+  left_.valid = false;
+  mlp_fixed_ = false;
   cuda::EmbedParams embed{.table = model_.embedding(),
                           .token_ids = step.token_ids,
                           .last_tokens = last_tokens_,
@@ -352,19 +374,23 @@ absl::Status CudaDecoder::AddToResidual(const Product& product) {
 
 absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                const DeviceMatrix& next) {
+  if (left_.valid) return absl::OkStatus();
   if (cuda::Real16* ordered = OrderedInput(count); ordered != nullptr) {
-    RETURN_IF_ERROR(CudaStatus(cuda::OrderedNorm({.residual = residual_,
-                                                  .rows = rows,
-                                                  .weight = weight,
-                                                  .tokens = count,
-                                                  .hidden = model_.spec().hidden_size,
-                                                  .epsilon = model_.spec().norm_epsilon,
-                                                  .group = next.group,
-                                                  .ordered = ordered,
-                                                  .parts = part_count_ > 0 ? parts_ : nullptr,
-                                                  .part_count = part_count_},
-                                                 Launch()),
-                               "norm"));
+    scale_ = 0;
+    RETURN_IF_ERROR(
+        CudaStatus(cuda::OrderedNorm({.residual = residual_,
+                                      .rows = rows,
+                                      .weight = weight,
+                                      .tokens = count,
+                                      .hidden = model_.spec().hidden_size,
+                                      .epsilon = model_.spec().norm_epsilon,
+                                      .group = next.group,
+                                      .ordered = ordered,
+                                      .parts = part_count_ > 0 ? parts_ : nullptr,
+                                      .part_count = part_count_,
+                                      .inverse_rms_out = Meets(count) ? scales_[0] : nullptr},
+                                     Launch()),
+                   "norm"));
     part_count_ = 0;
     return Timed("norm");
   }
@@ -378,96 +404,6 @@ absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, 
                                            Launch()),
                              "norm"));
   return Timed("norm");
-}
-
-absl::Status CudaDecoder::Multiply(const Product& product) {
-  const DeviceMatrix& matrix = *product.matrix;
-  if (hopper_ && product.tokens <= FewTokens()) {
-    RETURN_IF_ERROR(MultiplyFew(product));
-  } else {
-    RETURN_IF_ERROR(MultiplyMany(product));
-  }
-  return Timed(product.name, matrix.bytes,
-               int64_t{2} * product.tokens * matrix.rows * matrix.columns);
-}
-
-absl::Status CudaDecoder::MultiplyMany(const Product& product) {
-  const DeviceMatrix& matrix = *product.matrix;
-  const cuda::W4BatchParams params{.slabs = matrix.slabs,
-                                   .rows = matrix.rows,
-                                   .columns = matrix.columns,
-                                   .group = matrix.group,
-                                   .tokens = product.tokens,
-                                   .x = product.x,
-                                   .output = product.output,
-                                   .y_half = product.y_half,
-                                   .y_float = product.y_float,
-                                   .residual_out = residual_,
-                                   .bias = matrix.bias};
-  if (hopper_) return MultiplyOrdered(product, params);
-  return CudaStatus(cuda::W4Batch(params, Launch()), "matrix product");
-}
-
-absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
-                                          const cuda::W4BatchParams& params) {
-  if (product.ordered == nullptr) {
-    RETURN_IF_ERROR(CudaStatus(cuda::OrderActivations({.x = params.x,
-                                                       .tokens = params.tokens,
-                                                       .columns = params.columns,
-                                                       .group = params.group,
-                                                       .ordered = ordered_[0]},
-                                                      Launch()),
-                               "activations' order"));
-  }
-  if (product.in_parts) part_count_ = cuda::W4WgmmaParts(params, multiprocessors_);
-  return CudaStatus(
-      cuda::W4Wgmma(params,
-                    {.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
-                     .next_ordered = product.next_ordered,
-                     .next_group = product.next_group,
-                     .parts = product.in_parts ? parts_ : nullptr},
-                    multiprocessors_, Launch()),
-      "matrix product");
-}
-
-absl::Status CudaDecoder::MultiplyFew(const Product& product) {
-  const DeviceMatrix& matrix = *product.matrix;
-  cuda::W4DecodeParams params;
-  params.slabs = matrix.slabs;
-  params.rows = matrix.rows;
-  params.columns = matrix.columns;
-  params.group = matrix.group;
-  params.tokens = product.tokens;
-  params.x = product.x;
-  if (product.in_fragments) params.x_order = layout::GpuFragments(product.tokens, matrix.group);
-  if (NormsInProducts(product.tokens)) {
-    params.next.order = layout::GpuFragments(product.tokens, product.next_group);
-    params.y_order = params.next.order;
-  }
-  if (product.normed_input) {
-    params.normed = {.scale = scales_[scale_],
-                     .square_sums = square_sums_,
-                     .parts = square_parts_,
-                     .epsilon = model_.spec().norm_epsilon,
-                     .inverse_rms_out = scales_[1 - scale_]};
-    scale_ = 1 - scale_;
-  }
-  params.output = product.output;
-  params.y_half = product.y_half;
-  params.y_float = product.y_float;
-  if (product.output == cuda::DecodeOutput::kAddResidual) {
-    params.residual_out = residual_;
-    params.next = {.x = normed_,
-                   .norm_weight = product.next_norm,
-                   .scale = scales_[scale_],
-                   .square_sums = square_sums_,
-                   .order = params.next.order};
-    square_parts_ = layout::GpuRowTiles(matrix.rows);
-  }
-  params.bias = matrix.bias;
-  params.dependent_launch = Launch().dependent;
-  params.element = model_.element();
-  return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
 }
 
 }  // namespace nibble::execution

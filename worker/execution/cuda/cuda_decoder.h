@@ -16,6 +16,7 @@
 #include "kernels/cuda/token_counts.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_decode.h"
+#include "kernels/cuda/w4_wgmma.h"
 #include "worker/execution/cuda/cuda_model.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/gpu_group.h"
@@ -116,11 +117,10 @@ class CudaDecoder {
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
     cuda::Real16* y_half = nullptr;
     float* y_float = nullptr;
-    cuda::Real16* next_ordered = nullptr;  // with kSiluMul and `ordered`, in the place of y_half
-    int32_t next_group = 128;              // of the next product's weights
-    const cuda::Real16* next_norm =
-        nullptr;  // with kAddResidual and few tokens: of the norm that follows
-    // The kernel that follows adds up what blocks leave (LeavesParts).
+    cuda::Real16* next_ordered = nullptr;     // with kSiluMul and `ordered`, in the place of y_half
+    int32_t next_group = 128;                 // of the next product's weights
+    const cuda::Real16* next_norm = nullptr;  // with kAddResidual: of the norm that follows
+    // LeavesParts: the kernel that follows adds up what blocks leave; or Meets.
     bool in_parts = false;
   };
 
@@ -133,6 +133,10 @@ class CudaDecoder {
   // On Hopper, where activations come in order or are put into it.
   [[nodiscard]] absl::Status MultiplyOrdered(const Product& product,
                                              const cuda::W4BatchParams& params);
+  // The product before has left what this one takes in, if it has.
+  void TakeLeft(cuda::WgmmaInput* input);
+  // This one is to leave it.
+  void Leave(const Product& product, cuda::WgmmaInput* input);
   // Of the matrix `next`'s input.
   [[nodiscard]] absl::Status Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                   const DeviceMatrix& next);
@@ -158,6 +162,8 @@ class CudaDecoder {
   [[nodiscard]] bool OrderedMlp() const;
   // Attention and norms of so many tokens add up themselves what qkv, o and down leave.
   [[nodiscard]] bool LeavesParts(int32_t tokens) const;
+  // Of fewer, o and down take the place of the norms behind them.
+  [[nodiscard]] bool Meets(int32_t tokens) const;
   [[nodiscard]] bool RotatesInAttention(const StepView& step) const {
     return hopper_ && options_.fusion && step.every_token_sampled;
   }
@@ -205,6 +211,18 @@ class CudaDecoder {
   cuda::Real16* ordered_[2] = {};  // activations as kernels/layout/gpu_x.h has them
   float* parts_ = nullptr;         // of a product, for the kernel that follows
   int32_t part_count_ = 0;         // that the product launched last has left
+  // Where products meet (w4_wgmma.h), and what they leave for the next one; it reads that after the
+  // product's own activations, so memory is its own.
+  float* meeting_ = nullptr;
+  struct {
+    cuda::Real16* x = nullptr;
+    float* fixed_scales = nullptr;
+    float* square_sums = nullptr;
+    bool fixed = false;
+    bool valid = false;  // by the product launched last
+  } left_;
+  float* mlp_scales_ = nullptr;  // where SiLU has left fixed point in ordered_[1]
+  bool mlp_fixed_ = false;       // and whether the product launched last has
   cuda::Real16* normed_ = nullptr;
   cuda::Real16* qkv_ = nullptr;
   cuda::Real16* attention_ = nullptr;

@@ -1,0 +1,163 @@
+// Blocks that share a tile of a batch product along k meet in the L2: each leaves its part of the
+// sums there, takes its share of the tile's (token, slab of rows) pairs, adds up their parts, and
+// leaves what the next norm's product takes in. A word says by itself that it has come: between
+// launches all bits of all words are set, which is a NaN that no sum is.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_wgmma.h"
+#include "kernels/layout/gpu_x.h"
+
+namespace nibble::cuda::NIBBLE_ELEMENT {
+
+inline constexpr uint32_t kNotCome = 0xffffffffu;
+
+__device__ __forceinline__ uint4 PeekWords(const float* from) {
+  uint4 words;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from)
+               : "memory");
+  return words;
+}
+__device__ __forceinline__ bool HaveCome(const uint4& words) {
+  return words.x != kNotCome && words.y != kNotCome && words.z != kNotCome && words.w != kNotCome;
+}
+
+// What a lane has of a pair: four columns of the slab.
+struct MeetingPair {
+  float4 x;  // the residual stream
+  float weight[4];
+  float scale;
+
+  // What does not wait for other blocks.
+  __device__ __forceinline__ void Load(const float* residual, const NextInput& next, int32_t token,
+                                       int32_t column, bool exists) {
+    x = make_float4(0, 0, 0, 0);
+    uint2 weights = make_uint2(0, 0);
+    if (exists) {
+      x = *reinterpret_cast<const float4*>(residual);
+      weights = *reinterpret_cast<const uint2*>(next.norm_weight + column);
+    }
+    scale = next.scale[token] * kNormedInputFactor;
+    const auto* reals = reinterpret_cast<const Real16*>(&weights);
+#pragma unroll
+    for (int32_t i = 0; i < 4; ++i) weight[i] = ToFloat(reals[i]);
+  }
+  // Adds parts in their order as they come, and leaves their words as they were.
+  __device__ __forceinline__ void Add(float* words, int64_t part_stride, int32_t parts) {
+    uint4 values[kWgmmaPartsMax];
+#pragma unroll
+    for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
+      if (part < parts) values[part] = PeekWords(words + part * part_stride);
+    }
+    // All that are missing are asked for together.
+    for (bool all = false; !all;) {
+      all = true;
+#pragma unroll
+      for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
+        if (part >= parts || HaveCome(values[part])) continue;
+        values[part] = PeekWords(words + part * part_stride);
+        all = false;
+      }
+    }
+#pragma unroll
+    for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
+      if (part >= parts) break;
+      float* from = words + part * part_stride;
+      *reinterpret_cast<uint4*>(from) = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
+      x.x += __uint_as_float(values[part].x);
+      x.y += __uint_as_float(values[part].y);
+      x.z += __uint_as_float(values[part].z);
+      x.w += __uint_as_float(values[part].w);
+    }
+  }
+  // Of the next product's input.
+  __device__ __forceinline__ void Weighted(float (&v)[4]) const {
+    v[0] = x.x * weight[0] * scale;
+    v[1] = x.y * weight[1] * scale;
+    v[2] = x.z * weight[2] * scale;
+    v[3] = x.w * weight[3] * scale;
+  }
+};
+
+__device__ __forceinline__ float SumOfWarp(float value) {
+#pragma unroll
+  for (int32_t offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
+
+// A warp's slab of a token in fixed point; a lane has four k.
+__device__ __forceinline__ void StoreFixed(const float (&v)[4], int32_t token, int32_t column,
+                                           int32_t ordered_tokens, Real16* x, float* scales) {
+  // Magnitudes lie as their bits do, and no number behind them.
+  uint32_t most = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
+  const float largest = __uint_as_float(__reduce_max_sync(0xffffffffu, most));
+  const float inverse =
+      largest > 0 ? __fdividef(static_cast<float>(layout::kGpuFixedMax), largest) : 0;
+  int32_t number[4], sum = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    number[i] = __float2int_rn(v[i] * inverse);
+    sum += number[i];
+  }
+  sum = __reduce_add_sync(0xffffffffu, sum);
+  uint32_t high = 0, low = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    const int32_t shift = (i == 1 ? 2 : i == 2 ? 1 : i) * 8;
+    high |= (static_cast<uint32_t>((number[i] + 128) >> 8) & 0xffu) << shift;
+    low |= (static_cast<uint32_t>(number[i]) & 0xffu) << shift;
+  }
+  auto* bytes = reinterpret_cast<uint8_t*>(x);
+  *reinterpret_cast<uint32_t*>(bytes + layout::GpuFixedIndex(token, column, true, ordered_tokens)) =
+      high;
+  *reinterpret_cast<uint32_t*>(bytes +
+                               layout::GpuFixedIndex(token, column, false, ordered_tokens)) = low;
+  if (column % layout::kGpuSlabColumns != 0) return;
+  const int32_t slab = column / layout::kGpuSlabColumns;
+  const float scale = largest / static_cast<float>(layout::kGpuFixedMax);
+  scales[layout::GpuFixedScaleIndex(token, slab, false, ordered_tokens)] = scale;
+  scales[layout::GpuFixedScaleIndex(token, slab, true, ordered_tokens)] =
+      scale * static_cast<float>(sum);
+}
+
+// One (token, slab) pair, by a warp.
+__device__ __forceinline__ void FinishPair(const W4BatchParams& p, const WgmmaInput& input,
+                                           int32_t token, int32_t slab, int32_t parts,
+                                           int32_t ordered_tokens, int32_t lane) {
+  const int32_t rows = p.rows;
+  const int32_t column = slab * layout::kGpuSlabColumns + lane * 4;
+  const NextInput& next = input.next;
+  const int64_t at = static_cast<int64_t>(token) * rows + column;
+  MeetingPair pair;
+  pair.Load(p.residual_out + at, next, token, column, column < rows);
+  if (column < rows) {
+    pair.Add(input.meeting + at, static_cast<int64_t>(p.tokens) * rows, parts);
+    *reinterpret_cast<float4*>(p.residual_out + at) = pair.x;
+  }
+  float v[4];
+  pair.Weighted(v);
+  if (input.next_scales != nullptr) {
+    StoreFixed(v, token, column, ordered_tokens, next.x, input.next_scales);
+  } else {
+    const int32_t group = input.next_group == 0 ? 128 : input.next_group;
+#pragma unroll
+    for (int32_t i = 0; i < 4; i += 2) {
+      const int64_t to = layout::GpuOrderedIndex(token, column + i, group, ordered_tokens);
+      *reinterpret_cast<uint32_t*>(next.x + to) = RealBits(v[i], v[i + 1]);
+    }
+  }
+  const float squares = SumOfWarp(pair.x.x * pair.x.x + pair.x.y * pair.x.y + pair.x.z * pair.x.z +
+                                  pair.x.w * pair.x.w);
+  if (lane == 0) next.square_sums[token * layout::GpuSlabs(rows) + slab] = squares;
+}
+
+}  // namespace nibble::cuda::NIBBLE_ELEMENT
