@@ -192,11 +192,7 @@ absl::Status CompleteOptions(WorkerOptions* options) {
     options->threads = std::max(1, CoreCount() / PlaceOf(*options).ranks_each);
   }
   options->memory.threads = options->threads;
-  if (!OnGpu(*options)) return absl::OkStatus();
-  if (options->group_size > 1) {
-    return Bad("device", options->device, "cpu, for a group over several machines");
-  }
-  return execution::CheckGpuBuild();
+  return OnGpu(*options) ? execution::CheckGpuBuild() : absl::OkStatus();
 }
 
 std::vector<std::string> ToArguments(const WorkerOptions& options) {

@@ -24,7 +24,8 @@ absl::StatusOr<weights::MemoryPlan> Plan(const WorkerOptions& options,
                                   {.memory = options.memory,
                                    .fusion = options.fusion,
                                    .gpu = gpu,
-                                   .memory_fraction = options.memory_fraction});
+                                   .memory_fraction = options.memory_fraction,
+                                   .one_machine = PlaceOf(options).machines == 1});
 }
 
 weights::MemoryPlan OfThisMachine(const WorkerOptions& options, weights::MemoryPlan plan) {

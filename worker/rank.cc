@@ -217,6 +217,7 @@ absl::Status Rank::CreateOnGpu() {
                                     .fusion = options_.fusion,
                                     .activations = options_.activations,
                                     .communicator = communicator_.get(),
+                                    .one_machine = PlaceOf(options_).machines == 1,
                                     .peer_patience = PeerPatience(),
                                     .on_exchanged_bytes =
                                         [stats = stats_](int64_t bytes) {

@@ -161,11 +161,15 @@ def secret_faults(found_objects):
 
 def gpu_faults(found_objects):
     """A pod that computes on GPUs gets one for each of its ranks and the image for them."""
+    sizes = {f"LeaderWorkerSet {found['metadata']['name']}":
+             found["spec"]["leaderWorkerTemplate"]["size"]
+             for found in found_objects if found["kind"] == "LeaderWorkerSet"}
     for name, _, spec in pods(found_objects):
+        machines = sizes.get(name.rsplit(" ", 1)[0], 1)
         for container in spec["containers"]:
             options = dict(word.split("=", 1) for word in container["args"] if "=" in word)
             gpus = container["resources"]["limits"].get("nvidia.com/gpu", 0)
-            wanted = int(options["--tp"]) if options.get("--device") == "cuda" else 0
+            wanted = int(options["--tp"]) // machines if options.get("--device") == "cuda" else 0
             if gpus != wanted or ("cuda" in container["image"]) != (wanted > 0):
                 yield f"{name}: {gpus} GPUs for {wanted} ranks on {container['image']}"
 
@@ -243,7 +247,6 @@ REFUSED = [
      "several machines"),
     (["models[0].tp=0"], "tp"),
     (["models[0].device=tpu"], "device"),
-    (["models[0].device=cuda", "models[0].machines=2"], "run on CPUs only"),
     (["models[0].device=cuda", r"models[0].resources.limits.nvidia\.com/gpu=1"],
      "is counted from tp"),
     (["models[1].name=m", "models[1].claim=c", "models[1].path=p",

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """The whole pipeline on a machine with GPUs: gateway, leader and followers as processes.
 
-  pipeline_check.py --bundle FOLDER --model FOLDER [--tp 1 2] [--serve] [--faults] [--record FOLDER]
+  pipeline_check.py --bundle FOLDER --model FOLDER [--tp 1 2] [--serve] [--machines] [--faults]
+                    [--record FOLDER]
 
 For every degree a worker group and a gateway are started from the bundle, each golden prompt is
 streamed through `nibble generate`, greedy, and its text compared with the goldens and with the
 first degree's; metrics are scraped: memory of every rank by owner, actual and planned, and
-throughput. --serve does the same through `nibble serve`. --faults kills a rank and starts groups
+throughput. --serve does the same through `nibble serve`, --machines with a group of two machines,
+as which two worker processes with a GPU each pass, or with the same one: NCCL is told that they are
+two hosts, and meets over the loopback. --faults kills a rank and starts groups
 that must be refused. --record keeps what the first degree's worker and gateway export after the
 prompts and a refused request, for the boards' test (tests/deploy/data). Prints a table; exits 0
 when all of it holds. Needs Python alone.
@@ -18,6 +21,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,10 +41,11 @@ def check(holds, what):
 class Process:
     """A program with its output in a file; killed with the block."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, environment=None):
         self.log = pathlib.Path(log)
         self.popen = subprocess.Popen([str(word) for word in command], stderr=self.log.open("w"),
-                                      stdout=subprocess.DEVNULL, start_new_session=True)
+                                      stdout=subprocess.DEVNULL, start_new_session=True,
+                                      env={**os.environ, **(environment or {})})
 
     def __enter__(self):
         return self
@@ -121,8 +126,9 @@ def keep(folder, exporters, bundle, server):
         (folder / f"gpu_metrics_{name}.txt").write_text(scrape(address))
 
 
-def report_memory(metrics, ranks):
-    for rank in range(ranks):
+def report_memory(metrics, ranks, shared_gpu=False):
+    """On a GPU that others fill at the same time, what the driver took cannot be told apart."""
+    for rank in ranks:
         label = f'rank="{rank}"'
         actual = {o: value(metrics, "nibble_memory_bytes", label, f'kind="{o}"') for o in OWNERS}
         planned = {o: value(metrics, "nibble_memory_planned_bytes", label, f'kind="{o}"')
@@ -130,6 +136,8 @@ def report_memory(metrics, ranks):
         print(f"  rank {rank}: " + ", ".join(
             f"{o} {actual[o] / 1e6:.1f} of {planned[o] / 1e6:.1f} MB" for o in OWNERS))
         check(all(actual[o] > 0 for o in OWNERS), f"rank {rank} exports memory by owner")
+        if shared_gpu:
+            continue
         total, plan = sum(actual.values()), sum(planned.values())
         check(abs(total - plan) <= 0.01 * plan, f"rank {rank} holds what was planned "
               f"({100 * (total - plan) / plan:+.2f} %)")
@@ -171,7 +179,7 @@ def run_degree(arguments, degree, goldens, reference, folder):
                 keep(record, exporters, arguments.bundle, announced["grpc"])
             compare(texts, goldens, reference, degree)
             metrics = scrape(addresses["metrics"])
-            report_memory(metrics, degree)
+            report_memory(metrics, range(degree))
             check(value(metrics, "nibble_generated_tokens_total") > 0, "tokens are counted")
             check(value(metrics, "nibble_rank_steps_total", f'rank="{degree - 1}"') > 0,
                   "the last rank counts its steps")
@@ -223,6 +231,53 @@ def run_serve(arguments, goldens, reference, scratch):
         check(texts == reference, "serve: the same texts as the first degree")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_machine(arguments, index, leader, scratch):
+    file = scratch / f"machine{index}.json"
+    command = [arguments.bundle / "nibble-worker", "--model", arguments.model, "--device", "cuda",
+               "--tp", "2", "--group-size", "2", "--group-index", index, "--group-leader", leader,
+               "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--announce", file,
+               "--context", "2048", "--memory-fraction", "0.2"]
+    gpu = index if len(gpu_memory_used()) > 1 else 0
+    environment = {"CUDA_VISIBLE_DEVICES": str(gpu), "NCCL_HOSTID": f"machine-{index}",
+                   "NCCL_SOCKET_IFNAME": "lo"}
+    return Process(command, scratch / f"machine{index}.log", environment), file
+
+
+def run_machines(arguments, goldens, reference, scratch):
+    print("two machines, a rank each", flush=True)
+    begin = time.monotonic()
+    leader = f"127.0.0.1:{free_port()}"
+    first, first_file = start_machine(arguments, 0, leader, scratch)
+    second, second_file = start_machine(arguments, 1, leader, scratch)
+    with first, second:
+        addresses, others = first.announced(first_file), second.announced(second_file)
+        print(f"  serves after {time.monotonic() - begin:.1f} s")
+        file = scratch / "machines.json"
+        command = [arguments.bundle / "nibble-gateway", "--groups", addresses["grpc"], "--listen",
+                   "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--announce", file]
+        with Process(command, scratch / "machines.log") as gateway:
+            announced = gateway.announced(file)
+            await_ready(announced["metrics"])
+            begin = time.monotonic()
+            texts = ask_all(arguments, announced["grpc"], goldens)
+            print(f"  {len(goldens)} texts in {time.monotonic() - begin:.1f} s")
+            compare(texts, goldens, reference, 2)
+        for rank, metrics in enumerate((addresses["metrics"], others["metrics"])):
+            report_memory(scrape(metrics), [rank], shared_gpu=len(gpu_memory_used()) == 1)
+        begin = time.monotonic()
+        os.kill(children(second.popen.pid)[0], signal.SIGKILL)
+        codes = [machine.popen.wait(30) for machine in (second, first)]
+        seconds = time.monotonic() - begin
+        check(codes == [5, 5] and seconds < 10,
+              f"a killed rank ends both machines in {seconds:.1f} s, exits {codes}")
+
+
 def refusal(arguments, name, words, code, pattern, environment=None):
     run = subprocess.run([arguments.bundle / "nibble-worker", "--model", arguments.model,
                           "--device", "cuda", "--listen", "127.0.0.1:0", "--metrics-listen", "",
@@ -263,6 +318,7 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--tp", type=int, nargs="+", default=[1])
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--machines", action="store_true")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--record", type=pathlib.Path)
     arguments = parser.parse_args()
@@ -276,6 +332,8 @@ def main():
             reference = reference or texts
         if arguments.serve:
             run_serve(arguments, goldens, reference, scratch)
+        if arguments.machines:
+            run_machines(arguments, goldens, reference, scratch)
         if arguments.faults:
             run_full_gpu(arguments, scratch)
     if arguments.faults:

@@ -93,12 +93,6 @@ TEST(WorkerOptions, GpusAreRefusedWhereTheBuildHasNone) {
   EXPECT_NE(status.ok(), named);
 }
 
-TEST(WorkerOptions, AGroupOfSeveralMachinesHasNoGpus) {
-  WorkerOptions options = Parse({"--model=.", "--tp=2", "--device=cuda", "--group-size=2",
-                                 "--group-index=0", "--group-leader=first"});
-  EXPECT_TRUE(absl::IsInvalidArgument(CompleteOptions(&options)));
-}
-
 TEST(WorkerOptions, AMachineOfSeveralIsToldItsPlaceToo) {
   WorkerOptions options = Parse({"--model=.", "--tp=6", "--group-size=3", "--group-index=2",
                                  "--group-leader=first", "--join-timeout=7s", "--threads=1"});

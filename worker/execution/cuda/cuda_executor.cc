@@ -153,7 +153,9 @@ absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
   RETURN_IF_ERROR(AllocateIn(&counted));
   const auto ranks = static_cast<int32_t>(options.vocab_shares.size());
   const int64_t exchange =
-      ranks > 1 ? GpuGroup::ExchangeBytes(ranks, CudaDecoder::ExchangeBlocks(model->spec())) : 0;
+      ranks > 1 && options.one_machine
+          ? GpuGroup::ExchangeBytes(ranks, CudaDecoder::ExchangeBlocks(model->spec()))
+          : 0;
   return DeviceMemoryUse{.weights = model->bytes(),
                          .kv_cache = planned->kv_bytes(),
                          .activations = planned->activation_bytes(),

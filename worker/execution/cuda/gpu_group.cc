@@ -108,6 +108,7 @@ absl::StatusOr<bool> GpuGroup::AllCanReachEachOther(collectives::Communicator* h
 }
 
 absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
+  if (!options.one_machine) return absl::OkStatus();
   ASSIGN_OR_RETURN(const bool reach, AllCanReachEachOther(options.host));
   if (!reach || options.exchange_blocks == 0) return absl::OkStatus();
   cuda::PeerExchange exchange{

@@ -21,7 +21,8 @@ namespace nibble::execution {
 struct GpuGroupOptions {
   collectives::Communicator* host = nullptr;  // of the same ranks; borrowed while joining
   int32_t exchange_blocks = 0;                // of the largest small sum (all_reduce.h)
-  Duration patience = {};                     // for peers: while joining, and in a device's wait
+  bool one_machine = true;  // where not, NCCL carries small sums, too; every rank says the same
+  Duration patience = {};   // for peers: while joining, and in a device's wait
 };
 
 // Of one rank, on the device that was current when it was made. NCCL's communicator does not block:

@@ -97,12 +97,13 @@ std::vector<weights::Range> VocabShares(const std::vector<weights::RankShare>& s
   return ranges;
 }
 
-CudaExecutorOptions OptionsOf(const weights::MemoryPlan& plan, bool fusion,
+CudaExecutorOptions OptionsOf(const weights::MemoryPlan& plan, bool fusion, bool one_machine,
                               const std::vector<weights::RankShare>& shares) {
   return {.max_slots = plan.options.max_slots,
           .max_step_tokens = plan.options.max_step_tokens,
           .kv_blocks = plan.kv_blocks,
           .fusion = fusion,
+          .one_machine = one_machine,
           .vocab_shares = VocabShares(shares),
           .on_exchanged_bytes = {}};
 }
@@ -114,7 +115,7 @@ absl::StatusOr<weights::RankMemoryPlan> PlanRank(const GpuModelSource& source,
                                                  const GpuPlanOptions& options) {
   ASSIGN_OR_RETURN(const ModelFormats formats, FormatsOf(source, share));
   ASSIGN_OR_RETURN(auto model, CudaModel::Plan(source.shape(), share, formats, plan.max_context));
-  CudaExecutorOptions executor = OptionsOf(plan, options.fusion, shares);
+  CudaExecutorOptions executor = OptionsOf(plan, options.fusion, options.one_machine, shares);
   executor.kv_blocks = 0;  // leaves the block that serves padding
   ASSIGN_OR_RETURN(const DeviceMemoryUse use, CudaExecutor::Plan(std::move(model), executor));
   weights::RankMemoryPlan rank;
@@ -255,9 +256,11 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
     ASSIGN_OR_RETURN(group,
                      GpuGroup::Join({.host = options.communicator,
                                      .exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape()),
+                                     .one_machine = options.one_machine,
                                      .patience = options.peer_patience}));
   }
-  CudaExecutorOptions executor_options = OptionsOf(plan, options.fusion, shares);
+  CudaExecutorOptions executor_options =
+      OptionsOf(plan, options.fusion, options.one_machine, shares);
   executor_options.on_exchanged_bytes = options.on_exchanged_bytes;
   ASSIGN_OR_RETURN(auto executor,
                    CudaExecutor::Create(std::move(model), executor_options, std::move(group)));

@@ -58,6 +58,7 @@ struct GpuPlanOptions {
   bool fusion = true;
   const GpuInfo* gpu = nullptr;  // nullptr: not known; as if there were memory enough
   double memory_fraction = 0.9;  // of what is free, where memory.memory_bytes is 0
+  bool one_machine = true;       // all ranks are on it
 };
 
 // Exact from headers for nibble's own allocations (activations: the decoder's with its scratch;
@@ -75,6 +76,7 @@ struct GpuExecutorOptions {
   // Of the whole group, which exchanges through it what GPUs need to find each other; with several
   // ranks only. Borrowed, until the executor is made.
   collectives::Communicator* communicator = nullptr;
+  bool one_machine = true;                            // all ranks are on this one
   Duration peer_patience = std::chrono::seconds(60);  // for a peer, at start and in a step
   // Of each step, as it is launched: what this rank gives to sums and gathers.
   std::function<void(int64_t bytes)> on_exchanged_bytes = {};

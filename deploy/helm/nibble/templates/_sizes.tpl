@@ -74,9 +74,6 @@ node's cores. The model's own number wins.
 {{- end -}}
 {{- $here := div (int .tp) (int .machines) -}}
 {{- $cuda := eq .device "cuda" -}}
-{{- if and $cuda (gt (int .machines) 1) -}}
-{{- fail (printf "model %q: groups over several machines run on CPUs only" .name) -}}
-{{- end -}}
 {{- if and $cuda (hasKey $limits .gpuResource) -}}
 {{- fail (printf "model %q: %s is counted from tp; take it out of resources" .name .gpuResource) -}}
 {{- end -}}

@@ -93,6 +93,12 @@ spec:
         {{- range $m.extraArgs }}
         - {{ . | quote }}
         {{- end }}
+      {{- with $m.extraEnv }}
+      env:
+        {{- range $variable, $value := . }}
+        - {name: {{ $variable }}, value: {{ $value | quote }}}
+        {{- end }}
+      {{- end }}
       ports:
         - {name: grpc, containerPort: {{ $root.Values.worker.port }}}
         {{- if gt (int $m.machines) 1 }}

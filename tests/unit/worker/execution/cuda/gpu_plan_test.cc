@@ -77,6 +77,16 @@ TEST(GpuPlan, RanksShareLinearLayersHeadAndKvButNotTheEmbedding) {
   EXPECT_EQ(two.ranks.at(1).kv_block_bytes * 2, one.ranks.at(0).kv_block_bytes);
 }
 
+// Peers on other machines cannot be written to.
+TEST(GpuPlan, NoMemoryOfPeersIsPlannedAcrossMachines) {
+  GpuPlanOptions options{.memory = {.max_context = 2048, .kv_blocks = 128}};
+  const auto here = Plan("mistral-7b", 2, options);
+  options.one_machine = false;
+  const auto apart = Plan("mistral-7b", 2, options);
+  EXPECT_LT(apart.ranks.at(1).workspace_bytes, here.ranks.at(1).workspace_bytes);
+  EXPECT_EQ(apart.ranks.at(1).activation_bytes, here.ranks.at(1).activation_bytes);
+}
+
 TEST(GpuPlan, SmolLm2sThreeKvHeadsAreSharedUnevenly) {
   const auto plan = Plan("smollm2", 2, {.memory = {.max_context = 2048, .kv_blocks = 128}});
   EXPECT_EQ(plan.ranks.at(0).kv_block_bytes, 2 * plan.ranks.at(1).kv_block_bytes);
