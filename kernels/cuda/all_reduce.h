@@ -40,9 +40,13 @@ struct PeerExchange {
 [[nodiscard]] constexpr int32_t ExchangeParts(int32_t hidden) {
   return (hidden + kExchangeColumns - 1) / kExchangeColumns;
 }
+// Of what one rank sends in one of the two sets of slots, in words of 16 bytes.
+[[nodiscard]] constexpr int64_t ExchangeSenderWords(int32_t blocks_max) {
+  return int64_t{blocks_max} * kExchangeColumns / 2;
+}
 // Of one rank's slots.
 [[nodiscard]] constexpr int64_t ExchangeSlotBytes(int32_t ranks, int32_t blocks_max) {
-  return int64_t{2} * ranks * blocks_max * kExchangeColumns * 8;
+  return 2 * ranks * ExchangeSenderWords(blocks_max) * int64_t{sizeof(uint4)};
 }
 
 // residual += sum over ranks of partial; then what W4Decode's kAddResidual leaves for the next

@@ -48,6 +48,11 @@ void Declare(ConfigParser* parser, Options* options) {
                               "Random weights of a shape instead of a model; GPUs only");
   parser->Group("Compute");
   parser->Int("tp", &bench.ranks, {1, 64}, "Ranks that share the model");
+  parser->Bool(
+      "one_rank", &options->gpu.one_rank,
+      "With --tp N, on one GPU: the time of rank 0's share of N ranks, each sum taken with "
+      "an echo of the rank itself. Leaves out the links between GPUs and all that NCCL "
+      "does (sums of more than 16 tokens, gathered logits): no figure of N GPUs");
   DeclareDevice(parser, &options->device, &options->gpu_choice);
   parser->Int("max_step_tokens", &options->gpu.max_step_tokens, {16, 1 << 16},
               "Tokens of one step on a GPU");

@@ -22,6 +22,11 @@ using execution::GpuBenchResult;
 using execution::GpuMemoryUse;
 using Rows = std::vector<std::vector<std::string>>;
 
+constexpr char kOneRank[] =
+    "NOT a figure of several GPUs: sums take an echo of the rank itself; links between GPUs, "
+    "NCCL's "
+    "sums (more than\n16 tokens) and its gathers of logits are left out.\n";
+
 std::string Share(const BenchFigure& figure) {
   return absl::StrFormat("%.1f %%", figure.value > 0 ? 100 * figure.spread / figure.value : 0);
 }
@@ -73,10 +78,13 @@ std::string OperationText(const execution::OperationTable& table, double bandwid
 }  // namespace
 
 std::string GpuBenchTable(const GpuBenchResult& result) {
+  const std::string gpus = result.one_rank
+                               ? absl::StrCat("one rank's share of ", result.ranks, " on one")
+                               : absl::StrCat(result.ranks, " x");
   std::string text = absl::StrFormat(
-      "%d x %s, CUDA %s, %s, fusion %s, median of %d; loaded in %.1f s\n\n", result.ranks,
-      result.gpu.name, result.gpu.driver, execution::ElementWord(result.element),
-      result.fusion ? "on" : "off", result.runs, result.load_seconds);
+      "%s %s, CUDA %s, %s, fusion %s, median of %d; loaded in %.1f s\n%s\n", gpus, result.gpu.name,
+      result.gpu.driver, execution::ElementWord(result.element), result.fusion ? "on" : "off",
+      result.runs, result.load_seconds, result.one_rank ? kOneRank : "");
   Rows decode = {{"decode, batch", "depth", "tokens/s", "spread", "ms a step", "on the device"}};
   for (const execution::DecodeFigures& row : result.decode) {
     const double rate = row.tokens_per_second.value;
@@ -133,7 +141,7 @@ nlohmann::ordered_json GpuBenchHeader(const GpuBenchResult& result, const std::s
   return {{"record", "header"},
           {"model", model},
           {"gpu", result.gpu.name},
-          {"gpus", result.ranks},
+          {"gpus", result.one_rank ? 1 : result.ranks},
           {"driver", state.driver},
           {"cuda", result.gpu.driver},
           {"sm_clock", state.sm_clock},
@@ -145,7 +153,7 @@ nlohmann::ordered_json GpuBenchHeader(const GpuBenchResult& result, const std::s
 void AddGpuBenchRecords(const GpuBenchResult& result, nlohmann::ordered_json* records) {
   const auto add = [&](const std::string& metric, const BenchFigure& figure, int32_t batch,
                        int32_t prompt, int32_t depth) -> nlohmann::ordered_json& {
-    records->push_back({{"metric", metric},
+    records->push_back({{"metric", result.one_rank ? "one_rank_" + metric : metric},
                         {"value", figure.value},
                         {"tp", result.ranks},
                         {"batch", batch},

@@ -29,7 +29,8 @@ struct GpuState {
                                                     const GpuState& state);
 
 // Appends records {metric, value, tp, batch, prompt, depth, fusion, kv_bits, runs, spread}; spread
-// is a share of the value. device_bytes and planned_bytes have an owner, operation_us has an
+// is a share of the value. Where one rank's share was timed alone, every metric's name begins with
+// "one_rank_". device_bytes and planned_bytes have an owner, operation_us has an
 // operation with its calls, bytes and flops in a step.
 void AddGpuBenchRecords(const execution::GpuBenchResult& result, nlohmann::ordered_json* records);
 

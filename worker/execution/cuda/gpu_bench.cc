@@ -44,10 +44,12 @@ class BenchRank {
                                                           .fusion = options_.fusion,
                                                           .activations = options_.activations,
                                                           .communicator = communicator,
+                                                          .echo = options_.one_rank,
                                                           .peer_patience = kPeerPatience}));
     result_.load_seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     result_.ranks = options_.ranks;
+    result_.one_rank = options_.one_rank;
     result_.runs = options_.runs;
     result_.fusion = options_.fusion;
     result_.element = ElementOf(options_.activations, source_.shape());
@@ -218,7 +220,10 @@ absl::StatusOr<GpuBenchResult> RunRank(const GpuModelSource& source, const GpuBe
 absl::StatusOr<GpuBenchResult> RunGpuBench(const GpuModelSource& source,
                                            const GpuBenchOptions& options) {
   RETURN_IF_ERROR(CheckGpuBuild());
-  if (options.ranks == 1) {
+  if (options.one_rank && options.ranks == 1) {
+    return absl::InvalidArgumentError("one rank's share needs a number of ranks that is not 1");
+  }
+  if (options.ranks == 1 || options.one_rank) {
     const auto alone = collectives::MakeSelfCommunicator();
     return BenchRank(source, options, 0).Run(alone.get());
   }

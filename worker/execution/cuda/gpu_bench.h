@@ -15,6 +15,10 @@ namespace nibble::execution {
 
 struct GpuBenchOptions {
   int32_t ranks = 1;
+  // Rank 0's share of so many ranks, alone on one GPU: sums get their peers' parts from this rank
+  // itself (GpuGroup::Echo), so the link's trips are left out, and so are NCCL's sums and gathers.
+  // With more than one rank only.
+  bool one_rank = false;
   bool fusion = true;
   Activations activations = Activations::kAuto;
   int32_t max_step_tokens = 2048;
@@ -41,6 +45,7 @@ struct OperationTable {
 struct GpuBenchResult {
   GpuInfo gpu = {};  // rank 0's
   int32_t ranks = 0;
+  bool one_rank = false;  // times of rank 0's share alone, not of `ranks` GPUs
   int32_t runs = 0;
   bool fusion = true;
   cuda::Element element = cuda::Element::kHalf;

@@ -45,8 +45,26 @@ absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Join(const GpuGroupOptions& 
   return group;
 }
 
+absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Echo(int32_t rank, int32_t ranks,
+                                                         int32_t exchange_blocks,
+                                                         Duration patience) {
+  if (ranks > cuda::kPeersMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("one rank's share of ", ranks, " is measured for at most ", cuda::kPeersMax));
+  }
+  std::unique_ptr<GpuGroup> group(new GpuGroup(rank, ranks, patience));
+  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, group->MakeExchange(exchange_blocks));
+  // A peer's slots lie so that this rank's place among them is the peer's place among its own.
+  const int64_t of_sender = cuda::ExchangeSenderWords(exchange_blocks);
+  for (int32_t peer = 0; peer < ranks; ++peer) {
+    exchange.slots[peer] = exchange.slots[rank] + (peer - rank) * of_sender;
+  }
+  group->exchange_ = exchange;
+  return group;
+}
+
 GpuGroup::~GpuGroup() {
-  if (exchange_.has_value()) {
+  if (exchange_.has_value() && communicator_ != nullptr) {
     for (int32_t peer = 0; peer < ranks_; ++peer) {
       if (peer != rank_) static_cast<void>(cudaIpcCloseMemHandle(exchange_->slots[peer]));
     }
@@ -107,16 +125,13 @@ absl::StatusOr<bool> GpuGroup::AllCanReachEachOther(collectives::Communicator* h
   return true;
 }
 
-absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
-  if (!options.one_machine) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const bool reach, AllCanReachEachOther(options.host));
-  if (!reach || options.exchange_blocks == 0) return absl::OkStatus();
-  cuda::PeerExchange exchange{
-      .rank = rank_, .ranks = ranks_, .blocks_max = options.exchange_blocks};
+absl::StatusOr<cuda::PeerExchange> GpuGroup::MakeExchange(int32_t blocks) {
+  cuda::PeerExchange exchange{.rank = rank_, .ranks = ranks_, .blocks_max = blocks};
   // An allocation of its own: a handle stands for a whole one.
-  ASSIGN_OR_RETURN(uint8_t * slots, arena_.Allocate<uint8_t>(
-                                        cuda::ExchangeSlotBytes(ranks_, options.exchange_blocks)));
-  ASSIGN_OR_RETURN(exchange.epochs, arena_.Allocate<uint32_t>(options.exchange_blocks));
+  ASSIGN_OR_RETURN(uint8_t * slots,
+                   arena_.Allocate<uint8_t>(cuda::ExchangeSlotBytes(ranks_, blocks)));
+  exchange.slots[rank_] = reinterpret_cast<uint4*>(slots);
+  ASSIGN_OR_RETURN(exchange.epochs, arena_.Allocate<uint32_t>(blocks));
   ASSIGN_OR_RETURN(exchange.failed, arena_.Allocate<uint32_t>(1));
   ASSIGN_OR_RETURN(words_, PinnedMemory::Allocate(2 * sizeof(uint32_t)));
   std::memset(words_.as<uint32_t>(), 0, 2 * sizeof(uint32_t));
@@ -125,6 +140,15 @@ absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
   exchange.limit_ns = static_cast<uint64_t>(patience_.count());
   // The slots are zero before any peer can write to them.
   RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "clearing exchange memory"));
+  return exchange;
+}
+
+absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
+  if (!options.one_machine) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const bool reach, AllCanReachEachOther(options.host));
+  if (!reach || options.exchange_blocks == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, MakeExchange(options.exchange_blocks));
+  uint4* const slots = exchange.slots[rank_];
   PeerHandle mine{};
   RETURN_IF_ERROR(CudaStatus(cudaIpcGetMemHandle(&mine.slots, slots), "sharing exchange memory"));
   std::vector<PeerHandle> all;
@@ -143,6 +167,7 @@ absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
 }
 
 absl::Status GpuGroup::AllReduce(void* data, int64_t count, NcclType type, cudaStream_t stream) {
+  if (communicator_ == nullptr) return absl::OkStatus();
   return Finish(nccl_->all_reduce(data, data, static_cast<size_t>(count), type, kNcclSum,
                                   communicator_, stream),
                 "summing");
@@ -150,6 +175,12 @@ absl::Status GpuGroup::AllReduce(void* data, int64_t count, NcclType type, cudaS
 
 absl::Status GpuGroup::AllGather(const float* mine, float* all, int64_t count,
                                  cudaStream_t stream) {
+  if (communicator_ == nullptr) {
+    return CudaStatus(
+        cudaMemcpyAsync(all + rank_ * count, mine, static_cast<size_t>(count) * sizeof(float),
+                        cudaMemcpyDeviceToDevice, stream),
+        "copying this rank's part");
+  }
   return Finish(
       nccl_->all_gather(mine, all, static_cast<size_t>(count), kNcclFloat, communicator_, stream),
       "gathering");
@@ -161,6 +192,7 @@ absl::Status GpuGroup::Poll() {
     return absl::AbortedError(absl::StrCat(
         "rank ", rank_, late ? " waited for a peer for too long" : " was told to end"));
   }
+  if (communicator_ == nullptr) return absl::OkStatus();
   int result = kNcclSuccess;
   const int asked = nccl_->get_async_error(communicator_, &result);
   if (asked != kNcclSuccess) result = asked;

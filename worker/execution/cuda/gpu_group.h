@@ -34,6 +34,12 @@ class GpuGroup {
   // environment sets NCCL_NVLS_ENABLE.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<GpuGroup>> Join(
       const GpuGroupOptions& options);
+  // Of one rank without its peers, to time its share on one GPU: what it sends a peer comes back to
+  // it as that peer's part. Nothing that is computed is the model's. Sums by NCCL are left out,
+  // data stays as it is; a gather copies this rank's own part.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<GpuGroup>> Echo(int32_t rank, int32_t ranks,
+                                                                      int32_t exchange_blocks,
+                                                                      Duration patience);
   ~GpuGroup();
   GpuGroup(const GpuGroup&) = delete;
   GpuGroup& operator=(const GpuGroup&) = delete;
@@ -66,6 +72,8 @@ class GpuGroup {
       : rank_(rank), ranks_(ranks), patience_(patience) {}
 
   [[nodiscard]] absl::Status StartNccl(collectives::Communicator* host);
+  // This rank's own slots, numbers and words.
+  [[nodiscard]] absl::StatusOr<cuda::PeerExchange> MakeExchange(int32_t blocks);
   [[nodiscard]] absl::Status OpenPeers(const GpuGroupOptions& options);
   [[nodiscard]] absl::StatusOr<bool> AllCanReachEachOther(collectives::Communicator* host) const;
   // Until NCCL has done what it was called for.
@@ -75,7 +83,7 @@ class GpuGroup {
   const int32_t ranks_;
   const Duration patience_;
   std::unique_ptr<NcclLibrary> nccl_;
-  NcclCommunicator* communicator_ = nullptr;
+  NcclCommunicator* communicator_ = nullptr;  // nullptr: an echo
   DeviceArena arena_;
   PinnedMemory words_;  // the abort word, then the fault
   std::optional<cuda::PeerExchange> exchange_;

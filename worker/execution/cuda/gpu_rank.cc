@@ -252,12 +252,15 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
   std::vector<weights::RankShare> shares;
   for (const weights::RankMemoryPlan& each : plan.ranks) shares.push_back(each.share);
   std::unique_ptr<GpuGroup> group;
-  if (shares.size() > 1) {
-    ASSIGN_OR_RETURN(group,
-                     GpuGroup::Join({.host = options.communicator,
-                                     .exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape()),
-                                     .one_machine = options.one_machine,
-                                     .patience = options.peer_patience}));
+  const int32_t exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape());
+  if (shares.size() > 1 && options.echo) {
+    ASSIGN_OR_RETURN(group, GpuGroup::Echo(options.rank, static_cast<int32_t>(shares.size()),
+                                           exchange_blocks, options.peer_patience));
+  } else if (shares.size() > 1) {
+    ASSIGN_OR_RETURN(group, GpuGroup::Join({.host = options.communicator,
+                                            .exchange_blocks = exchange_blocks,
+                                            .one_machine = options.one_machine,
+                                            .patience = options.peer_patience}));
   }
   CudaExecutorOptions executor_options =
       OptionsOf(plan, options.fusion, options.one_machine, shares);

@@ -76,6 +76,8 @@ struct GpuExecutorOptions {
   // Of the whole group, which exchanges through it what GPUs need to find each other; with several
   // ranks only. Borrowed, until the executor is made.
   collectives::Communicator* communicator = nullptr;
+  // In the place of peers an echo of this rank (GpuGroup::Echo); only ever to time its share.
+  bool echo = false;
   bool one_machine = true;                            // all ranks are on this one
   Duration peer_patience = std::chrono::seconds(60);  // for a peer, at start and in a step
   // Of each step, as it is launched: what this rank gives to sums and gathers.

@@ -71,6 +71,20 @@ TEST(GpuBenchReport, RecordsNameOwnersAndOperations) {
   EXPECT_EQ(records[0]["spread"], 0.01);
 }
 
+TEST(GpuBenchReport, OneRanksShareIsNoFigureOfSeveralGpus) {
+  execution::GpuBenchResult result = Result();
+  result.ranks = 4;
+  result.one_rank = true;
+  EXPECT_THAT(GpuBenchTable(result), HasSubstr("one rank's share of 4 on one a GPU"));
+  EXPECT_THAT(GpuBenchTable(result), HasSubstr("NOT a figure of several GPUs"));
+  auto records = nlohmann::ordered_json::array();
+  AddGpuBenchRecords(result, &records);
+  for (const auto& record : records) {
+    EXPECT_EQ(std::string(record["metric"]).rfind("one_rank_", 0), 0u) << record["metric"];
+  }
+  EXPECT_EQ(GpuBenchHeader(result, "m", "c", {})["gpus"], 1);
+}
+
 TEST(FusionTable, LinesStandBesideThePublishedOnesOfTheirMode) {
   std::vector<execution::GpuBenchResult> lines = {Result(), Result()};
   lines[1].fusion = false;
