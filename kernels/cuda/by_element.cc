@@ -34,7 +34,6 @@ NIBBLE_OPERATION(Attention, AttentionParams)
 NIBBLE_OPERATION(W4Batch, W4BatchParams)
 NIBBLE_OPERATION(OrderActivations, OrderParams)
 NIBBLE_OPERATION(OrderedNorm, OrderedNormParams)
-NIBBLE_OPERATION(AllReduceAdd, AllReduceAddParams)
 NIBBLE_OPERATION(AddPartial, AddPartialParams)
 NIBBLE_BY_ELEMENT(W4Decode, (const W4DecodeParams& p, int32_t multiprocessors, cudaStream_t stream),
                   (p, multiprocessors, stream), p.element)

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/peer_exchange.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/w4_decode_stream.cuh"
@@ -320,9 +321,55 @@ __device__ __forceinline__ void StoreResiduals(const W4DecodeParams& p, const It
   }
 }
 
+// Where an item's rows of sum `number` lie among a sender's words.
+__device__ __forceinline__ int64_t ExchangeWord(const W4DecodeParams& p, const Item& item) {
+  return (static_cast<int64_t>(item.token) * layout::GpuRowTiles(p.rows) + item.row_tile) * 8 +
+         item.r;
+}
+// This rank's part of rows r and r + 8, to every rank, the own one last.
+__device__ __forceinline__ void PushItem(const W4DecodeParams& p, const Item& item, float low,
+                                         float high, uint32_t number) {
+  if (!item.exists) return;
+  const PeerExchange& exchange = p.exchange;
+  const int64_t at = ExchangeWord(p, item);
+  const uint4 word = make_uint4(__float_as_uint(low), number, __float_as_uint(high), number);
+  for (int32_t i = 1; i <= exchange.ranks; ++i) {
+    int32_t owner = exchange.rank + i;
+    if (owner >= exchange.ranks) owner -= exchange.ranks;
+    PushWord(ExchangePlace(exchange, exchange.products, exchange.product_words, number, owner,
+                           exchange.rank) +
+                 at,
+             word);
+  }
+}
+// The ranks' parts of an item, added up in rank order. Called by whole warps.
+__device__ __forceinline__ void StoreSum(const W4DecodeParams& p, const Item& item, float scale,
+                                         uint32_t number) {
+  const PeerExchange& exchange = p.exchange;
+  float low = 0, high = 0;
+  if (item.exists) {
+    uint4 words[kPeersMax];
+    const uint4* from = ExchangePlace(exchange, exchange.products, exchange.product_words, number,
+                                      exchange.rank, 0) +
+                        ExchangeWord(p, item);
+    TakeParts(exchange, from, exchange.product_words, words,
+              [&](const uint4& word) { return word.y == number && word.w == number; });
+#pragma unroll
+    for (int32_t sender = 0; sender < kPeersMax; ++sender) {
+      if (sender >= exchange.ranks) break;
+      low += __uint_as_float(words[sender].x);
+      high += __uint_as_float(words[sender].z);
+    }
+  }
+  __syncwarp();
+  StoreResiduals(p, item, low, high, scale);
+}
+
 // Called by whole warps.
+template <bool kPeers>
 __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& item, float low,
-                                          float high, const float* factors, const float* scales) {
+                                          float high, const float* factors, const float* scales,
+                                          uint32_t number) {
   const float factor = factors[item.token];
   const float scale = scales[item.token];
   low *= factor;
@@ -330,6 +377,10 @@ __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& i
   if (p.bias != nullptr) {
     if (item.Real(p, 0)) low += ToFloat(p.bias[item.Row()]);
     if (item.Real(p, 1)) high += ToFloat(p.bias[item.Row() + 8]);
+  }
+  if constexpr (kPeers) {
+    PushItem(p, item, low, high, number);
+    return;
   }
   if (p.output == DecodeOutput::kSiluMul) {
     if (item.exists && item.row_tile * 8 + item.r < p.rows / 2) {
@@ -347,10 +398,10 @@ __device__ __forceinline__ void StoreItem(const W4DecodeParams& p, const Item& i
 }
 
 // Adds a tile's partial sums up in warp order, so that results do not vary, and stores them.
-template <typename S>
+template <typename S, bool kPeers>
 __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>& rounds,
                                        int32_t round, const Item& item, const float* factors,
-                                       const float* scales) {
+                                       const float* scales, uint32_t number) {
   const auto token = static_cast<uint32_t>(item.token);
   const float* from = reinterpret_cast<const float*>(rounds.At(round, item.tile, 0)) +
                       (token / 2 * 8 + item.r) * 4 + token % 2;
@@ -361,11 +412,12 @@ __device__ __forceinline__ void Finish(const W4DecodeParams& p, const Rounds<S>&
     low += from[warp * Rounds<S>::kPairs * 32];
     high += from[warp * Rounds<S>::kPairs * 32 + 2];
   }
-  StoreItem(p, item, low, high, factors, scales);
+  StoreItem<kPeers>(p, item, low, high, factors, scales, number);
 }
 
-// What this thread has to finish of the rounds of its block.
-template <typename S>
+// What this thread has to finish of the rounds of its block. With kPeers a round is finished in two
+// steps: its parts go to all ranks at once, and the sums are taken when all rounds have gone.
+template <typename S, bool kPeers>
 struct Finisher {
   const W4DecodeParams& p;
   const Rounds<S>& rounds;
@@ -387,7 +439,7 @@ struct Finisher {
     return Rounds<S>::kLag > 0 && p.output != DecodeOutput::kAddResidual;
   }
   // When all have left their sums of the round.
-  __device__ __forceinline__ void Complete(int32_t round, Item* item) const {
+  __device__ __forceinline__ void Complete(int32_t round, Item* item, uint32_t number) const {
     const int32_t turn = Rounds<S>::Turn(round, warp);
     if (turn >= Rounds<S>::kFinishers) return;
     if (AimsLate() && round > 0) Aim(round, item);
@@ -398,11 +450,26 @@ struct Finisher {
       if (part >= Rounds<S>::kFinishers) break;
       if (i > 0) {
         item->Make<S>(p, round, static_cast<uint32_t>(part * 32 + lane), tile_count);
-        item->Prefetch(p);
+        if (!kPeers) item->Prefetch(p);
       }
-      Finish<S>(p, rounds, round, *item, factors, scales);
+      Finish<S, kPeers>(p, rounds, round, *item, factors, scales, number);
     }
     rounds.Free(round, lane);
+  }
+  // Where the last of a warp's rounds is its only turn, its item is at hand.
+  __device__ __forceinline__ void TakeSums(int32_t round_count, Item* item, uint32_t number) const {
+    bool at_hand = Rounds<S>::kTurns == 1;
+    for (int32_t round = round_count - 1; round >= 0; --round) {
+      for (int32_t part = Rounds<S>::Turn(round, warp); part < Rounds<S>::kFinishers;
+           part += kWarps) {
+        if (!at_hand) {
+          item->Make<S>(p, round, static_cast<uint32_t>(part * 32 + lane), tile_count);
+          item->Prefetch(p);
+        }
+        at_hand = false;
+        StoreSum(p, *item, scales[item->token], number);
+      }
+    }
   }
 };
 
@@ -449,7 +516,7 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   }
 }
 
-template <typename S>
+template <typename S, bool kPeers>
 __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
     W4DecodeKernel(const __grid_constant__ W4DecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -469,7 +536,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   }
   float* factors = reinterpret_cast<float*>(shared + SharedLayout<S>::kFactors);
   float* scales = reinterpret_cast<float*>(shared + SharedLayout<S>::kScales);
-  const Finisher<S> finisher{p, rounds, warp, lane, tile_count, factors, scales};
+  const Finisher<S, kPeers> finisher{p, rounds, warp, lane, tile_count, factors, scales};
   Item item;
   if constexpr (S::kTokenTiles == 1) {
     FirstLoads<S>(p, range, lane).Put(rounds.Place(0, lane, warp));
@@ -478,6 +545,8 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
   }
   WaitForPreviousKernel();
 
+  uint32_t sums_before = 0;
+  if constexpr (kPeers) sums_before = LoadWord(p.exchange.epochs + blockIdx.x);
   TokenFactors<S> token_factors;
   Fragments<S> x;
   x.sums =
@@ -519,7 +588,14 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksTogether)
       if (round == 0) token_factors.Store(p, warp, lane, factors, scales);
       rounds.Leave(round, lane);
     }
-    if (round >= Rounds<S>::kLag) finisher.Complete(round - Rounds<S>::kLag, &item);
+    if (round >= Rounds<S>::kLag) {
+      finisher.Complete(round - Rounds<S>::kLag, &item, sums_before + 1);
+    }
+  }
+  if constexpr (kPeers) {
+    __syncthreads();  // all have read the number
+    if (threadIdx.x == 0) p.exchange.epochs[blockIdx.x] = sums_before + 1;
+    finisher.TakeSums(round_count, &item, sums_before + 1);
   }
 }
 
@@ -527,10 +603,12 @@ template <typename S>
 cudaError_t LaunchShapeOf(const W4DecodeParams& params, int32_t multiprocessors,
                           cudaStream_t stream) {
   constexpr int32_t kBytes = SharedLayout<S>::kBytes;
+  const auto kernel =
+      params.exchange.ranks > 0 ? W4DecodeKernel<S, true> : W4DecodeKernel<S, false>;
   const cudaError_t error =
-      cudaFuncSetAttribute(W4DecodeKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  return LaunchKernel(W4DecodeKernel<S>,
+  return LaunchKernel(kernel,
                       {.grid = dim3(static_cast<uint32_t>(multiprocessors)),
                        .block = dim3(kThreads),
                        .shared_bytes = kBytes,
@@ -588,6 +666,12 @@ cudaError_t Launch(const W4DecodeParams& params, int32_t multiprocessors, cudaSt
 
 cudaError_t W4Decode(const W4DecodeParams& params, int32_t multiprocessors, cudaStream_t stream) {
   if (params.tokens < 1 || params.tokens > 16 || params.columns % 8 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  if (params.exchange.ranks > 0 &&
+      (params.output != DecodeOutput::kAddResidual || params.exchange.ranks > kPeersMax ||
+       multiprocessors > kExchangeBlocksMax ||
+       ProductExchangeWords(params.tokens, params.rows) > params.exchange.product_words)) {
     return cudaErrorInvalidValue;
   }
   switch (params.group) {

@@ -9,6 +9,9 @@
 // A norm costs no kernel and no trip of its own. The product before it leaves, beside the residual
 // stream, x = residual * norm_weight * scale with a scale that was known already: the inverse rms
 // of the norm before. The product behind it multiplies its results by inverse rms / scale.
+//
+// Nor does a sum over ranks: whoever finishes rows of a product of a share stores them to all
+// ranks, takes theirs, and leaves what one rank's product would.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -17,6 +20,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/element.h"
+#include "kernels/cuda/peer_exchange.h"
 #include "kernels/layout/gpu_w4.h"
 #include "kernels/layout/gpu_x.h"
 
@@ -70,6 +74,11 @@ struct W4DecodeParams {
   float* residual_out = nullptr;  // [tokens, rows]
   NextInput next;                 // with kAddResidual
   const Real16* bias = nullptr;   // [rows] in packed order, or nullptr
+
+  // With kAddResidual, ranks != 0: y is the sum over ranks. Every rank launches the same product
+  // with as many blocks each time, and all blocks of all ranks must come to run at the same time.
+  // Words are ProductExchangeWords(tokens, rows) at least.
+  PeerExchange exchange = {};
 
   bool dependent_launch = true;  // programmatic dependent launch on the stream
   Element element = Element::kHalf;

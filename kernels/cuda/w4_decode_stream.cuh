@@ -236,6 +236,13 @@ __device__ __forceinline__ float LoadFloatIf(bool exists, const float* global) {
   return value;
 }
 
+// The same of a number that is always there.
+__device__ __forceinline__ uint32_t LoadWord(const uint32_t* global) {
+  uint32_t value;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(global));
+  return value;
+}
+
 // The sums come from the tensor cores: a product with ones puts every token's sum where the lane
 // needs it.
 template <typename S>

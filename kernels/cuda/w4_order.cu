@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/peer_exchange.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
@@ -42,13 +43,18 @@ __global__ void __launch_bounds__(kOrderThreads)
 
 constexpr int32_t kChunks = 16;  // of a slab's token
 constexpr int32_t kHeld = 4;     // chunks of a thread that are read once
+// Words of norms that no rank has stored, and what stands for two such NaNs.
+constexpr uint32_t kNotPushed = 0xffffffffu;
+constexpr uint32_t kOtherNans = 0x7fff7fffu;
+
+// What is added to the residual first: nothing, parts of a product, or such parts of all ranks.
+enum class Adds : uint8_t { kNothing, kParts, kRanks };
 
 // What a kernel instance is compiled for. Where parts are added up a thread has much to read, so
 // there are more threads.
-template <bool kPartsT>
+template <Adds kAdds>
 struct NormShape {
-  static constexpr bool kParts = kPartsT;
-  static constexpr int32_t kThreads = kParts ? 512 : 256;
+  static constexpr int32_t kThreads = kAdds == Adds::kNothing ? 256 : 512;
   static constexpr int32_t kSlabsAtOnce = kThreads / kChunks;
 };
 
@@ -98,10 +104,16 @@ struct NormRow {
       x[c] = k < p.hidden ? *reinterpret_cast<const float2*>(residual + k) : make_float2(0, 0);
     }
   }
-  // The residual and its parts, all asked for together; leaves the sum in its place.
+  __device__ __forceinline__ void Keep(int32_t slab, int32_t chunk, const float2 (&x)[4]) const {
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const int32_t k = Column(slab, chunk, c);
+      if (k < p.hidden) *reinterpret_cast<float2*>(residual + k) = x[c];
+    }
+  }
+  // x and the parts, all asked for together.
   __device__ __forceinline__ void AddParts(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
     float2 more[kWgmmaPartsMax][4];
-    Load(slab, chunk, x);
 #pragma unroll
     for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
       const float* from = parts + static_cast<int64_t>(part) * p.tokens * p.hidden;
@@ -119,17 +131,68 @@ struct NormRow {
         x[c].x += more[part][c].x;
         x[c].y += more[part][c].y;
       }
-      const int32_t k = Column(slab, chunk, c);
-      if (k < p.hidden) *reinterpret_cast<float2*>(residual + k) = x[c];
     }
   }
-  template <bool kParts>
-  __device__ __forceinline__ void First(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
-    if constexpr (kParts) {
-      AddParts(slab, chunk, x);
+  // The parts' sum, rounded, goes to every rank, the own one last.
+  __device__ __forceinline__ void Push(int32_t slab, int32_t chunk, uint32_t number) const {
+    const PeerExchange& exchange = p.exchange;
+    float2 x[4] = {};
+    AddParts(slab, chunk, x);
+    uint32_t pairs[4];
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const Real16x2 pair = ToReals(x[c].x, x[c].y);
+      pairs[c] = *reinterpret_cast<const uint32_t*>(&pair);
+      if (pairs[c] == kNotPushed) pairs[c] = kOtherNans;
+    }
+    const uint4 word = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    for (int32_t i = 1; i <= exchange.ranks; ++i) {
+      int32_t owner = exchange.rank + i;
+      if (owner >= exchange.ranks) owner -= exchange.ranks;
+      PushWord(Place(slab, chunk, number, owner, exchange.rank), word);
+    }
+  }
+  // Onto the residual the ranks' parts, whose words are then as they were.
+  __device__ __forceinline__ void AddRanks(int32_t slab, int32_t chunk, uint32_t number,
+                                           float2 (&x)[4]) const {
+    const PeerExchange& exchange = p.exchange;
+    uint4* from = Place(slab, chunk, number, exchange.rank, 0);
+    uint4 words[kPeersMax];
+    Load(slab, chunk, x);
+    TakeParts(exchange, from, exchange.norm_words, words, [](const uint4& word) {
+      return word.x != kNotPushed && word.y != kNotPushed && word.z != kNotPushed &&
+             word.w != kNotPushed;
+    });
+    float2 sum[4] = {};
+#pragma unroll
+    for (int32_t sender = 0; sender < kPeersMax; ++sender) {
+      if (sender >= exchange.ranks) break;
+      from[sender * exchange.norm_words] =
+          make_uint4(kNotPushed, kNotPushed, kNotPushed, kNotPushed);
+      const auto* pairs = reinterpret_cast<const Real16x2*>(&words[sender]);
+#pragma unroll
+      for (int32_t c = 0; c < 4; ++c) {
+        const float2 pair = ToFloats(pairs[c]);
+        sum[c].x += pair.x;
+        sum[c].y += pair.y;
+      }
+    }
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      x[c].x += sum[c].x;
+      x[c].y += sum[c].y;
+    }
+  }
+  template <Adds kAdds>
+  __device__ __forceinline__ void First(int32_t slab, int32_t chunk, uint32_t number,
+                                        float2 (&x)[4]) const {
+    if constexpr (kAdds == Adds::kRanks) {
+      AddRanks(slab, chunk, number, x);
     } else {
       Load(slab, chunk, x);
+      if constexpr (kAdds == Adds::kParts) AddParts(slab, chunk, x);
     }
+    if constexpr (kAdds != Adds::kNothing) Keep(slab, chunk, x);
   }
   __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, const float2 (&x)[4],
                                         const Real16x2 (&w)[4], float inverse) const {
@@ -146,6 +209,13 @@ struct NormRow {
   }
 
  private:
+  [[nodiscard]] __device__ __forceinline__ uint4* Place(int32_t slab, int32_t chunk,
+                                                        uint32_t number, int32_t owner,
+                                                        int32_t sender) const {
+    const PeerExchange& exchange = p.exchange;
+    return ExchangePlace(exchange, exchange.norms, exchange.norm_words, number, owner, sender) +
+           (static_cast<int64_t>(token) * layout::GpuSlabs(p.hidden) + slab) * kChunks + chunk;
+  }
   [[nodiscard]] __device__ __forceinline__ int32_t Column(int32_t slab, int32_t chunk,
                                                           int32_t c) const {
     return slab * layout::kGpuSlabColumns + layout::GpuKIndex(chunk / 2, c, chunk % 2 * 2, group);
@@ -161,11 +231,11 @@ __device__ __forceinline__ float SquareSum(const float2 (&x)[4]) {
 
 // A block: one token. A thread: a chunk of every so many slabs; a row that is not too long is read
 // once. Weights come before what the kernel before leaves.
-template <bool kParts>
-__global__ void __launch_bounds__(NormShape<kParts>::kThreads)
+template <Adds kAdds>
+__global__ void __launch_bounds__(NormShape<kAdds>::kThreads)
     OrderedNormKernel(const __grid_constant__ OrderedNormParams p) {
   LetNextKernelStart();  // a product, which brings weights meanwhile
-  using S = NormShape<kParts>;
+  using S = NormShape<kAdds>;
   NormRow row(p, static_cast<int32_t>(blockIdx.x));
   const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
   const int32_t first = static_cast<int32_t>(threadIdx.x) / kChunks;
@@ -178,24 +248,37 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
   }
   WaitForPreviousKernel();
   row.Find();
+  uint32_t number = 0;
+  if constexpr (kAdds == Adds::kRanks) {
+    number = p.exchange.epochs[kExchangeBlocksMax + blockIdx.x] + 1;
+#pragma unroll
+    for (int32_t i = 0; i < kHeld; ++i) {
+      const int32_t slab = first + i * S::kSlabsAtOnce;
+      if (slab < slabs) row.Push(slab, chunk, number);
+    }
+  }
   float2 held[kHeld][4];
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
     const int32_t slab = first + i * S::kSlabsAtOnce;
-    if (slab < slabs) row.First<kParts>(slab, chunk, held[i]);
+    if (slab < slabs) row.First<kAdds>(slab, chunk, number, held[i]);
   }
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
     if (first + i * S::kSlabsAtOnce < slabs) squares += SquareSum(held[i]);
   }
   for (int32_t slab = first + kHeld * S::kSlabsAtOnce; slab < slabs; slab += S::kSlabsAtOnce) {
+    if constexpr (kAdds == Adds::kRanks) break;  // kExchangeHiddenMax
     float2 x[4];
-    row.First<kParts>(slab, chunk, x);
+    row.First<kAdds>(slab, chunk, number, x);
     squares += SquareSum(x);
   }
   const float inverse =
       rsqrtf(BlockSum<S::kThreads>(squares) / static_cast<float>(p.hidden) + p.epsilon);
+  if (kAdds == Adds::kRanks && threadIdx.x == 0) {  // all have read the number
+    p.exchange.epochs[kExchangeBlocksMax + blockIdx.x] = number;
+  }
   if (p.inverse_rms_out != nullptr && threadIdx.x == 0) p.inverse_rms_out[row.token] = inverse;
 #pragma unroll
   for (int32_t i = 0; i < kHeld; ++i) {
@@ -211,11 +294,11 @@ __global__ void __launch_bounds__(NormShape<kParts>::kThreads)
   }
 }
 
-template <bool kParts>
+template <Adds kAdds>
 cudaError_t LaunchNorm(const OrderedNormParams& params, const LaunchOptions& options) {
-  return LaunchKernel(OrderedNormKernel<kParts>,
+  return LaunchKernel(OrderedNormKernel<kAdds>,
                       {.grid = dim3(static_cast<uint32_t>(params.tokens)),
-                       .block = dim3(NormShape<kParts>::kThreads),
+                       .block = dim3(NormShape<kAdds>::kThreads),
                        .stream = options.stream,
                        .dependent = options.dependent},
                       params);
@@ -237,9 +320,15 @@ cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& opt
 
 cudaError_t OrderedNorm(const OrderedNormParams& params, const LaunchOptions& options) {
   if (params.tokens < 1 || params.hidden % 8 != 0) return cudaErrorInvalidValue;
-  if (params.parts == nullptr) return LaunchNorm<false>(params, options);
+  if (params.parts == nullptr) return LaunchNorm<Adds::kNothing>(params, options);
   if (params.part_count > kWgmmaPartsMax || params.rows != nullptr) return cudaErrorInvalidValue;
-  return LaunchNorm<true>(params, options);
+  if (params.exchange.ranks == 0) return LaunchNorm<Adds::kParts>(params, options);
+  if (params.exchange.ranks > kPeersMax || params.tokens > kWgmmaPartsTokens ||
+      params.hidden > kExchangeHiddenMax ||
+      NormExchangeWords(params.tokens, params.hidden) > params.exchange.norm_words) {
+    return cudaErrorInvalidValue;
+  }
+  return LaunchNorm<Adds::kRanks>(params, options);
 }
 
 }  // namespace nibble::cuda::NIBBLE_ELEMENT

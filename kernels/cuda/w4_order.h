@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/element.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/peer_exchange.h"
 #include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda {
@@ -40,6 +41,10 @@ struct OrderedNormParams {
   const float* parts = nullptr;
   int32_t part_count = 0;
   float* inverse_rms_out = nullptr;  // [tokens], or nullptr
+  // With parts, ranks != 0: what is added is the sum over ranks of their parts' sums, each rounded
+  // to the element type. Every rank launches the same; all its blocks, one a token, must come to
+  // run at the same time. Words are NormExchangeWords(tokens, hidden) at least.
+  PeerExchange exchange = {};
 };
 [[nodiscard]] cudaError_t OrderedNorm(const OrderedNormParams& params,
                                       const LaunchOptions& options);

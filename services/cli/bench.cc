@@ -52,7 +52,7 @@ void Declare(ConfigParser* parser, Options* options) {
       "one_rank", &options->gpu.one_rank,
       "With --tp N, on one GPU: the time of rank 0's share of N ranks, each sum taken with "
       "an echo of the rank itself. Leaves out the links between GPUs and all that NCCL "
-      "does (sums of more than 16 tokens, gathered logits): no figure of N GPUs");
+      "does (sums of more than 64 tokens, gathered logits): no figure of N GPUs");
   DeclareDevice(parser, &options->device, &options->gpu_choice);
   parser->Int("max_step_tokens", &options->gpu.max_step_tokens, {16, 1 << 16},
               "Tokens of one step on a GPU");

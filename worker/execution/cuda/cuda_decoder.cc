@@ -116,10 +116,11 @@ absl::Status CudaDecoder::AllocateOrdered() {
     const int64_t count = layout::GpuOrderedCount(options_.max_step_tokens, columns[i]);
     ASSIGN_OR_RETURN(ordered_[i], arena_.Allocate<cuda::Real16>(count));
   }
-  if (!options_.fusion || parallel()) return absl::OkStatus();
+  if (!options_.fusion) return absl::OkStatus();
   const int64_t tokens = std::min(options_.max_step_tokens, cuda::kWgmmaPartsTokens);
   const int32_t rows = std::max(model_.spec().hidden_size, model_.layers()[0].qkv.rows);
   ASSIGN_OR_RETURN(parts_, arena_.Allocate<float>(cuda::kWgmmaPartsMax * tokens * rows));
+  if (parallel()) return absl::OkStatus();
   const int32_t hidden = model_.spec().hidden_size;
   constexpr int32_t kFew = cuda::kWgmmaMeetingTokens;
   const int64_t words = int64_t{cuda::kWgmmaPartsMax} * kFew * hidden;
@@ -150,16 +151,17 @@ cuda::KvLayer CudaDecoder::Cache(int32_t layer) const {
 }
 
 bool CudaDecoder::NormsInProducts(int32_t tokens) const {
-  const bool summed = !parallel() || (options_.group != nullptr && options_.group->exchange());
-  return hopper_ && options_.fusion && tokens <= FewTokens() && summed;
+  return hopper_ && options_.fusion && tokens <= FewTokens() && SumsInKernels();
 }
 
 bool CudaDecoder::LeavesParts(int32_t tokens) const {
-  return parts_ != nullptr && tokens > FewTokens() && tokens <= cuda::kWgmmaPartsTokens;
+  const bool fits = !parallel() || model_.spec().hidden_size <= cuda::kExchangeHiddenMax;
+  return parts_ != nullptr && tokens > FewTokens() && tokens <= cuda::kWgmmaPartsTokens &&
+         SumsInKernels() && fits;
 }
 
 bool CudaDecoder::Meets(int32_t tokens) const {
-  return LeavesParts(tokens) && tokens <= cuda::kWgmmaMeetingTokens &&
+  return meeting_ != nullptr && LeavesParts(tokens) && tokens <= cuda::kWgmmaMeetingTokens &&
          model_.element() == cuda::Element::kHalf;
 }
 
@@ -354,7 +356,9 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
 }
 
 absl::Status CudaDecoder::AddToResidual(const Product& product) {
-  if (parallel()) return AddOverRanks(product);
+  // Whoever finishes rows of o and down, or adds up their parts, takes the sum over ranks, too.
+  const bool in_kernels = NormsInProducts(product.tokens) || product.in_parts;
+  if (parallel() && !in_kernels) return AddOverRanks(product);
   Product sum = product;
   if (options_.fusion) {
     sum.output = cuda::DecodeOutput::kAddResidual;
@@ -377,20 +381,22 @@ absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, 
   if (left_.valid) return absl::OkStatus();
   if (cuda::Real16* ordered = OrderedInput(count); ordered != nullptr) {
     scale_ = 0;
-    RETURN_IF_ERROR(
-        CudaStatus(cuda::OrderedNorm({.residual = residual_,
-                                      .rows = rows,
-                                      .weight = weight,
-                                      .tokens = count,
-                                      .hidden = model_.spec().hidden_size,
-                                      .epsilon = model_.spec().norm_epsilon,
-                                      .group = next.group,
-                                      .ordered = ordered,
-                                      .parts = part_count_ > 0 ? parts_ : nullptr,
-                                      .part_count = part_count_,
-                                      .inverse_rms_out = Meets(count) ? scales_[0] : nullptr},
-                                     Launch()),
-                   "norm"));
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::OrderedNorm(
+            {.residual = residual_,
+             .rows = rows,
+             .weight = weight,
+             .tokens = count,
+             .hidden = model_.spec().hidden_size,
+             .epsilon = model_.spec().norm_epsilon,
+             .group = next.group,
+             .ordered = ordered,
+             .parts = part_count_ > 0 ? parts_ : nullptr,
+             .part_count = part_count_,
+             .inverse_rms_out = Meets(count) ? scales_[0] : nullptr,
+             .exchange = part_count_ > 0 && parallel() ? *Exchange() : cuda::PeerExchange{}},
+            Launch()),
+        "norm"));
     part_count_ = 0;
     return Timed("norm");
   }

@@ -90,8 +90,6 @@ class CudaDecoder {
 
   // What this rank gives to the others in a step: partial results and logits.
   [[nodiscard]] int64_t ExchangedBytes(int32_t tokens, int32_t rows) const;
-  // Blocks of the largest sum over ranks that needs no NCCL.
-  [[nodiscard]] static int32_t ExchangeBlocks(const model::ModelSpec& spec);
 
   [[nodiscard]] const float* logits() const { return logits_; }
   [[nodiscard]] int64_t kv_bytes() const { return kv_arena_.bytes(); }
@@ -151,16 +149,21 @@ class CudaDecoder {
   [[nodiscard]] absl::Status AddOverRanks(const Product& product);
   [[nodiscard]] absl::Status JoinLogits(int32_t rows);
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
-  // Up to how many tokens the decode kernel is faster than w4_wgmma.h; where ranks exchange sums
-  // between its products, all that it takes.
-  [[nodiscard]] int32_t FewTokens() const { return parallel() ? 16 : 8; }
+  // How ranks take sums inside kernels, or nullptr where NCCL does.
+  [[nodiscard]] const cuda::PeerExchange* Exchange() const {
+    return parallel() && options_.group != nullptr ? options_.group->exchange() : nullptr;
+  }
+  [[nodiscard]] bool SumsInKernels() const { return !parallel() || Exchange() != nullptr; }
+  // Up to how many tokens the decode kernel is faster than w4_wgmma.h.
+  [[nodiscard]] static int32_t FewTokens() { return 8; }
   // Few enough tokens for the decode kernel, between whose products norms take no kernel.
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
   [[nodiscard]] cuda::Real16* OrderedInput(int32_t tokens) const;
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
-  // Attention and norms of so many tokens add up themselves what qkv, o and down leave.
+  // Attention and norms of so many tokens add up themselves what qkv, o and down leave, norms over
+  // all ranks.
   [[nodiscard]] bool LeavesParts(int32_t tokens) const;
   // Of fewer, o and down take the place of the norms behind them.
   [[nodiscard]] bool Meets(int32_t tokens) const;

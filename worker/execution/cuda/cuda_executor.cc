@@ -152,10 +152,9 @@ absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
   DeviceArena counted(kCount);
   RETURN_IF_ERROR(AllocateIn(&counted));
   const auto ranks = static_cast<int32_t>(options.vocab_shares.size());
-  const int64_t exchange =
-      ranks > 1 && options.one_machine
-          ? GpuGroup::ExchangeBytes(ranks, CudaDecoder::ExchangeBlocks(model->spec()))
-          : 0;
+  const int64_t exchange = ranks > 1 && options.one_machine
+                               ? GpuGroup::ExchangeBytes(ranks, model->spec().hidden_size)
+                               : 0;
   return DeviceMemoryUse{.weights = model->bytes(),
                          .kv_cache = planned->kv_bytes(),
                          .activations = planned->activation_bytes(),

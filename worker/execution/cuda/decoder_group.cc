@@ -8,8 +8,7 @@
 namespace nibble::execution {
 namespace {
 
-constexpr int32_t kExchangeTokens = 16;  // the decode kernel's
-constexpr int32_t kFloatTokens = 64;     // partial results of more tokens travel as fp16
+constexpr int32_t kFloatTokens = 64;  // NCCL's partial results of more tokens are fp16
 
 int32_t LargestShare(const std::vector<weights::Range>& shares) {
   int32_t largest = 0;
@@ -19,13 +18,9 @@ int32_t LargestShare(const std::vector<weights::Range>& shares) {
 
 }  // namespace
 
-int32_t CudaDecoder::ExchangeBlocks(const model::ModelSpec& spec) {
-  return kExchangeTokens * cuda::ExchangeParts(spec.hidden_size);
-}
-
 int64_t CudaDecoder::ExchangedBytes(int32_t tokens, int32_t rows) const {
   const model::ModelSpec& spec = model_.spec();
-  const int64_t value_bytes = tokens > kFloatTokens ? 2 : 4;
+  const int64_t value_bytes = LeavesParts(tokens) || tokens > kFloatTokens ? 2 : 4;
   return int64_t{2} * spec.layer_count * tokens * spec.hidden_size * value_bytes +
          int64_t{rows} * model_.share().vocab.count() * 4;
 }
@@ -54,24 +49,6 @@ absl::Status CudaDecoder::AddOverRanks(const Product& product) {
   part.y_half = short_sums ? reals : nullptr;
   part.y_float = short_sums ? nullptr : partial_;
   RETURN_IF_ERROR(Multiply(part));
-  if (NormsInProducts(product.tokens)) {
-    square_parts_ = cuda::ExchangeParts(hidden);
-    RETURN_IF_ERROR(CudaStatus(
-        cuda::AllReduceAdd(
-            {.exchange = *options_.group->exchange(),
-             .partial = partial_,
-             .residual = residual_,
-             .tokens = product.tokens,
-             .hidden = hidden,
-             .next = {.x = normed_,
-                      .norm_weight = product.next_norm,
-                      .scale = scales_[scale_],
-                      .square_sums = square_sums_,
-                      .order = layout::GpuFragments(product.tokens, product.next_group)}},
-            Launch()),
-        "summing over ranks"));
-    return Timed("sum over ranks");
-  }
   const NcclType type = !short_sums ? kNcclFloat : bf16 ? kNcclBfloat16 : kNcclHalf;
   RETURN_IF_ERROR(options_.group->AllReduce(partial_, count, type, stream_));
   // Behind NCCL's kernel, which lets nobody start early.

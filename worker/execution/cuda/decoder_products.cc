@@ -120,6 +120,7 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
                    .square_sums = square_sums_,
                    .order = params.next.order};
     square_parts_ = layout::GpuRowTiles(matrix.rows);
+    if (parallel()) params.exchange = *Exchange();
   }
   params.bias = matrix.bias;
   params.dependent_launch = Launch().dependent;

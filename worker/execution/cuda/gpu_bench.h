@@ -16,7 +16,7 @@ namespace nibble::execution {
 struct GpuBenchOptions {
   int32_t ranks = 1;
   // Rank 0's share of so many ranks, alone on one GPU: sums get their peers' parts from this rank
-  // itself (GpuGroup::Echo), so the link's trips are left out, and so are NCCL's sums and gathers.
+  // itself (GpuGroup::Echo). Links between GPUs are left out, and so are NCCL's sums and gathers.
   // With more than one rank only.
   bool one_rank = false;
   bool fusion = true;

@@ -9,15 +9,31 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "kernels/cuda/w4_order.h"
 
 namespace nibble::execution {
 namespace {
 
 constexpr auto kNap = std::chrono::microseconds(20);
 
-// What a rank tells the others of its slots.
+constexpr int32_t kProductTokens = 16;  // the decode kernel's
+constexpr int32_t kSets = 2;
+
+// Words of both kinds of a rank's exchange memory, which is one allocation: a handle stands for a
+// whole one.
+struct ExchangeWords {
+  ExchangeWords(int32_t ranks, int32_t columns)
+      : product(cuda::ProductExchangeWords(kProductTokens, columns)),
+        norm(cuda::NormExchangeWords(cuda::kWgmmaPartsTokens, columns)),
+        products(kSets * ranks * product),
+        norms(kSets * ranks * norm) {}
+  int64_t product, norm;    // of one sender and set
+  int64_t products, norms;  // in all
+};
+
+// What a rank tells the others of its words.
 struct PeerHandle {
-  cudaIpcMemHandle_t slots;
+  cudaIpcMemHandle_t words;
 };
 
 template <typename T>
@@ -29,10 +45,11 @@ absl::Status Gather(collectives::Communicator* host, const T& mine, std::vector<
 
 }  // namespace
 
-int64_t GpuGroup::ExchangeBytes(int32_t ranks, int32_t exchange_blocks) {
+int64_t GpuGroup::ExchangeBytes(int32_t ranks, int32_t exchange_columns) {
+  const ExchangeWords words(ranks, exchange_columns);
   DeviceArena counted(DeviceArena::Mode::kCount);
-  static_cast<void>(counted.Allocate<uint8_t>(cuda::ExchangeSlotBytes(ranks, exchange_blocks)));
-  static_cast<void>(counted.Allocate<uint32_t>(exchange_blocks));
+  static_cast<void>(counted.Allocate<uint4>(words.products + words.norms));
+  static_cast<void>(counted.Allocate<uint32_t>(2 * cuda::kExchangeBlocksMax));
   static_cast<void>(counted.Allocate<uint32_t>(1));
   return counted.bytes();
 }
@@ -46,18 +63,18 @@ absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Join(const GpuGroupOptions& 
 }
 
 absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Echo(int32_t rank, int32_t ranks,
-                                                         int32_t exchange_blocks,
+                                                         int32_t exchange_columns,
                                                          Duration patience) {
   if (ranks > cuda::kPeersMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("one rank's share of ", ranks, " is measured for at most ", cuda::kPeersMax));
   }
   std::unique_ptr<GpuGroup> group(new GpuGroup(rank, ranks, patience));
-  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, group->MakeExchange(exchange_blocks));
-  // A peer's slots lie so that this rank's place among them is the peer's place among its own.
-  const int64_t of_sender = cuda::ExchangeSenderWords(exchange_blocks);
+  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, group->MakeExchange(exchange_columns));
+  // A peer's words lie so that this rank's place among them is the peer's place among its own.
   for (int32_t peer = 0; peer < ranks; ++peer) {
-    exchange.slots[peer] = exchange.slots[rank] + (peer - rank) * of_sender;
+    exchange.products[peer] = exchange.products[rank] + (peer - rank) * exchange.product_words;
+    exchange.norms[peer] = exchange.norms[rank] + (peer - rank) * exchange.norm_words;
   }
   group->exchange_ = exchange;
   return group;
@@ -66,7 +83,7 @@ absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Echo(int32_t rank, int32_t r
 GpuGroup::~GpuGroup() {
   if (exchange_.has_value() && communicator_ != nullptr) {
     for (int32_t peer = 0; peer < ranks_; ++peer) {
-      if (peer != rank_) static_cast<void>(cudaIpcCloseMemHandle(exchange_->slots[peer]));
+      if (peer != rank_) static_cast<void>(cudaIpcCloseMemHandle(exchange_->products[peer]));
     }
   }
   // Not finalized first: that waits for peers, which may be gone.
@@ -125,20 +142,24 @@ absl::StatusOr<bool> GpuGroup::AllCanReachEachOther(collectives::Communicator* h
   return true;
 }
 
-absl::StatusOr<cuda::PeerExchange> GpuGroup::MakeExchange(int32_t blocks) {
-  cuda::PeerExchange exchange{.rank = rank_, .ranks = ranks_, .blocks_max = blocks};
-  // An allocation of its own: a handle stands for a whole one.
-  ASSIGN_OR_RETURN(uint8_t * slots,
-                   arena_.Allocate<uint8_t>(cuda::ExchangeSlotBytes(ranks_, blocks)));
-  exchange.slots[rank_] = reinterpret_cast<uint4*>(slots);
-  ASSIGN_OR_RETURN(exchange.epochs, arena_.Allocate<uint32_t>(blocks));
+absl::StatusOr<cuda::PeerExchange> GpuGroup::MakeExchange(int32_t columns) {
+  const ExchangeWords words(ranks_, columns);
+  cuda::PeerExchange exchange{
+      .rank = rank_, .ranks = ranks_, .product_words = words.product, .norm_words = words.norm};
+  ASSIGN_OR_RETURN(uint4 * own, arena_.Allocate<uint4>(words.products + words.norms));
+  exchange.products[rank_] = own;
+  exchange.norms[rank_] = own + words.products;
+  RETURN_IF_ERROR(CudaStatus(
+      cudaMemset(exchange.norms[rank_], 0xff, static_cast<size_t>(words.norms) * sizeof(uint4)),
+      "preparing exchange memory"));
+  ASSIGN_OR_RETURN(exchange.epochs, arena_.Allocate<uint32_t>(2 * cuda::kExchangeBlocksMax));
   ASSIGN_OR_RETURN(exchange.failed, arena_.Allocate<uint32_t>(1));
   ASSIGN_OR_RETURN(words_, PinnedMemory::Allocate(2 * sizeof(uint32_t)));
   std::memset(words_.as<uint32_t>(), 0, 2 * sizeof(uint32_t));
   exchange.abort_word = words_.as<uint32_t>();
   exchange.fault = words_.as<uint32_t>() + 1;
   exchange.limit_ns = static_cast<uint64_t>(patience_.count());
-  // The slots are zero before any peer can write to them.
+  // The words are as they begin before any peer can write to them.
   RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "clearing exchange memory"));
   return exchange;
 }
@@ -146,21 +167,23 @@ absl::StatusOr<cuda::PeerExchange> GpuGroup::MakeExchange(int32_t blocks) {
 absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
   if (!options.one_machine) return absl::OkStatus();
   ASSIGN_OR_RETURN(const bool reach, AllCanReachEachOther(options.host));
-  if (!reach || options.exchange_blocks == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, MakeExchange(options.exchange_blocks));
-  uint4* const slots = exchange.slots[rank_];
+  if (!reach || options.exchange_columns == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(cuda::PeerExchange exchange, MakeExchange(options.exchange_columns));
+  uint4* const own = exchange.products[rank_];
   PeerHandle mine{};
-  RETURN_IF_ERROR(CudaStatus(cudaIpcGetMemHandle(&mine.slots, slots), "sharing exchange memory"));
+  RETURN_IF_ERROR(CudaStatus(cudaIpcGetMemHandle(&mine.words, own), "sharing exchange memory"));
   std::vector<PeerHandle> all;
   RETURN_IF_ERROR(Gather(options.host, mine, &all));
   for (int32_t peer = 0; peer < ranks_; ++peer) {
-    void* mapped = slots;
+    void* mapped = own;
     if (peer != rank_) {
-      RETURN_IF_ERROR(CudaStatus(cudaIpcOpenMemHandle(&mapped, all[static_cast<size_t>(peer)].slots,
+      RETURN_IF_ERROR(CudaStatus(cudaIpcOpenMemHandle(&mapped, all[static_cast<size_t>(peer)].words,
                                                       cudaIpcMemLazyEnablePeerAccess),
                                  absl::StrCat("mapping the exchange memory of rank ", peer)));
     }
-    exchange.slots[peer] = static_cast<uint4*>(mapped);
+    exchange.products[peer] = static_cast<uint4*>(mapped);
+    exchange.norms[peer] =
+        exchange.products[peer] + (exchange.norms[rank_] - exchange.products[rank_]);
   }
   exchange_ = exchange;
   return absl::OkStatus();

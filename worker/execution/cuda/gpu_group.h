@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
-#include "kernels/cuda/all_reduce.h"
+#include "kernels/cuda/peer_exchange.h"
 #include "worker/collectives/communicator.h"
 #include "worker/execution/cuda/device_memory.h"
 #include "worker/execution/cuda/nccl_library.h"
@@ -20,7 +20,7 @@ namespace nibble::execution {
 
 struct GpuGroupOptions {
   collectives::Communicator* host = nullptr;  // of the same ranks; borrowed while joining
-  int32_t exchange_blocks = 0;                // of the largest small sum (all_reduce.h)
+  int32_t exchange_columns = 0;               // of sums taken inside kernels; 0: none are
   bool one_machine = true;  // where not, NCCL carries small sums, too; every rank says the same
   Duration patience = {};   // for peers: while joining, and in a device's wait
 };
@@ -38,7 +38,7 @@ class GpuGroup {
   // it as that peer's part. Nothing that is computed is the model's. Sums by NCCL are left out,
   // data stays as it is; a gather copies this rank's own part.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<GpuGroup>> Echo(int32_t rank, int32_t ranks,
-                                                                      int32_t exchange_blocks,
+                                                                      int32_t exchange_columns,
                                                                       Duration patience);
   ~GpuGroup();
   GpuGroup(const GpuGroup&) = delete;
@@ -59,7 +59,7 @@ class GpuGroup {
     return exchange_.has_value() ? &*exchange_ : nullptr;
   }
   // What Join allocates for it on each rank.
-  [[nodiscard]] static int64_t ExchangeBytes(int32_t ranks, int32_t exchange_blocks);
+  [[nodiscard]] static int64_t ExchangeBytes(int32_t ranks, int32_t exchange_columns);
   [[nodiscard]] int64_t bytes() const { return arena_.bytes(); }
 
   // ABORTED or INTERNAL once a peer is lost: NCCL's asynchronous errors and waits left on devices.
@@ -72,8 +72,8 @@ class GpuGroup {
       : rank_(rank), ranks_(ranks), patience_(patience) {}
 
   [[nodiscard]] absl::Status StartNccl(collectives::Communicator* host);
-  // This rank's own slots, numbers and words.
-  [[nodiscard]] absl::StatusOr<cuda::PeerExchange> MakeExchange(int32_t blocks);
+  // This rank's own words and numbers.
+  [[nodiscard]] absl::StatusOr<cuda::PeerExchange> MakeExchange(int32_t columns);
   [[nodiscard]] absl::Status OpenPeers(const GpuGroupOptions& options);
   [[nodiscard]] absl::StatusOr<bool> AllCanReachEachOther(collectives::Communicator* host) const;
   // Until NCCL has done what it was called for.

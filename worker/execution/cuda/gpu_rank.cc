@@ -252,13 +252,13 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
   std::vector<weights::RankShare> shares;
   for (const weights::RankMemoryPlan& each : plan.ranks) shares.push_back(each.share);
   std::unique_ptr<GpuGroup> group;
-  const int32_t exchange_blocks = CudaDecoder::ExchangeBlocks(source.shape());
+  const int32_t exchange_columns = source.shape().hidden_size;
   if (shares.size() > 1 && options.echo) {
     ASSIGN_OR_RETURN(group, GpuGroup::Echo(options.rank, static_cast<int32_t>(shares.size()),
-                                           exchange_blocks, options.peer_patience));
+                                           exchange_columns, options.peer_patience));
   } else if (shares.size() > 1) {
     ASSIGN_OR_RETURN(group, GpuGroup::Join({.host = options.communicator,
-                                            .exchange_blocks = exchange_blocks,
+                                            .exchange_columns = exchange_columns,
                                             .one_machine = options.one_machine,
                                             .patience = options.peer_patience}));
   }
