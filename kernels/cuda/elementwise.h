@@ -53,6 +53,21 @@ struct AddParams {
 };
 [[nodiscard]] cudaError_t AddResidual(const AddParams& params, const LaunchOptions& options);
 
+// Those of a step's tokens that its last kernels go on with, side by side.
+struct KeepRowsParams {
+  const int32_t* rows = nullptr;  // [count]
+  int32_t count = 0;
+  int32_t hidden = 0;               // a multiple of 4
+  int32_t columns = 0;              // a multiple of 8
+  const float* residual = nullptr;  // [any, hidden]
+  const Real16* x = nullptr;        // [any, columns]
+  float epsilon = 0;
+  float* residual_out = nullptr;     // [count, hidden]
+  Real16* x_out = nullptr;           // [count, columns], not x
+  float* inverse_rms_out = nullptr;  // [count], of the residual
+};
+[[nodiscard]] cudaError_t KeepRows(const KeepRowsParams& params, const LaunchOptions& options);
+
 // out[token][16 t' + …]: gate and up rows come in tiles of eight and eight, as PackW4 pairs them.
 struct SiluMulParams {
   const Real16* gate_up = nullptr;  // [tokens, 2 * ffn]

@@ -29,6 +29,36 @@ __global__ void __launch_bounds__(kThreads) AddKernel(const __grid_constant__ Ad
   *reinterpret_cast<float4*>(p.residual + at) = sum;
 }
 
+// A block: a row.
+__global__ void __launch_bounds__(kThreads)
+    KeepRowsKernel(const __grid_constant__ KeepRowsParams p) {
+  __shared__ float parts[kThreads / 32];
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  const int64_t to = blockIdx.x, from = p.rows[to];
+  const auto* x = reinterpret_cast<const uint4*>(p.x + from * p.columns);
+  auto* x_out = reinterpret_cast<uint4*>(p.x_out + to * p.columns);
+  for (int32_t i = threadIdx.x; i < p.columns / 8; i += kThreads) x_out[i] = x[i];
+  const auto* row = reinterpret_cast<const float4*>(p.residual + from * p.hidden);
+  auto* row_out = reinterpret_cast<float4*>(p.residual_out + to * p.hidden);
+  float squares = 0;
+  for (int32_t i = threadIdx.x; i < p.hidden / 4; i += kThreads) {
+    const float4 four = row[i];
+    row_out[i] = four;
+    squares += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
+  }
+#pragma unroll
+  for (int32_t offset = 16; offset > 0; offset /= 2) {
+    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+  }
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = squares;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  float sum = 0;
+  for (const float part : parts) sum += part;
+  p.inverse_rms_out[to] = rsqrtf(sum / static_cast<float>(p.hidden) + p.epsilon);
+}
+
 __global__ void __launch_bounds__(kThreads)
     CopyBlocksKernel(const __grid_constant__ CopyBlocksParams p) {
   WaitForPreviousKernel();
@@ -102,6 +132,10 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t AddResidual(const AddParams& params, const LaunchOptions& options) {
   return LaunchKernel(AddKernel, ElementwiseShape(ElementwiseBlocks(params.count / 4), options),
                       params);
+}
+
+cudaError_t KeepRows(const KeepRowsParams& params, const LaunchOptions& options) {
+  return LaunchKernel(KeepRowsKernel, ElementwiseShape(params.count, options), params);
 }
 
 cudaError_t CopyBlocks(const CopyBlocksParams& params, const LaunchOptions& options) {

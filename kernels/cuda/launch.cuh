@@ -48,4 +48,23 @@ template <typename Params>
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
+// How many clusters of such a launch the device runs at a time: fewer than its multiprocessors
+// would make, where groups of those are no multiples of a cluster.
+template <typename Params>
+[[nodiscard]] cudaError_t CountClusters(void (*kernel)(Params), const LaunchShape& shape,
+                                        int32_t* clusters) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<uint32_t>(shape.cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+}
+
 }  // namespace nibble::cuda

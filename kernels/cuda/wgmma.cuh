@@ -56,12 +56,18 @@ __device__ __forceinline__ void ArriveCluster() {
 __device__ __forceinline__ void WaitForCluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// One of the arrivals of the barrier that lies in the same place in another block of the cluster.
-__device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, int32_t block) {
+// Where what lies at an address of this block's shared memory lies in another block's.
+__device__ __forceinline__ uint32_t AddressAt(uint32_t shared, int32_t block) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(block));
+  return there;
+}
+// One of the arrivals of a barrier of any block of the cluster.
+__device__ __forceinline__ void ArriveIf(bool arrives, uint32_t barrier) {
   asm volatile(
-      "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(SharedAddress(barrier)),
-      "r"(block)
+      "{\n.reg .pred arrives;\nsetp.ne.s32 arrives, %1, 0;\n"
+      "@arrives mbarrier.arrive.shared::cluster.b64 _, [%0];\n}" ::"r"(barrier),
+      "r"(static_cast<int32_t>(arrives))
       : "memory");
 }
 // A copy into the same place in the shared memory of every block in `blocks` (a bit each), which

@@ -175,6 +175,38 @@ bool CheckSpec(const SpecCase& c, const Expected& expected) {
                            (c.fusion ? " fused" : " plain") + " by " + std::to_string(c.chunk));
 }
 
+// Prompts of which no row is sampled at first and then the last few: those alone go through all of
+// the last layer.
+bool CheckLastRows(const std::string& folder, Element element, const Expected& expected) {
+  const auto checkpoint = Must(weights::Checkpoint::Open(folder));
+  const auto count = static_cast<int32_t>(expected.ids.size());
+  Difference difference(element);
+  bool only_those = true;
+  for (const auto& [behind, rows] : {std::pair{0, 1}, {17, 3}, {30, 8}}) {
+    const auto executor =
+        MakeExecutor(*checkpoint, count, element,
+                     {.max_slots = 4, .max_step_tokens = 64, .kv_blocks = 8, .fusion = true});
+    Logits logits;
+    Keep(executor.get(), &logits);
+    SequenceDriver driver(executor.get());
+    driver.OpenGreedy(1);
+    const std::span<const int32_t> ids(expected.ids);
+    if (behind > 0) {
+      driver.Feed(1, ids.first(static_cast<size_t>(behind)), 0);
+      static_cast<void>(driver.Run());
+    }
+    driver.Feed(1, ids.subspan(static_cast<size_t>(behind)), rows);
+    static_cast<void>(driver.Run());
+    for (int32_t position = count - rows; position < count; ++position) {
+      difference.Take(expected.logits[static_cast<size_t>(position)], logits.at({1, position}));
+    }
+    only_those = only_those && logits.size() == static_cast<size_t>(rows);
+  }
+  return difference.Report(std::filesystem::path(folder).filename().string() + " " +
+                           ElementWord(element) + " last rows") &&
+         only_those;
+}
+
 // A model whose SiLU·mul is beyond fp16, by factors that cancel out: fp16 ends the sequence, bf16
 // computes what transformers does from the model without them.
 bool CheckOverflow(const std::string& folder) {
@@ -356,6 +388,7 @@ int main(int argc, char** argv) {
         for (const int32_t chunk : {48, 7, 1}) {
           ok = CheckSpec({folder, name, element, fusion, chunk}, expected) && ok;
         }
+        if (fusion) ok = CheckLastRows(folder + "/" + name, element, expected) && ok;
       }
     }
   }

@@ -256,6 +256,7 @@ bool CheckAll(const Device& device) {
                         Case{1040, 4096, 128, 256, kAddResidual, true},
                         Case{9000, 1024, 128, 300, kFloat, true},
                         Case{12288, 512, 128, 250, kSiluMul, false},
+                        Case{12544, 256, 128, 256, kSiluMul, false},
                         Case{13000, 512, 128, 500, kHalf, true},
                         Case{16384, 256, 128, 256, kAddResidual, false},
                         Case{28672, 256, 128, 1000, kSiluMul, false},

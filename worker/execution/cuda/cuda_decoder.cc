@@ -74,6 +74,7 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
                    "preparing block tables"));
   }
   ASSIGN_OR_RETURN(residual_, arena_.Allocate<float>(tokens * spec.hidden_size));
+  ASSIGN_OR_RETURN(kept_residual_, arena_.Allocate<float>(FewTokens() * spec.hidden_size));
   const int64_t parts = layout::GpuRowTiles(spec.hidden_size);
   ASSIGN_OR_RETURN(square_sums_, arena_.Allocate<float>(FewTokens() * parts));
   for (float*& scales : scales_) {
@@ -176,6 +177,7 @@ layout::GpuFragmentOrder CudaDecoder::AttentionFragments(const StepView& step,
 }
 
 cuda::Real16* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLayer& layer) const {
+  if (&layer == &model_.layers().back() && KeepsRows(step)) return nullptr;
   // Whole slabs: what pads one is multiplied by zeros and must not be NaN.
   const bool slabs = layer.o.columns % layout::kGpuSlabColumns == 0;
   const bool heads =
@@ -226,6 +228,7 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                             .in_fragments = in_products,
                             .y_half = qkv_,
                             .in_parts = RotatesInAttention(step) && LeavesParts(step.tokens)}));
+  if (&layer == &model_.layers().back() && KeepsRows(step)) return LastLayerOfRows(step);
   RETURN_IF_ERROR(Attend(step, index));
   RETURN_IF_ERROR(AddToResidual({.name = "o",
                                  .matrix = &layer.o,

@@ -139,6 +139,8 @@ class CudaDecoder {
   [[nodiscard]] absl::Status Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                   const DeviceMatrix& next);
   [[nodiscard]] absl::Status Layer(const StepView& step, int32_t layer);
+  // KeepsRows: the last layer behind its qkv (decoder_sampling.cc).
+  [[nodiscard]] absl::Status LastLayerOfRows(const StepView& step);
   [[nodiscard]] absl::Status RotateAndStore(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Attend(const StepView& step, int32_t layer);
   [[nodiscard]] absl::Status Mlp(const StepView& step, int32_t layer);
@@ -169,6 +171,12 @@ class CudaDecoder {
   [[nodiscard]] bool Meets(int32_t tokens) const;
   [[nodiscard]] bool RotatesInAttention(const StepView& step) const {
     return hopper_ && options_.fusion && step.every_token_sampled;
+  }
+  // Of a prompt's tokens only those whose logits are asked for go on behind the last attention, by
+  // the decode kernel.
+  [[nodiscard]] bool KeepsRows(const StepView& step) const {
+    return hopper_ && options_.fusion && !parallel() && !step.every_token_sampled &&
+           step.tokens > cuda::kWgmmaMeetingTokens && step.rows <= FewTokens();
   }
   // The norm before the head is of every token, in order and at once.
   [[nodiscard]] bool LastNormTakesAll(const StepView& step) const {
@@ -208,6 +216,7 @@ class CudaDecoder {
   int32_t* block_tables_ = nullptr;
   int32_t* last_tokens_ = nullptr;
   float* residual_ = nullptr;
+  float* kept_residual_ = nullptr;  // of the rows that a prompt's step goes on with
   float* square_sums_ = nullptr;
   float* scales_[2] = {};
   bool hopper_ = false;            // else the portable kernels run
