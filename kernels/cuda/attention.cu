@@ -4,6 +4,7 @@
 #include "kernels/cuda/attention_stream.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/w4_fixed.cuh"
 #include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
@@ -208,11 +209,9 @@ __device__ __forceinline__ uint32_t NotZero(float value) {
   return value == 0.0f ? 0x80000000u : __float_as_uint(value);
 }
 
-__device__ __forceinline__ Merged TakePart(uint4* place) {
-  uint4 words;
-  do {
-    words = LoadRelaxed(place);
-  } while (words.x == 0 || words.y == 0 || words.z == 0 || words.w == 0);
+// `words`: what has been asked for there already.
+__device__ __forceinline__ Merged TakePart(uint4* place, uint4 words) {
+  while (words.x == 0 || words.y == 0 || words.z == 0 || words.w == 0) words = LoadRelaxed(place);
   __stcg(place, make_uint4(0, 0, 0, 0));
   Merged merged;
   merged.max = __uint_as_float(words.z);
@@ -237,7 +236,8 @@ __device__ __forceinline__ void Collect(const AttentionParams& p, const Item& it
     const int32_t pair = first + thread / lanes;
     Merged merged;
     for (int32_t part = thread % lanes; pair < end && part < item.parts; part += lanes) {
-      const Merged other = TakePart(PlaceOfPart<S>(p, item, part, pair));
+      uint4* place = PlaceOfPart<S>(p, item, part, pair);
+      const Merged other = TakePart(place, LoadRelaxed(place));
       merged.Add(other.max, other.sum, other.out);
     }
     for (int32_t offset = 1; offset < lanes; offset *= 2) {
@@ -250,6 +250,49 @@ __device__ __forceinline__ void Collect(const AttentionParams& p, const Item& it
     if (pair < end && thread % lanes == 0) {
       WriteOut<S>(p, item, pair / (S::kD / 2), pair % (S::kD / 2) * 2, merged);
     }
+  }
+}
+
+// A warp's row in fixed point: a head of 128 elements is a slab of the next product's input, and a
+// lane has four elements side by side.
+template <typename S>
+__device__ __forceinline__ void LeaveFixed(const AttentionParams& p, const Item& item, int32_t row,
+                                           int32_t lane, const float (&v)[4]) {
+  const int32_t head = item.kv_head * (p.heads / p.kv_heads) + row;
+  StoreFixed(v, item.first_row, head * S::kD + lane * 4, p.ordered_tokens, p.ordered,
+             p.ordered_scales);
+}
+
+// Collect for fixed point: whole rows.
+template <typename S>
+__device__ __forceinline__ void CollectFixed(const AttentionParams& p, const Item& item) {
+  constexpr int32_t kTogether = 4;  // parts that are asked for at a time
+  const int32_t rows = p.heads / p.kv_heads, lane = threadIdx.x % 32;
+  const auto warp = static_cast<int32_t>(threadIdx.x) / 32;
+  for (int32_t row = item.part + warp * item.parts; row < rows; row += kWarps * item.parts) {
+    const auto place = [&](int32_t part, int32_t pair) {
+      return PlaceOfPart<S>(p, item, part, row * (S::kD / 2) + lane * 2 + pair);
+    };
+    Merged merged[2];
+    for (int32_t first = 0; first < item.parts; first += kTogether) {
+      uint4 words[kTogether][2];
+#pragma unroll
+      for (int32_t i = 0; i < 2 * kTogether; ++i) {
+        if (first + i / 2 < item.parts) {
+          words[i / 2][i % 2] = LoadRelaxed(place(first + i / 2, i % 2));
+        }
+      }
+#pragma unroll
+      for (int32_t i = 0; i < 2 * kTogether; ++i) {
+        if (first + i / 2 >= item.parts) continue;
+        const Merged other = TakePart(place(first + i / 2, i % 2), words[i / 2][i % 2]);
+        merged[i % 2].Add(other.max, other.sum, other.out);
+      }
+    }
+    const float inverse = __fdividef(1.0f, merged[0].sum);
+    const float v[4] = {merged[0].out.x * inverse, merged[0].out.y * inverse,
+                        merged[1].out.x * inverse, merged[1].out.y * inverse};
+    LeaveFixed<S>(p, item, row, lane, v);
   }
 }
 
@@ -335,6 +378,58 @@ __device__ __forceinline__ void WritePass(const AttentionParams& p, const Item& 
   }
 }
 
+// The same for fixed point, a row to a warp: of each pass a lane takes columns side by side.
+template <typename S>
+struct FixedRow {
+  static constexpr int32_t kOfPass = S::kColumns / 32;
+  static_assert(S::kD == 128 && kOfPass * S::kPasses == 4 && S::kRows <= kWarps);
+  float v[4];
+
+  __device__ __forceinline__ void Take(const Shared<S>& shared, int32_t pass, int32_t row,
+                                       int32_t lane) {
+    using Columns = std::conditional_t<kOfPass == 4, float4, float2>;
+    float2 states[kMergers];
+    Columns parts[kMergers];
+    float max = kNever, sum = 0, out[kOfPass] = {};
+#pragma unroll
+    for (int32_t j = 0; j < kMergers; ++j) {
+      const int32_t at = j * S::kRows + row;
+      states[j] = shared.states[at];
+      parts[j] =
+          *reinterpret_cast<const Columns*>(shared.parts + at * S::kPartStride + lane * kOfPass);
+      max = fmaxf(max, states[j].x);
+    }
+#pragma unroll
+    for (int32_t j = 0; j < kMergers; ++j) {
+      const float weight = Exp2(states[j].x - max);
+      sum = fmaf(states[j].y, weight, sum);
+#pragma unroll
+      for (int32_t i = 0; i < kOfPass; ++i) {
+        out[i] = fmaf(reinterpret_cast<const float*>(&parts[j])[i], weight, out[i]);
+      }
+    }
+    const float inverse = __fdividef(1.0f, sum);
+#pragma unroll
+    for (int32_t i = 0; i < kOfPass; ++i) v[pass * kOfPass + i] = out[i] * inverse;
+  }
+  __device__ __forceinline__ void Leave(const AttentionParams& p, const Item& item, int32_t row,
+                                        int32_t lane) {
+    if constexpr (S::kPasses == 2) {  // two of each half's columns: four side by side
+      float from[2][4];
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        from[0][i] = __shfl_sync(0xffffffffu, v[i], lane * 2 % 32);
+        from[1][i] = __shfl_sync(0xffffffffu, v[i], lane * 2 % 32 + 1);
+      }
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        v[i] = lane < 16 ? from[i / 2][i % 2] : from[i / 2][2 + i % 2];
+      }
+    }
+    LeaveFixed<S>(p, item, row, lane, v);
+  }
+};
+
 // The warps' results meet. Every thread of the block.
 template <typename S>
 __device__ __forceinline__ void Finish(const AttentionParams& p, const Item& item, int32_t rows,
@@ -351,6 +446,7 @@ __device__ __forceinline__ void Finish(const AttentionParams& p, const Item& ite
     }
   }
   const int32_t merger = warp % kMergers;
+  [[maybe_unused]] std::conditional_t<S::kFixed, FixedRow<S>, int32_t> row;
 #pragma unroll
   for (int32_t pass = 0; pass < S::kPasses; ++pass) {
     if (pass > 0) __syncthreads();
@@ -364,7 +460,16 @@ __device__ __forceinline__ void Finish(const AttentionParams& p, const Item& ite
       ShareRows<S, true>(shared, pass, rows, merger, lane, state);
     }
     __syncthreads();
+    if constexpr (S::kFixed) {
+      if (item.parts == 1) {
+        if (warp < rows) row.Take(shared, pass, warp, lane);
+        continue;
+      }
+    }
     WritePass<S>(p, item, shared, pass, rows);
+  }
+  if constexpr (S::kFixed) {
+    if (item.parts == 1 && warp < rows) row.Leave(p, item, warp, lane);
   }
 }
 
@@ -467,7 +572,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   int32_t pages = 0, count = kPageItems;
   for (; count == kPageItems; ++pages) {
     if (pages > 0) __syncthreads();
-    count = LoadPage(p, pages, shared.items);
+    count = LoadPage<S>(p, pages, shared.items);
     __syncthreads();
     if (count > 0) parts = walk.template Items<kRotates>(count, pages == 0, &ring) || parts;
   }
@@ -475,25 +580,33 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int32_t page = 0; parts && page < pages; ++page) {
     if (pages > 1) {
       __syncthreads();
-      count = LoadPage(p, page, shared.items);
+      count = LoadPage<S>(p, page, shared.items);
       __syncthreads();
     }
     for (int32_t i = 0; i < count; ++i) {
-      if (shared.items[i].parts > 1) Collect<S>(p, shared.items[i]);
+      if (shared.items[i].parts == 1) continue;
+      if constexpr (S::kFixed) {
+        CollectFixed<S>(p, shared.items[i]);
+      } else {
+        Collect<S>(p, shared.items[i]);
+      }
     }
   }
 }
 
-template <int32_t kD, int32_t kRows, bool kRotates>
+template <int32_t kD, int32_t kRows, bool kRotates, bool kFixed = false>
 cudaError_t LaunchStream(const AttentionParams& params, const LaunchOptions& options) {
-  const auto kernel = AttentionKernel<Shape<kD, kRows>, kRotates>;
+  const auto kernel = AttentionKernel<Shape<kD, kRows, kFixed>, kRotates>;
+  // Where the next kernel takes whole multiprocessors, two blocks of this one on some would only
+  // leave others to its early ones.
+  constexpr int32_t kBytes = kFixed ? kAloneBytes : kSharedBytes;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   return LaunchKernel(kernel,
                       {.grid = dim3(static_cast<uint32_t>(params.blocks)),
                        .block = dim3(kThreads),
-                       .shared_bytes = kSharedBytes,
+                       .shared_bytes = kBytes,
                        .stream = options.stream,
                        .dependent = options.dependent},
                       params);
@@ -503,6 +616,12 @@ template <int32_t kD>
 cudaError_t LaunchUnits(const AttentionParams& params, const LaunchOptions& options) {
   if (params.rotation.cos == nullptr) return LaunchStream<kD, 16, false>(params, options);
   const int32_t group = params.heads / params.kv_heads;
+  if constexpr (kD == 128 && kElement == Element::kHalf) {
+    if (params.ordered_scales != nullptr) {
+      return group <= 4 ? LaunchStream<kD, 4, true, true>(params, options)
+                        : LaunchStream<kD, 8, true, true>(params, options);
+    }
+  }
   if constexpr (kD >= 64) {
     if (group <= 4) return LaunchStream<kD, 4, true>(params, options);
   }
@@ -527,6 +646,12 @@ cudaError_t LaunchUnitsOf(const AttentionParams& params, const LaunchOptions& op
 
 cudaError_t Attention(const AttentionParams& params, const LaunchOptions& options) {
   if (!AttentionSupports(params.heads, params.kv_heads, params.head_dim) || params.blocks < 1) {
+    return cudaErrorInvalidValue;
+  }
+  const bool fixed = params.ordered_scales != nullptr;
+  if (fixed && (!AttentionLeavesFixed(params.heads, params.kv_heads, params.head_dim) ||
+                kElement != Element::kHalf || params.rotation.cos == nullptr ||
+                params.ordered == nullptr || params.tile_count > 0)) {
     return cudaErrorInvalidValue;
   }
   if (params.unit_count > 0) {

@@ -58,6 +58,12 @@ static_assert(sizeof(AttentionUnit) == 32);
   return head_dim == 64 || head_dim == 128;
 }
 
+// Whether results of steps of one token a sequence may be left in fixed point: of fp16.
+[[nodiscard]] constexpr bool AttentionLeavesFixed(int32_t heads, int32_t kv_heads,
+                                                  int32_t head_dim) {
+  return head_dim == 128 && heads / kv_heads <= 8;
+}
+
 // For steps of one token a sequence: attention norms and rotates queries and keys itself, and
 // writes the token's key and value into the cache. Then q is the product's output as it is.
 struct AttentionRotation {
@@ -83,6 +89,9 @@ struct AttentionParams {
   Real16* ordered = nullptr;
   int32_t ordered_group = 128;
   int32_t ordered_tokens = 0;
+  // Not null: `ordered` is in fixed point, with these scales. With a rotation, where
+  // AttentionLeavesFixed says so.
+  float* ordered_scales = nullptr;
   layout::GpuFragmentOrder fragments = {};  // of `out`, without tiles
   KvLayer cache;
   const int32_t* block_tables = nullptr;  // [slots, table_size]

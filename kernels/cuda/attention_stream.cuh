@@ -24,6 +24,7 @@ constexpr int32_t kMergers = kWarps / 2;
 constexpr int32_t kPageItems = 32;  // of a block that it knows at a time
 // Two blocks fill a multiprocessor's shared memory, this kernel's and a neighbour's in the step.
 constexpr int32_t kSharedBytes = kDecodeSharedBytes;
+constexpr int32_t kAloneBytes = 116 * 1024;  // more than half of a multiprocessor's
 constexpr float kNever = -1e30f;  // below every score; finite, so that differences stay numbers
 
 // A unit for one KV head.
@@ -34,7 +35,7 @@ struct Item {
   int32_t parts, part, place;
   int32_t begin, count;  // KV blocks
   int32_t table;         // of the sequence, in the block tables
-  int32_t last_block;    // KV block of the last token
+  int32_t last_block;    // KV block of the last token; not with kFixed
 
   [[nodiscard]] __device__ __forceinline__ int32_t Last() const {
     return first_position + tokens - 1;
@@ -45,9 +46,11 @@ struct Item {
   }
 };
 
-// What a kernel instance is compiled for: heads of kDT elements, at most kRowsT rows a unit.
-template <int32_t kDT, int32_t kRowsT>
+// What a kernel instance is compiled for: heads of kDT elements, at most kRowsT rows a unit;
+// kFixedT: results are left in fixed point.
+template <int32_t kDT, int32_t kRowsT, bool kFixedT = false>
 struct Shape {
+  static constexpr bool kFixed = kFixedT;
   static constexpr int32_t kD = kDT;
   static constexpr int32_t kRows = kRowsT;
   static constexpr int32_t kRowTiles = (kRows + 7) / 8;
@@ -100,6 +103,7 @@ struct Shared {
 };
 
 // The block's items of a page, one a lane; returns how many there are. Every warp.
+template <typename S>
 __device__ __forceinline__ int32_t LoadPage(const AttentionParams& p, int32_t page, Item* items) {
   const int32_t lane = threadIdx.x % 32;
   const auto stride = static_cast<int32_t>(gridDim.x);
@@ -124,7 +128,9 @@ __device__ __forceinline__ int32_t LoadPage(const AttentionParams& p, int32_t pa
     item.begin = max(b.x, first_seen / kKvBlockTokens);
     item.count = max(0, min(b.y, item.Last() / kKvBlockTokens + 1) - item.begin);
     item.table = a.z * p.table_size;
-    item.last_block = __ldcg(p.block_tables + item.table + item.Last() / kKvBlockTokens);
+    if constexpr (!S::kFixed) {
+      item.last_block = __ldcg(p.block_tables + item.table + item.Last() / kKvBlockTokens);
+    }
     items[lane] = item;
   }
   return __popc(__ballot_sync(0xffffffffu, tokens > 0));
@@ -350,8 +356,12 @@ struct Token {
       if (task >= rows) head = p.heads + item.kv_head + (task - rows) * p.kv_heads;
       from[i] = task < count ? row + head * kD : nullptr;
       if (task < rows || task >= count) continue;
+      // Where a block has hardly more than one item, its first KV blocks shall not wait for this.
+      const int32_t block = S::kFixed
+                                ? __ldcg(p.block_tables + item.table + item.Last() / kKvBlockTokens)
+                                : item.last_block;
       to = (task == rows ? p.cache.keys : p.cache.values) +
-           (static_cast<int64_t>(item.last_block) * p.kv_heads + item.kv_head) * S::kPieceHalves;
+           (static_cast<int64_t>(block) * p.kv_heads + item.kv_head) * S::kPieceHalves;
     }
   }
   __device__ __forceinline__ void Load(const AttentionParams& p, int32_t lane) {

@@ -33,6 +33,7 @@ NIBBLE_OPERATION(AttentionPortable, AttentionParams)
 NIBBLE_OPERATION(Attention, AttentionParams)
 NIBBLE_OPERATION(W4Batch, W4BatchParams)
 NIBBLE_OPERATION(OrderActivations, OrderParams)
+NIBBLE_OPERATION(FixedEmbed, FixedEmbedParams)
 NIBBLE_OPERATION(OrderedNorm, OrderedNormParams)
 NIBBLE_OPERATION(AddPartial, AddPartialParams)
 NIBBLE_BY_ELEMENT(W4Decode, (const W4DecodeParams& p, int32_t multiprocessors, cudaStream_t stream),

@@ -94,6 +94,21 @@ __device__ __forceinline__ void LetNextKernelStart() {
 #endif
 }
 
+// A number that an earlier kernel wrote, or 0; keeps its place as LoadIf's do. Nobody waits for it
+// before it is used.
+__device__ __forceinline__ float FloatIf(bool exists, const float* global) {
+  float value;
+  asm volatile(
+      "{\n.reg .pred exists;\nsetp.ne.s32 exists, %2, 0;\n"
+      "mov.b32 %0, 0;\n@exists ld.global.f32 %0, [%1];\n}"
+      : "=&f"(value)
+      : "l"(global), "r"(static_cast<int32_t>(exists)));
+  return value;
+}
+__device__ __forceinline__ void PrefetchToL2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // Four 8x8 matrices of 16-bit numbers from shared memory; lane l names row l % 8 of matrix l / 8,
 // and gets elements 2 (l % 4) and the next of row l / 4 of each.
 __device__ __forceinline__ void LoadMatrices(uint32_t shared_address, uint32_t (&r)[4]) {

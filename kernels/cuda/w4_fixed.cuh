@@ -1,14 +1,17 @@
-// Products of a slab with activations in fixed point (kernels/layout/gpu_x.h) on the tensor cores:
-// nibbles become bytes by one mask each, and sums are exact. Less than half of the instructions of
-// fp16: two for each eight weights, and some for every result of a slab.
+// Activations in fixed point (kernels/layout/gpu_x.h): how a slab of them is left, and products of
+// a slab with them on the tensor cores: nibbles become bytes by one mask each, and sums are exact.
+// Less than half of the instructions of fp16: two for each eight weights, and some for every result
+// of a slab.
 #pragma once
 
 #include <cuda_fp16.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/layout/gpu_w4.h"
+#include "kernels/layout/gpu_x.h"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
 
@@ -69,5 +72,42 @@ struct FixedSlab {
     }
   }
 };
+
+// A warp's slab of a token in fixed point; a lane has four k.
+__device__ __forceinline__ void StoreFixed(const float (&v)[4], int32_t token, int32_t column,
+                                           int32_t ordered_tokens, Real16* x, float* scales) {
+  // Magnitudes lie as their bits do, and no number behind them.
+  uint32_t most = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
+  const float largest = __uint_as_float(__reduce_max_sync(0xffffffffu, most));
+  const float inverse =
+      largest > 0 ? __fdividef(static_cast<float>(layout::kGpuFixedMax), largest) : 0;
+  int32_t number[4], sum = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    number[i] = __float2int_rn(v[i] * inverse);
+    sum += number[i];
+  }
+  sum = __reduce_add_sync(0xffffffffu, sum);
+  uint32_t high = 0, low = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    const int32_t shift = (i == 1 ? 2 : i == 2 ? 1 : i) * 8;
+    high |= (static_cast<uint32_t>((number[i] + 128) >> 8) & 0xffu) << shift;
+    low |= (static_cast<uint32_t>(number[i]) & 0xffu) << shift;
+  }
+  auto* bytes = reinterpret_cast<uint8_t*>(x);
+  *reinterpret_cast<uint32_t*>(bytes + layout::GpuFixedIndex(token, column, true, ordered_tokens)) =
+      high;
+  *reinterpret_cast<uint32_t*>(bytes +
+                               layout::GpuFixedIndex(token, column, false, ordered_tokens)) = low;
+  if (column % layout::kGpuSlabColumns != 0) return;
+  const int32_t slab = column / layout::kGpuSlabColumns;
+  const float scale = largest / static_cast<float>(layout::kGpuFixedMax);
+  scales[layout::GpuFixedScaleIndex(token, slab, false, ordered_tokens)] = scale;
+  scales[layout::GpuFixedScaleIndex(token, slab, true, ordered_tokens)] =
+      scale * static_cast<float>(sum);
+}
 
 }  // namespace nibble::cuda::NIBBLE_ELEMENT

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_fixed.cuh"
 #include "kernels/cuda/w4_wgmma.h"
 #include "kernels/layout/gpu_x.h"
 
@@ -30,22 +31,21 @@ __device__ __forceinline__ bool HaveCome(const uint4& words) {
 // What a lane has of a pair: four columns of the slab.
 struct MeetingPair {
   float4 x;  // the residual stream
-  float weight[4];
+  uint2 weights;
   float scale;
 
-  // What does not wait for other blocks.
-  __device__ __forceinline__ void Load(const float* residual, const NextInput& next, int32_t token,
-                                       int32_t column, bool exists) {
+  // What does not wait for other blocks, and is not waited for here either.
+  __device__ __forceinline__ void Load(const W4BatchParams& p, const NextInput& next, int32_t token,
+                                       int32_t slab, int32_t lane) {
+    const int32_t column = slab * layout::kGpuSlabColumns + lane * 4;
     x = make_float4(0, 0, 0, 0);
-    uint2 weights = make_uint2(0, 0);
-    if (exists) {
-      x = *reinterpret_cast<const float4*>(residual);
+    weights = make_uint2(0, 0);
+    if (column < p.rows) {
+      x = *reinterpret_cast<const float4*>(p.residual_out + static_cast<int64_t>(token) * p.rows +
+                                           column);
       weights = *reinterpret_cast<const uint2*>(next.norm_weight + column);
     }
-    scale = next.scale[token] * kNormedInputFactor;
-    const auto* reals = reinterpret_cast<const Real16*>(&weights);
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) weight[i] = ToFloat(reals[i]);
+    scale = next.scale[token];
   }
   // Adds parts in their order as they come, and leaves their words as they were.
   __device__ __forceinline__ void Add(float* words, int64_t part_stride, int32_t parts) {
@@ -76,11 +76,14 @@ struct MeetingPair {
     }
   }
   // Of the next product's input.
-  __device__ __forceinline__ void Weighted(float (&v)[4]) const {
-    v[0] = x.x * weight[0] * scale;
-    v[1] = x.y * weight[1] * scale;
-    v[2] = x.z * weight[2] * scale;
-    v[3] = x.w * weight[3] * scale;
+  __device__ __forceinline__ void Weighted(float (&v)[4]) {
+    asm volatile("" : "+f"(scale), "+r"(weights.x), "+r"(weights.y));  // not used earlier
+    const auto* weight = reinterpret_cast<const Real16*>(&weights);
+    const float factor = scale * kNormedInputFactor;
+    v[0] = x.x * ToFloat(weight[0]) * factor;
+    v[1] = x.y * ToFloat(weight[1]) * factor;
+    v[2] = x.z * ToFloat(weight[2]) * factor;
+    v[3] = x.w * ToFloat(weight[3]) * factor;
   }
 };
 
@@ -92,53 +95,16 @@ __device__ __forceinline__ float SumOfWarp(float value) {
   return value;
 }
 
-// A warp's slab of a token in fixed point; a lane has four k.
-__device__ __forceinline__ void StoreFixed(const float (&v)[4], int32_t token, int32_t column,
-                                           int32_t ordered_tokens, Real16* x, float* scales) {
-  // Magnitudes lie as their bits do, and no number behind them.
-  uint32_t most = 0;
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
-  const float largest = __uint_as_float(__reduce_max_sync(0xffffffffu, most));
-  const float inverse =
-      largest > 0 ? __fdividef(static_cast<float>(layout::kGpuFixedMax), largest) : 0;
-  int32_t number[4], sum = 0;
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    number[i] = __float2int_rn(v[i] * inverse);
-    sum += number[i];
-  }
-  sum = __reduce_add_sync(0xffffffffu, sum);
-  uint32_t high = 0, low = 0;
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    const int32_t shift = (i == 1 ? 2 : i == 2 ? 1 : i) * 8;
-    high |= (static_cast<uint32_t>((number[i] + 128) >> 8) & 0xffu) << shift;
-    low |= (static_cast<uint32_t>(number[i]) & 0xffu) << shift;
-  }
-  auto* bytes = reinterpret_cast<uint8_t*>(x);
-  *reinterpret_cast<uint32_t*>(bytes + layout::GpuFixedIndex(token, column, true, ordered_tokens)) =
-      high;
-  *reinterpret_cast<uint32_t*>(bytes +
-                               layout::GpuFixedIndex(token, column, false, ordered_tokens)) = low;
-  if (column % layout::kGpuSlabColumns != 0) return;
-  const int32_t slab = column / layout::kGpuSlabColumns;
-  const float scale = largest / static_cast<float>(layout::kGpuFixedMax);
-  scales[layout::GpuFixedScaleIndex(token, slab, false, ordered_tokens)] = scale;
-  scales[layout::GpuFixedScaleIndex(token, slab, true, ordered_tokens)] =
-      scale * static_cast<float>(sum);
-}
-
-// One (token, slab) pair, by a warp.
+// One (token, slab) pair, by a warp that has loaded it.
 __device__ __forceinline__ void FinishPair(const W4BatchParams& p, const WgmmaInput& input,
                                            int32_t token, int32_t slab, int32_t parts,
-                                           int32_t ordered_tokens, int32_t lane) {
+                                           int32_t ordered_tokens, int32_t lane,
+                                           MeetingPair* loaded) {
+  MeetingPair& pair = *loaded;
   const int32_t rows = p.rows;
   const int32_t column = slab * layout::kGpuSlabColumns + lane * 4;
   const NextInput& next = input.next;
   const int64_t at = static_cast<int64_t>(token) * rows + column;
-  MeetingPair pair;
-  pair.Load(p.residual_out + at, next, token, column, column < rows);
   if (column < rows) {
     pair.Add(input.meeting + at, static_cast<int64_t>(p.tokens) * rows, parts);
     *reinterpret_cast<float4*>(p.residual_out + at) = pair.x;

@@ -4,6 +4,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/peer_exchange.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/w4_fixed.cuh"
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
 namespace {
@@ -304,7 +305,67 @@ cudaError_t LaunchNorm(const OrderedNormParams& params, const LaunchOptions& opt
                       params);
 }
 
+constexpr int32_t kEmbedWarps = 8;
+
+// A warp: a slab of a token, of which a lane has four numbers.
+__global__ void __launch_bounds__(kEmbedWarps * 32)
+    FixedEmbedKernel(const __grid_constant__ FixedEmbedParams p) {
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  const EmbedParams& embed = p.embed;
+  const auto token = static_cast<int32_t>(blockIdx.y);
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t slabs = layout::GpuSlabs(embed.hidden);
+  const int32_t slab =
+      static_cast<int32_t>(blockIdx.x) * kEmbedWarps + static_cast<int32_t>(threadIdx.x) / 32;
+  if (slab >= slabs) return;
+  const int32_t column = slab * layout::kGpuSlabColumns + lane * 4;
+  int32_t id = embed.token_ids[token];
+  if (id < 0) id = embed.last_tokens[-1 - id];
+  uint2 values = make_uint2(0, 0), weights = make_uint2(0, 0);
+  if (column < embed.hidden) {
+    const Real16* row = embed.table + static_cast<int64_t>(id) * embed.hidden;
+    values = *reinterpret_cast<const uint2*>(row + column);
+    weights = *reinterpret_cast<const uint2*>(embed.next.norm_weight + column);
+  }
+  float x[4], v[4], squares = 0;
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    x[i] = ToFloat(reinterpret_cast<const Real16*>(&values)[i]);
+    squares += x[i] * x[i];
+    v[i] = x[i] * ToFloat(reinterpret_cast<const Real16*>(&weights)[i]) * kNormedInputFactor;
+  }
+  if (column < embed.hidden) {
+    *reinterpret_cast<float4*>(embed.residual + static_cast<int64_t>(token) * embed.hidden +
+                               column) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+  StoreFixed(v, token, column, layout::GpuOrderedTokens(embed.tokens), embed.next.x, p.scales);
+#pragma unroll
+  for (int32_t offset = 16; offset > 0; offset /= 2) {
+    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+  }
+  if (lane != 0) return;
+  embed.next.square_sums[token * slabs + slab] = squares;
+  if (slab == 0) embed.scale_out[token] = 1;
+}
+
 }  // namespace
+
+cudaError_t FixedEmbed(const FixedEmbedParams& params, const LaunchOptions& options) {
+  const EmbedParams& embed = params.embed;
+  if (embed.tokens < 1 || embed.tokens > 16 || embed.hidden % 8 != 0 ||
+      kElement != Element::kHalf) {
+    return cudaErrorInvalidValue;
+  }
+  const int32_t blocks = (layout::GpuSlabs(embed.hidden) + kEmbedWarps - 1) / kEmbedWarps;
+  return LaunchKernel(
+      FixedEmbedKernel,
+      {.grid = dim3(static_cast<uint32_t>(blocks), static_cast<uint32_t>(embed.tokens)),
+       .block = dim3(kEmbedWarps * 32),
+       .stream = options.stream,
+       .dependent = options.dependent},
+      params);
+}
 
 cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;

@@ -22,6 +22,15 @@ struct OrderParams {
 };
 [[nodiscard]] cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& options);
 
+// Embed (elementwise.h) of at most 16 tokens of fp16, which leaves what the first norm's product
+// takes in fixed point: embed.next.x, with a part of the sums of squares for every slab. The scale
+// that is written is 1. hidden is a multiple of 8.
+struct FixedEmbedParams {
+  EmbedParams embed;
+  float* scales = nullptr;  // GpuFixedScaleCount
+};
+[[nodiscard]] cudaError_t FixedEmbed(const FixedEmbedParams& params, const LaunchOptions& options);
+
 // Parts of sums that a product may leave (w4_wgmma.h), and of how many tokens.
 inline constexpr int32_t kWgmmaPartsMax = 8;
 inline constexpr int32_t kWgmmaPartsTokens = 64;

@@ -267,11 +267,12 @@ __device__ __forceinline__ void StoreShare(const KernelParams& k, const Place& p
   WaitForCluster();
 }
 
-// The block's chunks of a tile.
-template <typename S>
+// The block's chunks of a tile. `behind_first` is called once behind the first one.
+template <typename S, typename BehindFirst>
 __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place& place,
                                              int32_t row_tile, int32_t lane, Ring<S>* ring,
-                                             Consumer<S>* consumer) {
+                                             Consumer<S>* consumer,
+                                             const BehindFirst& behind_first) {
   consumer->Clear();
   consumer->Pin();
   uint64_t* done = nullptr;
@@ -294,6 +295,7 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
     done = ring->Empty(ring->stage);
     if (S::kFloatScales && lane == 0) BarrierArrive(done);
     ring->Advance();
+    if (chunk == place.begin) behind_first();
   }
   WarpgroupWait<0>();
   consumer->Pin();
@@ -304,46 +306,87 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
   }
 }
 
-// What results of normed inputs are multiplied by; a warp sees to some tokens.
+// What results of normed inputs are multiplied by; a warp sees to some tokens. Sums of squares are
+// asked for before a block's first chunk, and waited for behind it.
 template <typename S>
-__device__ __forceinline__ void MakeFactors(const KernelParams& k, const Ring<S>& ring,
-                                            int32_t warp, int32_t lane) {
-  constexpr int32_t kOfWarp = (S::kTokens + S::kConsumerWarps - 1) / S::kConsumerWarps;
-  const NormedInput& normed = k.input.normed;
-  float squares[kOfWarp], scale[kOfWarp];
+struct FactorMaker {
+  static constexpr int32_t kOfWarp = (S::kTokens + S::kConsumerWarps - 1) / S::kConsumerWarps;
+  static constexpr int32_t kHeld = 2;  // parts of a lane
+  float squares[kOfWarp][kHeld], scale[kOfWarp];
+
+  __device__ __forceinline__ void Ask(const KernelParams& k, int32_t warp, int32_t lane) {
+    const NormedInput& normed = k.input.normed;
 #pragma unroll
-  for (int32_t i = 0; i < kOfWarp; ++i) {
-    const int32_t token = warp + i * S::kConsumerWarps;
-    squares[i] = 0;
-    scale[i] = 1;
-    if (token >= k.p.tokens) continue;
-    const float* parts = normed.square_sums + static_cast<int64_t>(token) * normed.parts;
-    for (int32_t part = lane; part < normed.parts; part += 32) squares[i] += parts[part];
-    scale[i] = normed.scale[token];
-  }
+    for (int32_t i = 0; i < kOfWarp; ++i) {
+      const int32_t token = warp + i * S::kConsumerWarps;
+      const bool exists = token < k.p.tokens;
+      const float* parts = normed.square_sums + token * normed.parts + lane;
 #pragma unroll
-  for (int32_t i = 0; i < kOfWarp; ++i) {
-    const int32_t token = warp + i * S::kConsumerWarps;
-    const float mean = __fdividef(SumOfWarp(squares[i]), static_cast<float>(k.p.columns));
-    const float inverse = rsqrtf(mean + normed.epsilon);
-    if (lane != 0 || token >= k.p.tokens) continue;
-    ring.Factors()[token] = __fdividef(inverse, scale[i] * kNormedInputFactor);
-    if (blockIdx.x == 0) normed.inverse_rms_out[token] = inverse;
+      for (int32_t j = 0; j < kHeld; ++j) {
+        squares[i][j] = FloatIf(exists && lane + j * 32 < normed.parts, parts + j * 32);
+      }
+      scale[i] = FloatIf(exists, normed.scale + token);
+    }
   }
-  __syncwarp();
-  if (lane == 0) BarrierArrive(ring.Factored());
+  __device__ __forceinline__ void Make(const KernelParams& k, const Ring<S>& ring, int32_t warp,
+                                       int32_t lane) {
+    const NormedInput& normed = k.input.normed;
+    PinRegisters(scale);  // or the first use of each would move up to where it is asked for
+#pragma unroll
+    for (int32_t i = 0; i < kOfWarp; ++i) {
+      PinRegisters(squares[i]);
+      const int32_t token = warp + i * S::kConsumerWarps;
+      if (token >= k.p.tokens) continue;
+      float sum = 0;
+#pragma unroll
+      for (const float part : squares[i]) sum += part;
+      for (int32_t part = lane + kHeld * 32; part < normed.parts; part += 32) {
+        sum += normed.square_sums[token * normed.parts + part];
+      }
+      const float mean = __fdividef(SumOfWarp(sum), static_cast<float>(k.p.columns));
+      const float inverse = rsqrtf(mean + normed.epsilon);
+      if (lane != 0) continue;
+      ring.Factors()[token] = __fdividef(inverse, scale[i] * kNormedInputFactor);
+      if (blockIdx.x == 0) normed.inverse_rms_out[token] = inverse;
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(ring.Factored());
+  }
+};
+
+// The first of a warp's pairs of the block's first tile.
+template <typename S>
+struct FirstPair {
+  static constexpr int32_t kSlabs = S::kRowTiles * layout::kGpuTileRows / layout::kGpuSlabColumns;
+  int32_t index, token, slab;
+  bool exists;
+
+  __device__ __forceinline__ FirstPair(const KernelParams& k, const Place& place, int32_t warp)
+      : index(warp * k.blocks + place.rank),
+        token(index / kSlabs),
+        slab(place.tile * kSlabs + index % kSlabs),
+        exists(token < k.p.tokens && slab < layout::GpuSlabs(k.p.rows)) {}
+};
+
+// Before its blocks have left their parts: what does not wait for them.
+template <typename S>
+__device__ __forceinline__ void LoadFirstPair(const KernelParams& k, const Place& place,
+                                              int32_t warp, int32_t lane, MeetingPair* pair) {
+  const FirstPair<S> first(k, place, warp);
+  if (first.exists) pair->Load(k.p, k.input.next, first.token, first.slab, lane);
 }
 
-// The block's share of a tile whose parts all its blocks leave.
+// The block's share of a tile whose parts all its blocks leave. `loaded`: `pair` is the first.
 template <typename S>
 __device__ __forceinline__ void Meet(const KernelParams& k, const Place& place, int32_t tile,
-                                     int32_t warp, int32_t lane) {
-  constexpr int32_t kSlabs = S::kRowTiles * layout::kGpuTileRows / layout::kGpuSlabColumns;
-  for (int32_t pair = warp * k.blocks + place.rank; pair < kSlabs * k.p.tokens;
-       pair += S::kConsumerWarps * k.blocks) {
-    const int32_t slab = tile * kSlabs + pair % kSlabs;
+                                     int32_t warp, int32_t lane, bool loaded, MeetingPair* pair) {
+  constexpr int32_t kSlabs = FirstPair<S>::kSlabs;
+  for (int32_t index = warp * k.blocks + place.rank; index < kSlabs * k.p.tokens;
+       index += S::kConsumerWarps * k.blocks, loaded = false) {
+    const int32_t token = index / kSlabs, slab = tile * kSlabs + index % kSlabs;
     if (slab >= layout::GpuSlabs(k.p.rows)) continue;
-    FinishPair(k.p, k.input, pair / kSlabs, slab, k.blocks, k.ordered_tokens, lane);
+    if (!loaded) pair->Load(k.p, k.input.next, token, slab, lane);
+    FinishPair(k.p, k.input, token, slab, k.blocks, k.ordered_tokens, lane, pair);
   }
 }
 
@@ -380,17 +423,30 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
   const int32_t lane = thread % 32;
   // Of the block's; the next part's: + 4.
   const int32_t row_tile = group * S::kParts * 4 + thread / 32;
-  WaitForPreviousKernel();
   const Place place(k);
+  const int32_t warp = group * 4 + thread / 32;
+  if constexpr (S::kFactors) {
+    // Norm weights were last read a step ago.
+    const FirstPair<S> first(k, place, warp);
+    if (k.input.meeting != nullptr && first.exists && lane < 2) {
+      PrefetchToL2(k.input.next.norm_weight + first.slab * layout::kGpuSlabColumns + lane * 64);
+    }
+  }
+  WaitForPreviousKernel();
   Ring<S> ring{shared};
   Consumer<S> consumer;
-  const int32_t warp = group * 4 + thread / 32;
   const bool factors = S::kFactors && k.input.normed.square_sums != nullptr;
+  FactorMaker<S> maker;
   if constexpr (S::kFactors) {
-    if (factors) MakeFactors(k, ring, warp, lane);
+    if (factors) maker.Ask(k, warp, lane);
   }
+  MeetingPair pair;
   for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
-    MultiplyTile<S>(k, place, row_tile, lane, &ring, &consumer);
+    MultiplyTile<S>(k, place, row_tile, lane, &ring, &consumer, [&] {
+      if constexpr (S::kFactors) {
+        if (factors && tile == place.tile) maker.Make(k, ring, warp, lane);
+      }
+    });
     if constexpr (S::kFactors) {
       if (factors) {
         BarrierWait(ring.Factored(), 0);
@@ -398,6 +454,11 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
       }
     }
     if (k.parts != nullptr) {
+      if constexpr (S::kFactors) {
+        if (k.input.meeting != nullptr && tile == place.tile) {
+          LoadFirstPair<S>(k, place, warp, lane, &pair);
+        }
+      }
       consumer.StorePart(k, place.rank, tile / k.token_tiles * S::kRowTiles + row_tile,
                          tile % k.token_tiles * S::kTokens, lane);
       continue;
@@ -418,7 +479,7 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
   if constexpr (S::kFactors) {
     if (k.input.meeting == nullptr) return;
     for (int32_t tile = place.tile; tile < k.tiles; tile += place.stride) {
-      Meet<S>(k, place, tile, warp, lane);
+      Meet<S>(k, place, tile, warp, lane, tile == place.tile, &pair);
     }
   }
 }

@@ -85,6 +85,9 @@ struct Shape {
   // activations waiting, few leave the memory idle until these have come (NOTES.md). The head's
   // weights are many more than its activations.
   static constexpr int32_t kEarly = kGroup == 0 ? kStages : kFactors ? 6 / kChunk : 4 / kChunk;
+  // In fixed point, of a block with more than twice as many chunks as its ring has stages; the
+  // others are asked for right behind the first activations.
+  static constexpr int32_t kEarlyOfMany = 2;
   // Shared memory: activations of all stages, weights and scales, barriers, factors, results.
   static constexpr int32_t kWeights = kStages * kStageX;
   static constexpr int32_t kBarriers = kWeights + kStages * kStageW;
@@ -224,7 +227,9 @@ __device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, 
   // Weights depend on nobody: the ring's first are on their way before the kernel before has ended.
   // Not many: what is asked for then stands before the first activations. All warps bring a part of
   // each, so that the first is complete first.
-  const int32_t ahead = min(S::kStages, place.end - place.begin), early = min(S::kEarly, ahead);
+  const bool fill = S::kFixed && place.end - place.begin > 2 * S::kStages;
+  const int32_t ahead = min(S::kStages, place.end - place.begin),
+                early = min(fill ? S::kEarlyOfMany : S::kEarly, ahead);
   // Of few tokens the last warp has the first activations for itself: they go out at once.
   constexpr bool kApart = S::kFactors;
   constexpr int32_t kSharers = kApart ? kTurns - 1 : kTurns;
@@ -243,7 +248,7 @@ __device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, 
   for (; i < ahead; i += kTurns) {
     if (kApart && i < early) continue;
     if (i >= early) {
-      BarrierWait(ring.Full(i - early), 0);
+      if (!fill) BarrierWait(ring.Full(i - early), 0);
       copies.Expect(place.begin + i, ring.Full(i));
     }
     copies.Issue(place.begin + i, i, i < early ? S::kRowTiles : 0, 32, ring.Full(i));

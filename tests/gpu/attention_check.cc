@@ -17,6 +17,7 @@
 #include "kernels/layout/gpu_x.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/fixed_numbers.h"
 
 namespace nibble::cuda {
 namespace {
@@ -303,7 +304,7 @@ std::vector<float> PartsOf(const std::vector<Real16>& whole) {
   return parts;
 }
 
-enum class Rotates : uint8_t { kBefore, kInside, kInsideOfParts };
+enum class Rotates : uint8_t { kBefore, kInside, kInsideOfParts, kInsideToFixed };
 
 // Outputs, then keys and values as the step leaves them.
 std::vector<double> RunRotation(const RotationCase& c, const RotationData& data, Rotates rotates) {
@@ -358,10 +359,25 @@ std::vector<double> RunRotation(const RotationCase& c, const RotationData& data,
                           .cache = params.cache},
                          {.element = Tested()}));
   }
+  const int32_t columns = c.heads * c.head_dim;
+  const DeviceArray<Real16> ordered(static_cast<size_t>(layout::GpuOrderedCount(count, columns)));
+  const DeviceArray<float> scales(static_cast<size_t>(layout::GpuFixedScaleCount(count, columns)));
+  if (rotates == Rotates::kInsideToFixed) {
+    params.ordered = ordered.get();
+    params.ordered_scales = scales.get();
+    params.ordered_tokens = layout::GpuOrderedTokens(count);
+  }
   CUDA_OK(Attention(params, {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
   std::vector<double> result;
-  for (const auto* array : {&out, &k, &v}) {
+  if (rotates == Rotates::kInsideToFixed) {
+    const FixedNumbers numbers(ordered.Get(), scales.Get(), count, columns);
+    result = numbers.values;
+    if (!Report("  sums beside it", numbers.sums_of_values, numbers.sums, 1e-5)) return {};
+  } else {
+    for (const Real16 value : out.Get()) result.push_back(Double(value));
+  }
+  for (const auto* array : {&k, &v}) {
     for (const Real16 value : array->Get()) result.push_back(Double(value));
   }
   return result;
@@ -374,6 +390,19 @@ bool CheckRotation(const RotationCase& c) {
   if (RunRotation(c, data, Rotates::kInsideOfParts) != inside) {
     std::printf("FAIL attention that adds parts up differs\n");
     return false;
+  }
+  const bool fixed =
+      Tested() == Element::kHalf && AttentionLeavesFixed(c.heads, c.kv_heads, c.head_dim);
+  if (fixed) {
+    const std::vector<double> got = RunRotation(c, data, Rotates::kInsideToFixed);
+    const auto outputs = static_cast<std::ptrdiff_t>(c.positions.size()) * c.heads * c.head_dim;
+    if (got.size() != inside.size() ||
+        !std::equal(got.begin() + outputs, got.end(), inside.begin() + outputs) ||
+        !Report("attention into fixed point", {inside.begin(), inside.begin() + outputs},
+                {got.begin(), got.begin() + outputs}, 5e-4)) {
+      std::printf("FAIL attention into fixed point\n");
+      return false;
+    }
   }
   return Report(std::string(TestedName()) + " attention that rotates, " + std::to_string(c.heads) +
                     "/" + std::to_string(c.kv_heads) + " head_dim " + std::to_string(c.head_dim) +

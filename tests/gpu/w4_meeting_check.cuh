@@ -6,9 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/w4_order.h"
 #include "kernels/cuda/w4_wgmma.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/fixed_numbers.h"
 #include "tests/gpu/w4_logical.cuh"
 
 namespace nibble::cuda {
@@ -26,32 +28,6 @@ inline std::vector<Real16> InOrder(const std::vector<Real16>& x, int tokens, int
   }
   return ordered;
 }
-
-// Numbers in fixed point, [tokens, columns], and the sums beside them, [tokens, slabs].
-struct FixedNumbers {
-  std::vector<double> values, sums, sums_of_values;
-
-  FixedNumbers(const std::vector<Real16>& x, const std::vector<float>& scales, int tokens,
-               int columns) {
-    const auto* bytes = reinterpret_cast<const int8_t*>(x.data());
-    const int ordered_tokens = layout::GpuOrderedTokens(tokens), slabs = layout::GpuSlabs(columns);
-    sums_of_values.resize(static_cast<size_t>(tokens) * slabs);
-    for (int t = 0; t < tokens; ++t) {
-      for (int slab = 0; slab < slabs; ++slab) {
-        sums.push_back(scales[layout::GpuFixedScaleIndex(t, slab, true, ordered_tokens)]);
-      }
-      for (int k = 0; k < columns; ++k) {
-        constexpr int kPlaces[] = {0, 2, 1, 3};
-        const auto byte = [&](bool high) {
-          return bytes[layout::GpuFixedIndex(t, k / 4 * 4, high, ordered_tokens) + kPlaces[k % 4]];
-        };
-        const double scale = scales[layout::GpuFixedScaleIndex(t, k / 128, false, ordered_tokens)];
-        values.push_back(scale * (256 * byte(true) + byte(false)));
-        sums_of_values[t * slabs + k / 128] += values.back();
-      }
-    }
-  }
-};
 
 // A product into the residual stream, and one behind the norm that follows.
 struct MeetingCase {
@@ -296,8 +272,58 @@ class MeetingCheck {
   DeviceArray<float> scales_, square_sums_;
 };
 
+// What the embedding leaves for the first norm's product.
+inline bool CheckFixedEmbed(int tokens, int hidden, cudaStream_t stream) {
+  constexpr int kVocab = 50;
+  const std::vector<Real16> table = NormalReals(static_cast<size_t>(kVocab) * hidden, 0.02f);
+  const std::vector<Real16> weight = NormalReals(hidden, 1);
+  std::vector<int32_t> ids;
+  for (int t = 0; t < tokens; ++t) ids.push_back(t % 3 == 1 ? -1 - t : t * 5 % kVocab);
+  std::vector<int32_t> last(tokens);  // of slots
+  for (int t = 0; t < tokens; ++t) last[t] = (t * 7 + 1) % kVocab;
+  const DeviceArray<Real16> device_table(table), device_weight(weight);
+  const DeviceArray<int32_t> device_ids(ids), device_last(last);
+  const int slabs = layout::GpuSlabs(hidden);
+  DeviceArray<float> residual(static_cast<size_t>(tokens) * hidden), scale(tokens);
+  DeviceArray<float> squares(static_cast<size_t>(tokens) * slabs);
+  DeviceArray<float> scales(layout::GpuFixedScaleCount(tokens, hidden));
+  DeviceArray<Real16> x(layout::GpuOrderedCount(tokens, hidden));
+  const EmbedParams embed{
+      .table = device_table.get(),
+      .token_ids = device_ids.get(),
+      .last_tokens = device_last.get(),
+      .tokens = tokens,
+      .hidden = hidden,
+      .residual = residual.get(),
+      .next = {.x = x.get(), .norm_weight = device_weight.get(), .square_sums = squares.get()},
+      .scale_out = scale.get()};
+  CUDA_OK(FixedEmbed({.embed = embed, .scales = scales.get()}, {.stream = stream}));
+  CUDA_OK(cudaDeviceSynchronize());
+  std::vector<double> rows, inputs, sums(static_cast<size_t>(tokens) * slabs, 0.0);
+  for (int t = 0; t < tokens; ++t) {
+    const int id = ids[t] < 0 ? last[-1 - ids[t]] : ids[t];
+    for (int k = 0; k < hidden; ++k) {
+      rows.push_back(Double(table[static_cast<size_t>(id) * hidden + k]));
+      inputs.push_back(rows.back() * Double(weight[k]) * kNormedInputFactor);
+      sums[t * slabs + k / 128] += rows.back() * rows.back();
+    }
+  }
+  const auto doubles = [](const std::vector<float>& values) {
+    return std::vector<double>(values.begin(), values.end());
+  };
+  const FixedNumbers numbers(x.Get(), scales.Get(), tokens, hidden);
+  return Report(
+             "embedding of " + std::to_string(tokens) + " tokens, hidden " + std::to_string(hidden),
+             rows, doubles(residual.Get()), 1e-7) &&
+         Report("  the input it leaves", inputs, numbers.values, 5e-5) &&
+         Report("  its sums", numbers.sums_of_values, numbers.sums, 1e-5) &&
+         Report("  its sums of squares", sums, doubles(squares.Get()), 1e-5) &&
+         Report("  its scales", std::vector<double>(tokens, 1.0), doubles(scale.Get()), 1e-7);
+}
+
 inline bool CheckMeetings(int multiprocessors, cudaStream_t stream) {
-  bool ok = true;
+  bool ok = CheckFixedEmbed(16, 4096, stream);
+  ok = CheckFixedEmbed(9, 1000, stream) && ok;
   for (const MeetingCase& c :
        {MeetingCase{4096, 4096, 128, 16, 6144, 128, true},
         MeetingCase{4096, 4096, 128, 16, 6144, 128, false},

@@ -137,7 +137,27 @@ absl::Status CudaDecoder::AllocateOrdered() {
   ASSIGN_OR_RETURN(left_.square_sums, arena_.Allocate<float>(kFew * layout::GpuSlabs(hidden)));
   ASSIGN_OR_RETURN(mlp_scales_,
                    arena_.Allocate<float>(layout::GpuFixedScaleCount(kFew, columns[1])));
+  if (!LayersTakeFixed()) return absl::OkStatus();
+  const int64_t scales = layout::GpuFixedScaleCount(kFew, model_.layers()[0].o.columns);
+  ASSIGN_OR_RETURN(attention_scales_, arena_.Allocate<float>(scales));
   return absl::OkStatus();
+}
+
+bool CudaDecoder::LayersTakeFixed() const {
+  const weights::RankShare& share = model_.share();
+  if (!OrderedMlp() || model_.element() != cuda::Element::kHalf ||
+      !cuda::AttentionLeavesFixed(share.heads.count(), share.kv_heads.count(),
+                                  model_.spec().head_dim)) {
+    return false;
+  }
+  return std::ranges::all_of(model_.layers(), [this](const DeviceLayer& layer) {
+    return layer.qkv.group == 128 && layer.o.group == 128 && layer.down.group == 128 &&
+           cuda::W4WgmmaFixedSilu({.rows = layer.gate_up.rows,
+                                   .group = layer.gate_up.group,
+                                   .tokens = cuda::kWgmmaMeetingTokens,
+                                   .output = cuda::DecodeOutput::kSiluMul},
+                                  multiprocessors_);
+  });
 }
 
 bool CudaDecoder::OrderedMlp() const {
@@ -185,10 +205,7 @@ cuda::Real16* CudaDecoder::OrderedAttention(const StepView& step, const DeviceLa
   return options_.fusion && slabs && heads ? OrderedInput(step.tokens) : nullptr;
 }
 
-absl::Status CudaDecoder::Forward(const StepView& step) {
-  part_count_ = 0;
-  left_.valid = false;
-  mlp_fixed_ = false;
+absl::Status CudaDecoder::Embed(const StepView& step) {
   cuda::EmbedParams embed{.table = model_.embedding(),
                           .token_ids = step.token_ids,
                           .last_tokens = last_tokens_,
@@ -206,9 +223,29 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
     embed.scale_out = scales_[scale_];
   }
   // The first kernel reads what a copy brought, which no dependent launch waits for.
-  RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, {.stream = stream_, .element = model_.element()}),
-                             "embedding"));
-  RETURN_IF_ERROR(Timed("embedding", int64_t{step.tokens} * embed.hidden * 2));
+  const cuda::LaunchOptions launch{.stream = stream_, .element = model_.element()};
+  if (is_fixed_) {
+    left_.valid = true;
+    left_.fixed = true;
+    scale_ = 0;
+    embed.next = {.x = left_.x,
+                  .norm_weight = model_.layers()[0].attention_norm,
+                  .square_sums = left_.square_sums};
+    embed.scale_out = scales_[0];
+    RETURN_IF_ERROR(CudaStatus(
+        cuda::FixedEmbed({.embed = embed, .scales = left_.fixed_scales}, launch), "embedding"));
+  } else {
+    RETURN_IF_ERROR(CudaStatus(cuda::Embed(embed, launch), "embedding"));
+  }
+  return Timed("embedding", int64_t{step.tokens} * embed.hidden * 2);
+}
+
+absl::Status CudaDecoder::Forward(const StepView& step) {
+  part_count_ = 0;
+  left_.valid = false;
+  mlp_fixed_ = false;
+  is_fixed_ = IsFixed(step);
+  RETURN_IF_ERROR(Embed(step));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
     RETURN_IF_ERROR(Layer(step, layer));
   }
@@ -235,6 +272,7 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                                  .tokens = step.tokens,
                                  .x = attention_,
                                  .ordered = OrderedAttention(step, layer),
+                                 .ordered_scales = is_fixed_ ? attention_scales_ : nullptr,
                                  .in_fragments = AttentionFragments(step, layer).exists(),
                                  .next_group = layer.gate_up.group,
                                  .next_norm = layer.mlp_norm,
@@ -293,6 +331,7 @@ absl::Status CudaDecoder::Attend(const StepView& step, int32_t index) {
                             .ordered = OrderedAttention(step, layer),
                             .ordered_group = OrderedGroup(layer.o),
                             .ordered_tokens = layout::GpuOrderedTokens(step.tokens),
+                            .ordered_scales = is_fixed_ ? attention_scales_ : nullptr,
                             .fragments = AttentionFragments(step, layer),
                             .cache = Cache(index),
                             .block_tables = block_tables_,

@@ -110,6 +110,7 @@ class CudaDecoder {
     int32_t tokens = 0;
     const cuda::Real16* x = nullptr;
     const cuda::Real16* ordered = nullptr;  // or x as kernels/layout/gpu_x.h has it
+    const float* ordered_scales = nullptr;  // not null: `ordered` is in fixed point
     bool normed_input = false;              // x stands for a normed input (w4_decode.h)
     bool in_fragments = false;              // x lies as a GpuFragmentOrder has it
     cuda::DecodeOutput output = cuda::DecodeOutput::kHalf;
@@ -172,6 +173,13 @@ class CudaDecoder {
   [[nodiscard]] bool RotatesInAttention(const StepView& step) const {
     return hopper_ && options_.fusion && step.every_token_sampled;
   }
+  // Every product of the layers takes fixed point.
+  [[nodiscard]] bool IsFixed(const StepView& step) const {
+    return attention_scales_ != nullptr && Meets(step.tokens) && RotatesInAttention(step) &&
+           step.prompt_tile_count == 0;
+  }
+  [[nodiscard]] bool LayersTakeFixed() const;
+  [[nodiscard]] absl::Status Embed(const StepView& step);
   // Of a prompt's tokens only those whose logits are asked for go on behind the last attention, by
   // the decode kernel.
   [[nodiscard]] bool KeepsRows(const StepView& step) const {
@@ -233,8 +241,10 @@ class CudaDecoder {
     bool fixed = false;
     bool valid = false;  // by the product launched last
   } left_;
-  float* mlp_scales_ = nullptr;  // where SiLU has left fixed point in ordered_[1]
-  bool mlp_fixed_ = false;       // and whether the product launched last has
+  bool is_fixed_ = false;              // the step
+  float* attention_scales_ = nullptr;  // where attention leaves fixed point; nullptr: never
+  float* mlp_scales_ = nullptr;        // where SiLU has left fixed point in ordered_[1]
+  bool mlp_fixed_ = false;             // and whether the product launched last has
   cuda::Real16* normed_ = nullptr;
   cuda::Real16* qkv_ = nullptr;
   cuda::Real16* attention_ = nullptr;

@@ -47,6 +47,7 @@ absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
                                "activations' order"));
   }
   cuda::WgmmaInput input{.ordered = product.ordered == nullptr ? ordered_[0] : product.ordered,
+                         .fixed_scales = product.ordered_scales,
                          .next_ordered = product.next_ordered,
                          .next_group = product.next_group};
   TakeLeft(&input);
