@@ -24,11 +24,23 @@ __device__ __forceinline__ uint4 PeekWord(const uint4* from) {
   return word;
 }
 
-// Where `sender` leaves its part of sum `number` with `owner`.
-__device__ __forceinline__ uint4* ExchangePlace(const PeerExchange& exchange, uint4* const* slots,
-                                                int64_t words, uint32_t number, int32_t owner,
-                                                int32_t sender) {
-  return slots[owner] + ((number & 1) * exchange.ranks + sender) * words;
+// How far behind the first word those of sum `number` begin.
+__device__ __forceinline__ int64_t ExchangeSet(const PeerExchange& exchange, int64_t words,
+                                               uint32_t number) {
+  return (number & 1) != 0 ? exchange.ranks * words : 0;
+}
+// Word `at` of this rank's part of sum `number` to every rank, the own one last. Few instructions:
+// they run once a launch, so each must be fetched.
+__device__ __forceinline__ void PushToAll(const PeerExchange& exchange, uint4* const* slots,
+                                          int64_t words, uint32_t number, int64_t at,
+                                          const uint4& word) {
+  at += ExchangeSet(exchange, words, number) + exchange.rank * words;
+  int32_t owner = exchange.rank;
+#pragma unroll 1
+  for (int32_t i = 0; i < exchange.ranks; ++i) {
+    owner = owner + 1 < exchange.ranks ? owner + 1 : 0;
+    PushWord(slots[owner] + at, word);
+  }
 }
 
 __device__ __forceinline__ uint64_t GlobalTimer() {
@@ -51,26 +63,34 @@ __device__ inline bool MustLeave(const PeerExchange& exchange, uint64_t* begin) 
   return true;
 }
 
-// Every rank's word from `first` on, `stride` words apart; `come(word)` says whether one is there.
-// Those that are missing are asked for together. Once the wait was left they may be anything.
-template <typename Come>
+// Calls add(word) with every rank's word from `first` on, `stride` words apart, in rank order, once
+// come(word) says that it is there: four of them at a time. Once the wait was left words may be
+// anything.
+template <typename Come, typename Add>
 __device__ __forceinline__ void TakeParts(const PeerExchange& exchange, const uint4* first,
-                                          int64_t stride, uint4 (&words)[kPeersMax],
-                                          const Come& come) {
+                                          int64_t stride, const Come& come, const Add& add) {
+  constexpr int32_t kAtOnce = 4;
+  const int32_t last = exchange.ranks - 1;
+#pragma unroll 1
+  for (int32_t begin = 0; begin <= last; begin += kAtOnce) {
+    uint4 words[kAtOnce];
+    uint64_t since = 0;
+#pragma unroll 1
+    for (int32_t polls = 1;; ++polls) {
+      bool all = true;
 #pragma unroll
-  for (int32_t sender = 0; sender < kPeersMax; ++sender) {
-    if (sender < exchange.ranks) words[sender] = PeekWord(first + sender * stride);
-  }
-  uint64_t begin = 0;
-  for (int32_t polls = 1;; ++polls) {
-    bool all = true;
+      for (int32_t i = 0; i < kAtOnce; ++i)
+        words[i] = PeekWord(first + min(begin + i, last) * stride);
 #pragma unroll
-    for (int32_t sender = 0; sender < kPeersMax; ++sender) {
-      if (sender >= exchange.ranks || come(words[sender])) continue;
-      words[sender] = PeekWord(first + sender * stride);
-      all = false;
+      for (int32_t i = 0; i < kAtOnce; ++i) all = all && come(words[i]);
+      if (all) break;
+      if (__builtin_expect(polls % kPollsBetweenChecks == 0, 0) && MustLeave(exchange, &since))
+        break;
     }
-    if (all || (polls % kPollsBetweenChecks == 0 && MustLeave(exchange, &begin))) return;
+#pragma unroll
+    for (int32_t i = 0; i < kAtOnce; ++i) {
+      if (begin + i <= last) add(words[i], begin + i);
+    }
   }
 }
 

@@ -321,26 +321,17 @@ __device__ __forceinline__ void StoreResiduals(const W4DecodeParams& p, const It
   }
 }
 
-// Where an item's rows of sum `number` lie among a sender's words.
-__device__ __forceinline__ int64_t ExchangeWord(const W4DecodeParams& p, const Item& item) {
-  return (static_cast<int64_t>(item.token) * layout::GpuRowTiles(p.rows) + item.row_tile) * 8 +
-         item.r;
+// Where an item's rows lie among a sender's words.
+__device__ __forceinline__ int32_t ExchangeWord(const W4DecodeParams& p, const Item& item) {
+  return (item.token * layout::GpuRowTiles(p.rows) + item.row_tile) * 8 + item.r;
 }
-// This rank's part of rows r and r + 8, to every rank, the own one last.
+// This rank's part of rows r and r + 8.
 __device__ __forceinline__ void PushItem(const W4DecodeParams& p, const Item& item, float low,
                                          float high, uint32_t number) {
   if (!item.exists) return;
-  const PeerExchange& exchange = p.exchange;
-  const int64_t at = ExchangeWord(p, item);
-  const uint4 word = make_uint4(__float_as_uint(low), number, __float_as_uint(high), number);
-  for (int32_t i = 1; i <= exchange.ranks; ++i) {
-    int32_t owner = exchange.rank + i;
-    if (owner >= exchange.ranks) owner -= exchange.ranks;
-    PushWord(ExchangePlace(exchange, exchange.products, exchange.product_words, number, owner,
-                           exchange.rank) +
-                 at,
-             word);
-  }
+  PushToAll(p.exchange, p.exchange.products, p.exchange.product_words, number,
+            ExchangeWord(p, item),
+            make_uint4(__float_as_uint(low), number, __float_as_uint(high), number));
 }
 // The ranks' parts of an item, added up in rank order. Called by whole warps.
 __device__ __forceinline__ void StoreSum(const W4DecodeParams& p, const Item& item, float scale,
@@ -348,18 +339,16 @@ __device__ __forceinline__ void StoreSum(const W4DecodeParams& p, const Item& it
   const PeerExchange& exchange = p.exchange;
   float low = 0, high = 0;
   if (item.exists) {
-    uint4 words[kPeersMax];
-    const uint4* from = ExchangePlace(exchange, exchange.products, exchange.product_words, number,
-                                      exchange.rank, 0) +
+    const uint4* from = exchange.products[exchange.rank] +
+                        ExchangeSet(exchange, exchange.product_words, number) +
                         ExchangeWord(p, item);
-    TakeParts(exchange, from, exchange.product_words, words,
-              [&](const uint4& word) { return word.y == number && word.w == number; });
-#pragma unroll
-    for (int32_t sender = 0; sender < kPeersMax; ++sender) {
-      if (sender >= exchange.ranks) break;
-      low += __uint_as_float(words[sender].x);
-      high += __uint_as_float(words[sender].z);
-    }
+    TakeParts(
+        exchange, from, exchange.product_words,
+        [number](const uint4& word) { return word.y == number && word.w == number; },
+        [&](const uint4& word, int32_t) {
+          low += __uint_as_float(word.x);
+          high += __uint_as_float(word.z);
+        });
   }
   __syncwarp();
   StoreResiduals(p, item, low, high, scale);
@@ -507,7 +496,7 @@ __device__ __forceinline__ void InitStream(const W4DecodeParams& p, const WarpRa
   // All at once would stand in the memory's queue before the activations of the kernel that has
   // just begun, and before what it waits for.
   const int64_t begin = clock64();
-  const int32_t pace = p.dependent_launch ? Pace(p.tokens) : 0;
+  const int32_t pace = p.dependent_launch ? (p.pace > 0 ? p.pace : Pace(p.tokens)) : 0;
   for (int32_t i = 0; i < S::kSlots && stream->tiles_left > 0; ++i) {
     while (clock64() - begin < i * pace) {
     }

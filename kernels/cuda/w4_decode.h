@@ -82,6 +82,9 @@ struct W4DecodeParams {
 
   bool dependent_launch = true;  // programmatic dependent launch on the stream
   Element element = Element::kHalf;
+  // Cycles from the first copies of one slot of a ring to the next one's; 0: as it is best for
+  // whole matrices.
+  int32_t pace = 0;
 };
 
 // What every kernel of a decode step asks for: one block a multiprocessor, of at most half

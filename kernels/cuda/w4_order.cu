@@ -48,14 +48,15 @@ constexpr int32_t kHeld = 4;     // chunks of a thread that are read once
 constexpr uint32_t kNotPushed = 0xffffffffu;
 constexpr uint32_t kOtherNans = 0x7fff7fffu;
 
-// What is added to the residual first: nothing, parts of a product, or such parts of all ranks.
-enum class Adds : uint8_t { kNothing, kParts, kRanks };
+// What is added to the residual first: nothing, a sum that another has taken, parts of a product,
+// or such parts of all ranks.
+enum class Adds : uint8_t { kNothing, kSum, kParts, kRanks };
 
 // What a kernel instance is compiled for. Where parts are added up a thread has much to read, so
 // there are more threads.
 template <Adds kAdds>
 struct NormShape {
-  static constexpr int32_t kThreads = kAdds == Adds::kNothing ? 256 : 512;
+  static constexpr int32_t kThreads = kAdds == Adds::kParts || kAdds == Adds::kRanks ? 512 : 256;
   static constexpr int32_t kSlabsAtOnce = kThreads / kChunks;
 };
 
@@ -112,6 +113,17 @@ struct NormRow {
       if (k < p.hidden) *reinterpret_cast<float2*>(residual + k) = x[c];
     }
   }
+  __device__ __forceinline__ void AddSum(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
+    const Real16* from = p.partial + static_cast<int64_t>(token) * p.hidden;
+#pragma unroll
+    for (int32_t c = 0; c < 4; ++c) {
+      const int32_t k = Column(slab, chunk, c);
+      const float2 more =
+          k < p.hidden ? ToFloats(*reinterpret_cast<const Real16x2*>(from + k)) : make_float2(0, 0);
+      x[c].x += more.x;
+      x[c].y += more.y;
+    }
+  }
   // x and the parts, all asked for together.
   __device__ __forceinline__ void AddParts(int32_t slab, int32_t chunk, float2 (&x)[4]) const {
     float2 more[kWgmmaPartsMax][4];
@@ -146,38 +158,34 @@ struct NormRow {
       pairs[c] = *reinterpret_cast<const uint32_t*>(&pair);
       if (pairs[c] == kNotPushed) pairs[c] = kOtherNans;
     }
-    const uint4 word = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    for (int32_t i = 1; i <= exchange.ranks; ++i) {
-      int32_t owner = exchange.rank + i;
-      if (owner >= exchange.ranks) owner -= exchange.ranks;
-      PushWord(Place(slab, chunk, number, owner, exchange.rank), word);
-    }
+    PushToAll(exchange, exchange.norms, exchange.norm_words, number, Word(slab, chunk),
+              make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
   }
   // Onto the residual the ranks' parts, whose words are then as they were.
   __device__ __forceinline__ void AddRanks(int32_t slab, int32_t chunk, uint32_t number,
                                            float2 (&x)[4]) const {
     const PeerExchange& exchange = p.exchange;
-    uint4* from = Place(slab, chunk, number, exchange.rank, 0);
-    uint4 words[kPeersMax];
+    uint4* from = exchange.norms[exchange.rank] +
+                  ExchangeSet(exchange, exchange.norm_words, number) + Word(slab, chunk);
     Load(slab, chunk, x);
-    TakeParts(exchange, from, exchange.norm_words, words, [](const uint4& word) {
-      return word.x != kNotPushed && word.y != kNotPushed && word.z != kNotPushed &&
-             word.w != kNotPushed;
-    });
     float2 sum[4] = {};
+    TakeParts(
+        exchange, from, exchange.norm_words,
+        [](const uint4& word) {
+          return word.x != kNotPushed && word.y != kNotPushed && word.z != kNotPushed &&
+                 word.w != kNotPushed;
+        },
+        [&](const uint4& word, int32_t sender) {
+          from[sender * exchange.norm_words] =
+              make_uint4(kNotPushed, kNotPushed, kNotPushed, kNotPushed);
+          const auto* pairs = reinterpret_cast<const Real16x2*>(&word);
 #pragma unroll
-    for (int32_t sender = 0; sender < kPeersMax; ++sender) {
-      if (sender >= exchange.ranks) break;
-      from[sender * exchange.norm_words] =
-          make_uint4(kNotPushed, kNotPushed, kNotPushed, kNotPushed);
-      const auto* pairs = reinterpret_cast<const Real16x2*>(&words[sender]);
-#pragma unroll
-      for (int32_t c = 0; c < 4; ++c) {
-        const float2 pair = ToFloats(pairs[c]);
-        sum[c].x += pair.x;
-        sum[c].y += pair.y;
-      }
-    }
+          for (int32_t c = 0; c < 4; ++c) {
+            const float2 pair = ToFloats(pairs[c]);
+            sum[c].x += pair.x;
+            sum[c].y += pair.y;
+          }
+        });
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
       x[c].x += sum[c].x;
@@ -191,6 +199,7 @@ struct NormRow {
       AddRanks(slab, chunk, number, x);
     } else {
       Load(slab, chunk, x);
+      if constexpr (kAdds == Adds::kSum) AddSum(slab, chunk, x);
       if constexpr (kAdds == Adds::kParts) AddParts(slab, chunk, x);
     }
     if constexpr (kAdds != Adds::kNothing) Keep(slab, chunk, x);
@@ -210,12 +219,9 @@ struct NormRow {
   }
 
  private:
-  [[nodiscard]] __device__ __forceinline__ uint4* Place(int32_t slab, int32_t chunk,
-                                                        uint32_t number, int32_t owner,
-                                                        int32_t sender) const {
-    const PeerExchange& exchange = p.exchange;
-    return ExchangePlace(exchange, exchange.norms, exchange.norm_words, number, owner, sender) +
-           (static_cast<int64_t>(token) * layout::GpuSlabs(p.hidden) + slab) * kChunks + chunk;
+  // Of a chunk among a sender's words.
+  [[nodiscard]] __device__ __forceinline__ int32_t Word(int32_t slab, int32_t chunk) const {
+    return (token * layout::GpuSlabs(p.hidden) + slab) * kChunks + chunk;
   }
   [[nodiscard]] __device__ __forceinline__ int32_t Column(int32_t slab, int32_t chunk,
                                                           int32_t c) const {
@@ -252,11 +258,8 @@ __global__ void __launch_bounds__(NormShape<kAdds>::kThreads)
   uint32_t number = 0;
   if constexpr (kAdds == Adds::kRanks) {
     number = p.exchange.epochs[kExchangeBlocksMax + blockIdx.x] + 1;
-#pragma unroll
-    for (int32_t i = 0; i < kHeld; ++i) {
-      const int32_t slab = first + i * S::kSlabsAtOnce;
-      if (slab < slabs) row.Push(slab, chunk, number);
-    }
+#pragma unroll 1
+    for (int32_t slab = first; slab < slabs; slab += S::kSlabsAtOnce) row.Push(slab, chunk, number);
   }
   float2 held[kHeld][4];
   float squares = 0;
@@ -381,6 +384,10 @@ cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& opt
 
 cudaError_t OrderedNorm(const OrderedNormParams& params, const LaunchOptions& options) {
   if (params.tokens < 1 || params.hidden % 8 != 0) return cudaErrorInvalidValue;
+  if (params.partial != nullptr) {
+    if (params.parts != nullptr || params.rows != nullptr) return cudaErrorInvalidValue;
+    return LaunchNorm<Adds::kSum>(params, options);
+  }
   if (params.parts == nullptr) return LaunchNorm<Adds::kNothing>(params, options);
   if (params.part_count > kWgmmaPartsMax || params.rows != nullptr) return cudaErrorInvalidValue;
   if (params.exchange.ranks == 0) return LaunchNorm<Adds::kParts>(params, options);

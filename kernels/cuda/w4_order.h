@@ -38,7 +38,7 @@ inline constexpr int32_t kWgmmaPartsTokens = 64;
 // RmsNorm (elementwise.h) whose results are left in order. It may add up first what the product
 // before has left in parts (w4_wgmma.h).
 struct OrderedNormParams {
-  float* residual = nullptr;       // [any, hidden]; changed only where there are parts
+  float* residual = nullptr;       // [any, hidden]; changed only where something is added
   const int32_t* rows = nullptr;   // [tokens], or nullptr: every row in order
   const Real16* weight = nullptr;  // [hidden]
   int32_t tokens = 0;
@@ -49,6 +49,8 @@ struct OrderedNormParams {
   // [part_count][tokens, hidden], added to the residual in this order; then rows must be nullptr.
   const float* parts = nullptr;
   int32_t part_count = 0;
+  // In the place of parts: [tokens, hidden], added to the residual; then rows must be nullptr.
+  const Real16* partial = nullptr;
   float* inverse_rms_out = nullptr;  // [tokens], or nullptr
   // With parts, ranks != 0: what is added is the sum over ranks of their parts' sums, each rounded
   // to the element type. Every rank launches the same; all its blocks, one a token, must come to

@@ -23,8 +23,7 @@ namespace nibble::gpu_check {
 
 using cuda::DeviceArray;
 
-// Of every launch of a product: two of each rank on one GPU find room beside each other.
-inline constexpr int32_t kBlocks = 16;
+inline constexpr int32_t kBlocks = 12;        // of every launch of a product
 inline constexpr int32_t kColumnsMax = 8192;  // of sums
 inline constexpr int32_t kTokensMax = 64;
 inline constexpr int32_t kParts = 5;
@@ -57,6 +56,13 @@ struct SumCase {
   bool dependent = true;
 
   [[nodiscard]] bool in_norm() const { return columns == 0; }
+  // Whether kernels that start early leave room for those they wait for, where `ranks` share a GPU:
+  // all rounds may be about at once, of blocks that take a multiprocessor or half of one.
+  [[nodiscard]] bool FitsTogether(int32_t ranks) const {
+    constexpr int32_t kMultiprocessors = 132;
+    const int32_t blocks = ranks * kRounds * (in_norm() ? tokens : kBlocks);
+    return blocks <= (in_norm() || tokens > 8 ? 1 : 2) * kMultiprocessors;
+  }
   [[nodiscard]] size_t count() const {
     return static_cast<size_t>(tokens) * static_cast<size_t>(rows);
   }
@@ -74,17 +80,16 @@ inline std::vector<SumCase> SumCases(int32_t ranks) {
       c.element = element;
       for (const int32_t tokens : {1, 2, 3, 8, 16}) {
         c.tokens = tokens;
+        c.dependent = c.FitsTogether(ranks);
         cases.push_back(c);
       }
     }
     for (const int32_t hidden : {64, 576, 4096, 8192}) {
       for (const int32_t tokens : {9, 16, 33, 64}) {
-        // All blocks of all ranks, and those of the launch behind, must find room on one GPU.
-        if (tokens * ranks > 128) continue;
-        cases.push_back({.tokens = tokens,
-                         .rows = hidden,
-                         .element = element,
-                         .dependent = 2 * tokens * ranks <= 128});
+        if (tokens * ranks > 128) continue;  // all blocks of all ranks must find room on one GPU
+        SumCase c{.tokens = tokens, .rows = hidden, .element = element};
+        c.dependent = c.FitsTogether(ranks);
+        cases.push_back(c);
       }
     }
   }

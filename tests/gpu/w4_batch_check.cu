@@ -96,18 +96,25 @@ bool CheckOrderedOutput(const Device& device, const W4BatchParams& params, const
 }
 
 // With parts, rows are in order and the residual is what it was and the parts; without, they stand
-// the other way round.
+// the other way round. Parts of kSum are one sum in 16 bits.
+constexpr int kSum = -1;
 bool CheckNorm(int tokens, int hidden, int group, int part_count) {
   const size_t count = static_cast<size_t>(tokens) * hidden;
   std::vector<float> residual = Normal(count, 3);
-  const std::vector<float> parts = Normal(count * part_count, 1);
+  std::vector<float> parts = Normal(count * std::abs(part_count), 1);
+  std::vector<Real16> sum(1);
+  if (part_count == kSum) {
+    sum.resize(count);
+    for (size_t i = 0; i < count; ++i) parts[i] = ToFloat(sum[i] = ToReal(parts[i]));
+  }
+  const DeviceArray<Real16> device_sum(sum);
   const std::vector<Real16> weight = NormalReals(hidden, 1);
   DeviceArray<float> device_residual(residual);
   const DeviceArray<float> device_parts(parts);
   for (size_t i = 0; i < parts.size(); ++i) residual[i % count] += parts[i];
   const DeviceArray<Real16> device_weight(weight);
   std::vector<int32_t> rows;
-  for (int t = 0; t < tokens; ++t) rows.push_back(part_count > 0 ? t : tokens - 1 - t);
+  for (int t = 0; t < tokens; ++t) rows.push_back(part_count != 0 ? t : tokens - 1 - t);
   const DeviceArray<int32_t> device_rows(rows);
   std::vector<Real16> plain;
   std::vector<double> inverses;
@@ -125,7 +132,7 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
       std::vector<Real16>(layout::GpuOrderedCount(tokens, hidden), ToReal(0)));
   DeviceArray<float> inverse_rms(tokens);
   CUDA_OK(OrderedNorm({.residual = device_residual.get(),
-                       .rows = part_count > 0 ? nullptr : device_rows.get(),
+                       .rows = part_count != 0 ? nullptr : device_rows.get(),
                        .weight = device_weight.get(),
                        .tokens = tokens,
                        .hidden = hidden,
@@ -133,7 +140,8 @@ bool CheckNorm(int tokens, int hidden, int group, int part_count) {
                        .group = group,
                        .ordered = ordered.get(),
                        .parts = part_count > 0 ? device_parts.get() : nullptr,
-                       .part_count = part_count,
+                       .part_count = std::max(0, part_count),
+                       .partial = part_count == kSum ? device_sum.get() : nullptr,
                        .inverse_rms_out = inverse_rms.get()},
                       {.element = Tested()}));
   CUDA_OK(cudaDeviceSynchronize());
@@ -222,6 +230,8 @@ bool CheckAll(const Device& device) {
   ok = CheckNorm(17, 576, 64, 1) && ok;
   ok = CheckNorm(33, 4096, 128, 8) && ok;
   ok = CheckNorm(64, 18440, 32, 5) && ok;
+  ok = CheckNorm(70, 4096, 128, kSum) && ok;
+  ok = CheckNorm(65, 18440, 32, kSum) && ok;
   ok = (Tested() != Element::kHalf || CheckMeetings(device.multiprocessors, device.stream)) && ok;
   for (const Case& c : {Case{512, 1024, 128, 32, kFloat, false},
                         Case{4096, 4096, 128, 16, kAddResidual, true},

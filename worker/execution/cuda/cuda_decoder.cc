@@ -244,6 +244,7 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
   part_count_ = 0;
   left_.valid = false;
   mlp_fixed_ = false;
+  partial_waits_ = false;
   is_fixed_ = IsFixed(step);
   RETURN_IF_ERROR(Embed(step));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
@@ -385,16 +386,17 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
   }
   const size_t next = static_cast<size_t>(index) + 1;
   const bool is_last = next == layers.size();
-  return AddToResidual(
-      {.name = "down",
-       .matrix = &layer.down,
-       .tokens = step.tokens,
-       .x = mlp_,
-       .ordered = ordered,
-       .in_fragments = in_products,
-       .next_group = is_last ? model_.head().group : layers[next].qkv.group,
-       .next_norm = is_last ? model_.final_norm() : layers[next].attention_norm,
-       .in_parts = LeavesParts(step.tokens) && (!is_last || LastNormTakesAll(step))});
+  const bool norm_follows = !is_last || LastNormTakesAll(step);
+  return AddToResidual({.name = "down",
+                        .matrix = &layer.down,
+                        .tokens = step.tokens,
+                        .x = mlp_,
+                        .ordered = ordered,
+                        .in_fragments = in_products,
+                        .next_group = is_last ? model_.head().group : layers[next].qkv.group,
+                        .next_norm = is_last ? model_.final_norm() : layers[next].attention_norm,
+                        .in_parts = LeavesParts(step.tokens) && norm_follows,
+                        .norm_follows = norm_follows});
 }
 
 absl::Status CudaDecoder::AddToResidual(const Product& product) {
@@ -423,6 +425,8 @@ absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, 
   if (left_.valid) return absl::OkStatus();
   if (cuda::Real16* ordered = OrderedInput(count); ordered != nullptr) {
     scale_ = 0;
+    cuda::LaunchOptions launch = Launch();
+    launch.dependent = launch.dependent && !partial_waits_;  // behind NCCL's kernel
     RETURN_IF_ERROR(CudaStatus(
         cuda::OrderedNorm(
             {.residual = residual_,
@@ -435,11 +439,13 @@ absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, 
              .ordered = ordered,
              .parts = part_count_ > 0 ? parts_ : nullptr,
              .part_count = part_count_,
+             .partial = partial_waits_ ? reinterpret_cast<cuda::Real16*>(partial_) : nullptr,
              .inverse_rms_out = Meets(count) ? scales_[0] : nullptr,
              .exchange = part_count_ > 0 && parallel() ? *Exchange() : cuda::PeerExchange{}},
-            Launch()),
+            launch),
         "norm"));
     part_count_ = 0;
+    partial_waits_ = false;
     return Timed("norm");
   }
   RETURN_IF_ERROR(CudaStatus(cuda::RmsNorm({.residual = residual_,

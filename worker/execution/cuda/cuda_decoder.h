@@ -121,6 +121,7 @@ class CudaDecoder {
     const cuda::Real16* next_norm = nullptr;  // with kAddResidual: of the norm that follows
     // LeavesParts: the kernel that follows adds up what blocks leave; or Meets.
     bool in_parts = false;
+    bool norm_follows = true;  // with kAddResidual: of every token, in this step
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
@@ -253,6 +254,7 @@ class CudaDecoder {
   cuda::Real16* mlp_ = nullptr;
   float* logits_ = nullptr;
   float* partial_ = nullptr;          // several ranks: of o and down, fp32 or fp16
+  bool partial_waits_ = false;        // in fp16, for the norm that follows to add
   float* own_logits_ = nullptr;       // several ranks: [rows, vocab share]
   float* gathered_logits_ = nullptr;  // several ranks: the ranks' own_logits_, padded
   float* attention_scratch_ = nullptr;

@@ -51,6 +51,9 @@ absl::Status CudaDecoder::AddOverRanks(const Product& product) {
   RETURN_IF_ERROR(Multiply(part));
   const NcclType type = !short_sums ? kNcclFloat : bf16 ? kNcclBfloat16 : kNcclHalf;
   RETURN_IF_ERROR(options_.group->AllReduce(partial_, count, type, stream_));
+  partial_waits_ =
+      short_sums && product.norm_follows && options_.fusion && OrderedInput(product.tokens);
+  if (partial_waits_) return Timed("sum over ranks");
   // Behind NCCL's kernel, which lets nobody start early.
   RETURN_IF_ERROR(CudaStatus(cuda::AddPartial({.residual = residual_,
                                                .partial_float = short_sums ? nullptr : partial_,

@@ -6,6 +6,17 @@
 #include "worker/execution/cuda/cuda_decoder.h"
 
 namespace nibble::execution {
+namespace {
+
+// The less a share's products have to read, the more their rings' first copies hold up the
+// activations of the product before (kernels/cuda/NOTES.md, "Sums over GPUs").
+int32_t SharePace(const DeviceLayer& layer) {
+  constexpr int64_t kMiB = 1 << 20;
+  const int64_t bytes = layer.qkv.bytes + layer.o.bytes + layer.gate_up.bytes + layer.down.bytes;
+  return bytes < 64 * kMiB ? 4500 : bytes < 128 * kMiB ? 2600 : 0;
+}
+
+}  // namespace
 
 absl::Status CudaDecoder::Multiply(const Product& product) {
   const DeviceMatrix& matrix = *product.matrix;
@@ -124,6 +135,7 @@ absl::Status CudaDecoder::MultiplyFew(const Product& product) {
     if (parallel()) params.exchange = *Exchange();
   }
   params.bias = matrix.bias;
+  if (parallel() && product.tokens <= 4) params.pace = SharePace(model_.layers()[0]);
   params.dependent_launch = Launch().dependent;
   params.element = model_.element();
   return CudaStatus(cuda::W4Decode(params, multiprocessors_, stream_), "decode matrix product");
