@@ -75,7 +75,9 @@ __device__ __forceinline__ void StoreHalves(const W4BatchParams& p, const Ordere
                                           next.ordered_tokens);
   }
   // Step by step for several eights of tokens: their latencies overlap.
-  constexpr int32_t kEights = kValues / 4, kTogether = kEights < 8 ? kEights : 8;
+  constexpr int32_t kEights = kValues / 4;
+  constexpr int32_t kTogether = kEights < 8 ? kEights : kEights % 8 == 0 ? 8 : 6;
+  static_assert(kEights % kTogether == 0);  // else it stores what no sum is
 #pragma unroll
   for (int32_t first = 0; first < kEights; first += kTogether) {
     uint32_t pairs[kTogether], lower[kTogether];
@@ -111,6 +113,7 @@ template <int32_t kValues>
 __device__ __forceinline__ void StoreFloats(const W4BatchParams& p, const OutputTile& at,
                                             const float (&acc)[kValues]) {
   constexpr int32_t kTogether = kValues < 16 ? kValues : 16;
+  static_assert(kValues % kTogether == 0);
   const bool add = p.output == DecodeOutput::kAddResidual;
   const int32_t row = at.row_tile * layout::kGpuTileRows + at.lane / 4;
   const float2 bias = RowBiases(p, row);

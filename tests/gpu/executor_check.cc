@@ -256,14 +256,18 @@ model::ModelSpec FixedSpec(int32_t kv_heads) {
   return spec;
 }
 
+std::unique_ptr<CudaExecutor> RandomExecutor(const model::ModelSpec& spec, bool fusion) {
+  const auto shares = Must(weights::ComputeShares(spec, 1, 128));
+  auto model = Must(CudaModel::Random(spec, shares[0], 128, spec.max_context, Element::kHalf));
+  return Must(CudaExecutor::Create(
+      std::move(model),
+      {.max_slots = 16, .max_step_tokens = 512, .kv_blocks = 1024, .fusion = fusion}));
+}
+
 // Logits of steps of one token a sequence, behind prompts of several lengths; the same inputs
 // whatever comes out.
 Logits DecodeSteps(const model::ModelSpec& spec, int32_t sequences, bool fusion) {
-  const auto shares = Must(weights::ComputeShares(spec, 1, 128));
-  auto model = Must(CudaModel::Random(spec, shares[0], 128, spec.max_context, Element::kHalf));
-  const auto executor = Must(CudaExecutor::Create(
-      std::move(model),
-      {.max_slots = 16, .max_step_tokens = 512, .kv_blocks = 1024, .fusion = fusion}));
+  const auto executor = RandomExecutor(spec, fusion);
   Logits logits;
   SequenceDriver driver(executor.get());
   for (int32_t slot = 0; slot < sequences; ++slot) {
@@ -290,13 +294,38 @@ bool CheckFixedSteps() {
     const model::ModelSpec spec = FixedSpec(kv_heads);
     const Logits want = DecodeSteps(spec, sequences, false);
     const Logits got = DecodeSteps(spec, sequences, true);
-    // Random weights keep no differences small: eight sequences, which the decode kernel takes,
-    // diverge by 6.5e-5, and a wrong number somewhere by far more than this.
+    // Random weights keep no differences small; a wrong number somewhere diverges by far more.
     Difference difference(Limits{1e-3, 0.2f});
     for (const auto& [place, row] : want) difference.Take(row, got.at(place));
     ok = difference.Report("fused against plain, " + std::to_string(sequences) + " sequences, " +
                            std::to_string(kv_heads) + " KV heads") &&
          want.size() == got.size() && ok;
+  }
+  return ok;
+}
+
+// Prompts whose steps have tiles of 16, 96 (two of them), 128 and 256 tokens: the same bits each
+// time, as no sum's order is left to chance.
+bool CheckRepeats() {
+  const model::ModelSpec spec = FixedSpec(2);
+  bool ok = true;
+  for (const int32_t length : {9, 143, 250, 500}) {
+    std::vector<int32_t> prompt;
+    for (int32_t i = 0; i < length; ++i) prompt.push_back((i * 7 + length) % spec.vocab_size);
+    std::vector<Logits> runs;
+    for (int32_t run = 0; run < 4; ++run) {
+      const auto executor = RandomExecutor(spec, true);
+      runs.emplace_back();
+      Keep(executor.get(), &runs.back());
+      SequenceDriver driver(executor.get());
+      driver.OpenGreedy(0);
+      FeedAll(&driver, 0, prompt, length);
+    }
+    bool same = true;
+    for (const Logits& run : runs) same = same && run == runs.front();
+    std::printf("%-4s a prompt of %d tokens, four times: %s\n", same ? "ok" : "FAIL", length,
+                same ? "the same bits" : "not the same");
+    ok = same && ok;
   }
   return ok;
 }
@@ -456,6 +485,7 @@ int main(int argc, char** argv) {
   }
   ok = (one || CheckOverflow(folder)) && ok;
   ok = (one || CheckFixedSteps()) && ok;
+  ok = (one || CheckRepeats()) && ok;
   for (const Element element : kElements) {
     if (argc > 2) ok = CheckCheckpoint(argv[2], element) && ok;
   }

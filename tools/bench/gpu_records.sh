@@ -19,5 +19,5 @@ bench mistral-7b 2-deep --batches 1 --depths 8192 --prompts 8192
 bench mistral-7b 3-plain --fusion off --batches 1,8,64 --prompts 512,2048
 bench mistral-7b 4-fusion --table autoawq --runs 1
 bench mistral-7b 5-memory --batches 1 --depths 1920 --prompts 128 --max-step-tokens 512
-bench llama-3-70b 1-figures --batches 1,16,64 --prompts 2048 --runs 2 --kernels 1,64 \
+bench llama-3-70b 1-figures --batches 1,16,64 --prompts 2048 --kernels 1,64 \
   --prompt-kernels 2048
