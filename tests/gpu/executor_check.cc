@@ -304,12 +304,12 @@ bool CheckFixedSteps() {
   return ok;
 }
 
-// Prompts whose steps have tiles of 16, 96 (two of them), 128 and 256 tokens: the same bits each
+// Prompts whose steps have tiles of 16, 96 and 128 tokens, two of the latter: the same bits each
 // time, as no sum's order is left to chance.
 bool CheckRepeats() {
   const model::ModelSpec spec = FixedSpec(2);
   bool ok = true;
-  for (const int32_t length : {9, 143, 250, 500}) {
+  for (const int32_t length : {9, 143, 250}) {
     std::vector<int32_t> prompt;
     for (int32_t i = 0; i < length; ++i) prompt.push_back((i * 7 + length) % spec.vocab_size);
     std::vector<Logits> runs;
