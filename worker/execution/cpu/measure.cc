@@ -17,7 +17,9 @@ double Seconds(SteadyTime begin, SteadyTime end) {
 
 double MedianOf(std::vector<double>* values) {
   std::sort(values->begin(), values->end());
-  return (*values)[values->size() / 2];
+  const size_t middle = values->size() / 2;
+  const double upper = (*values)[middle];
+  return values->size() % 2 == 1 ? upper : ((*values)[middle - 1] + upper) / 2;
 }
 
 BenchFigure FigureOf(std::vector<double> values) {
