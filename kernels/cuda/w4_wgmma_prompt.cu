@@ -486,7 +486,7 @@ cudaError_t Launch(const W4BatchParams& params, const WgmmaInput& input, int32_t
 }
 
 // Four blocks a cluster bring half as many activations from the L2 and use less power, but leave
-// some multiprocessors idle, which no four of a cluster fit: they may take a twelfth more rounds.
+// some multiprocessors idle, which no four of a cluster fit: they may take an eleventh more rounds.
 template <int32_t kGroup>
 cudaError_t LaunchGroup(const W4BatchParams& params, const WgmmaInput& input,
                         int32_t multiprocessors, const LaunchOptions& options) {

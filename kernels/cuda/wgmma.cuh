@@ -244,21 +244,6 @@ struct WarpgroupMmaBytes<32> {
   }
 };
 
-template <>
-struct WarpgroupMmaBytes<64> {
-  template <bool kFirst>
-  static __device__ __forceinline__ void Add(int32_t (&d)[32], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred adds;\nsetp.eq.u32 adds, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-        "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-        "{%32,%33,%34,%35}, %36, adds;\n}"
-        : NIBBLE_I16(0), NIBBLE_I16(16)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kFirst ? 1 : 0));
-  }
-};
-
 #undef NIBBLE_I8
 #undef NIBBLE_I16
 #undef NIBBLE_D8

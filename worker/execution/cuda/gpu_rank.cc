@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "kernels/cuda/peer_exchange.h"
 #include "kernels/cuda/probe.h"
 #include "worker/execution/cuda/cuda_decoder.h"
 #include "worker/execution/cuda/cuda_executor.h"
@@ -227,6 +228,10 @@ absl::StatusOr<weights::MemoryPlan> PlanGpuMemory(const GpuModelSource& source, 
                                                   const GpuPlanOptions& options) {
   const model::ModelSpec& spec = source.shape();
   RETURN_IF_ERROR(weights::CheckMemoryOptions(spec, options.memory));
+  if (rank_count > cuda::kPeersMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tp is ", rank_count, "; a group of GPUs has at most ", cuda::kPeersMax));
+  }
   weights::MemoryPlan plan;
   plan.options = options.memory;
   plan.max_context = options.memory.max_context > 0 ? options.memory.max_context : spec.max_context;

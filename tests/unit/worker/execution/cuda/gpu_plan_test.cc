@@ -77,6 +77,13 @@ TEST(GpuPlan, RanksShareLinearLayersHeadAndKvButNotTheEmbedding) {
   EXPECT_EQ(two.ranks.at(1).kv_block_bytes * 2, one.ranks.at(0).kv_block_bytes);
 }
 
+TEST(GpuPlan, RefusesMoreRanksThanKernelsCount) {
+  const auto plan =
+      PlanGpuMemory(Shape("llama-3-70b"), 9, {.memory = {.max_context = 2048, .kv_blocks = 128}});
+  EXPECT_TRUE(absl::IsInvalidArgument(plan.status())) << plan.status();
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("at most 8"));
+}
+
 // Peers on other machines cannot be written to.
 TEST(GpuPlan, NoMemoryOfPeersIsPlannedAcrossMachines) {
   GpuPlanOptions options{.memory = {.max_context = 2048, .kv_blocks = 128}};
