@@ -23,16 +23,6 @@ __device__ __forceinline__ float Exp2(float x) {
   return result;
 }
 
-// What another block of the launch may be writing: never from the L1, and every time anew.
-__device__ __forceinline__ uint4 LoadRelaxed(const uint4* global) {
-  uint4 value;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(global)
-               : "memory");
-  return value;
-}
-
 // What an earlier kernel wrote, or what may not be there at all: stays behind the waits and the
 // questions before it. (__ldcg does not: the compiler may make it early, and has.)
 template <typename T>

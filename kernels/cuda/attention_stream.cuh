@@ -292,10 +292,7 @@ __device__ __forceinline__ void Norm(const Real16* weight, float epsilon, int32_
   float squares = 0;
 #pragma unroll
   for (int32_t i = 0; i < x->kPer; ++i) squares += x->low[i] * x->low[i] + x->high[i] * x->high[i];
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-  }
+  squares = SumOfWarp(squares);
   const HeadPart<kD> factor = raw.Widened(lane);
   const float inverse = rsqrtf(squares / static_cast<float>(kD) + epsilon);
 #pragma unroll

@@ -12,18 +12,10 @@ namespace {
 constexpr int32_t kThreads = kElementwiseThreads;
 constexpr int32_t kWarps = kThreads / 32;
 
-__device__ __forceinline__ float WarpSum(float value) {
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  return value;
-}
-
 // The sum over a block, on every thread.
 __device__ __forceinline__ float BlockSum(float value) {
   __shared__ float parts[kWarps];
-  value = WarpSum(value);
+  value = SumOfWarp(value);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   float sum = 0;

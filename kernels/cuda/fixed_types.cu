@@ -47,10 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     row_out[i] = four;
     squares += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
   }
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-  }
+  squares = SumOfWarp(squares);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = squares;
   __syncthreads();
   if (threadIdx.x > 0) return;

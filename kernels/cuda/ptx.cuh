@@ -96,7 +96,7 @@ __device__ __forceinline__ void LetNextKernelStart() {
 
 // A number that an earlier kernel wrote, or 0; keeps its place as LoadIf's do. Nobody waits for it
 // before it is used.
-__device__ __forceinline__ float FloatIf(bool exists, const float* global) {
+__device__ __forceinline__ float LoadFloatIf(bool exists, const float* global) {
   float value;
   asm volatile(
       "{\n.reg .pred exists;\nsetp.ne.s32 exists, %2, 0;\n"
@@ -105,8 +105,31 @@ __device__ __forceinline__ float FloatIf(bool exists, const float* global) {
       : "l"(global), "r"(static_cast<int32_t>(exists)));
   return value;
 }
+// What another block of the launch may be writing: never from the L1, and every time anew.
+__device__ __forceinline__ uint4 LoadRelaxed(const uint4* global) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(global)
+               : "memory");
+  return value;
+}
+// What a word is until somebody stores it, where words say by themselves that they have come.
+inline constexpr uint32_t kNotCome = 0xffffffffu;
+__device__ __forceinline__ bool HaveCome(const uint4& words) {
+  return words.x != kNotCome && words.y != kNotCome && words.z != kNotCome && words.w != kNotCome;
+}
 __device__ __forceinline__ void PrefetchToL2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+// On every lane.
+__device__ __forceinline__ float SumOfWarp(float value) {
+#pragma unroll
+  for (int32_t offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
 }
 
 // Four 8x8 matrices of 16-bit numbers from shared memory; lane l names row l % 8 of matrix l / 8,

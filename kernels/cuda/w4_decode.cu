@@ -210,12 +210,7 @@ struct TokenFactors {
     for (int32_t i = 0; i < S::kTokenTiles; ++i) {
       const int32_t token = warp + i * kWarps;
       if (token >= p.tokens) continue;
-      float sum = squares[i];
-#pragma unroll
-      for (int32_t offset = 16; offset > 0; offset /= 2) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      }
-      const float mean = __fdividef(sum, static_cast<float>(p.columns));
+      const float mean = __fdividef(SumOfWarp(squares[i]), static_cast<float>(p.columns));
       const float inverse = rsqrtf(mean + p.normed.epsilon);
       if (lane != 0) continue;
       factors[token] = __fdividef(inverse, scale[i] * kNormedInputFactor);

@@ -225,18 +225,7 @@ struct FirstLoads {
   }
 };
 
-// A number that an earlier kernel wrote, or zero; keeps its place as LoadIf does.
-__device__ __forceinline__ float LoadFloatIf(bool exists, const float* global) {
-  float value;
-  asm volatile(
-      "{\n.reg .pred exists;\nsetp.ne.s32 exists, %2, 0;\nmov.b32 %0, 0;\n"
-      "@exists ld.global.f32 %0, [%1];\n}"
-      : "=&f"(value)
-      : "l"(global), "r"(static_cast<int32_t>(exists)));
-  return value;
-}
-
-// The same of a number that is always there.
+// As LoadFloatIf, a number that is always there.
 __device__ __forceinline__ uint32_t LoadWord(const uint32_t* global) {
   uint32_t value;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(global));

@@ -14,20 +14,6 @@
 
 namespace nibble::cuda::NIBBLE_ELEMENT {
 
-inline constexpr uint32_t kNotCome = 0xffffffffu;
-
-__device__ __forceinline__ uint4 PeekWords(const float* from) {
-  uint4 words;
-  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "l"(from)
-               : "memory");
-  return words;
-}
-__device__ __forceinline__ bool HaveCome(const uint4& words) {
-  return words.x != kNotCome && words.y != kNotCome && words.z != kNotCome && words.w != kNotCome;
-}
-
 // What a lane has of a pair: four columns of the slab.
 struct MeetingPair {
   float4 x;  // the residual stream
@@ -49,10 +35,13 @@ struct MeetingPair {
   }
   // Adds parts in their order as they come, and leaves their words as they were.
   __device__ __forceinline__ void Add(float* words, int64_t part_stride, int32_t parts) {
+    const auto place = [&](int32_t part) {
+      return reinterpret_cast<uint4*>(words + part * part_stride);
+    };
     uint4 values[kWgmmaPartsMax];
 #pragma unroll
     for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
-      if (part < parts) values[part] = PeekWords(words + part * part_stride);
+      if (part < parts) values[part] = LoadRelaxed(place(part));
     }
     // All that are missing are asked for together.
     for (bool all = false; !all;) {
@@ -60,15 +49,14 @@ struct MeetingPair {
 #pragma unroll
       for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
         if (part >= parts || HaveCome(values[part])) continue;
-        values[part] = PeekWords(words + part * part_stride);
+        values[part] = LoadRelaxed(place(part));
         all = false;
       }
     }
 #pragma unroll
     for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
       if (part >= parts) break;
-      float* from = words + part * part_stride;
-      *reinterpret_cast<uint4*>(from) = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
+      *place(part) = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
       x.x += __uint_as_float(values[part].x);
       x.y += __uint_as_float(values[part].y);
       x.z += __uint_as_float(values[part].z);
@@ -86,14 +74,6 @@ struct MeetingPair {
     v[3] = x.w * ToFloat(weight[3]) * factor;
   }
 };
-
-__device__ __forceinline__ float SumOfWarp(float value) {
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  return value;
-}
 
 // One (token, slab) pair, by a warp that has loaded it.
 __device__ __forceinline__ void FinishPair(const W4BatchParams& p, const WgmmaInput& input,

@@ -42,11 +42,9 @@ __global__ void __launch_bounds__(kOrderThreads)
   to[(first + 3) ^ (token % 8)] = make_uint4(from[0].w, from[1].w, from[2].w, from[3].w);
 }
 
-constexpr int32_t kChunks = 16;  // of a slab's token
-constexpr int32_t kHeld = 4;     // chunks of a thread that are read once
-// Words of norms that no rank has stored, and what stands for two such NaNs.
-constexpr uint32_t kNotPushed = 0xffffffffu;
-constexpr uint32_t kOtherNans = 0x7fff7fffu;
+constexpr int32_t kChunks = 16;               // of a slab's token
+constexpr int32_t kHeld = 4;                  // chunks of a thread that are read once
+constexpr uint32_t kOtherNans = 0x7fff7fffu;  // in the place of two that would be kNotCome
 
 // What is added to the residual first: nothing, a sum that another has taken, parts of a product,
 // or such parts of all ranks.
@@ -63,10 +61,7 @@ struct NormShape {
 template <int32_t kThreads>
 __device__ __forceinline__ float BlockSum(float value) {
   __shared__ float parts[kThreads / 32];
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
+  value = SumOfWarp(value);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   float sum = 0;
@@ -156,7 +151,7 @@ struct NormRow {
     for (int32_t c = 0; c < 4; ++c) {
       const Real16x2 pair = ToReals(x[c].x, x[c].y);
       pairs[c] = *reinterpret_cast<const uint32_t*>(&pair);
-      if (pairs[c] == kNotPushed) pairs[c] = kOtherNans;
+      if (pairs[c] == kNotCome) pairs[c] = kOtherNans;
     }
     PushToAll(exchange, exchange.norms, exchange.norm_words, number, Word(slab, chunk),
               make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
@@ -170,14 +165,8 @@ struct NormRow {
     Load(slab, chunk, x);
     float2 sum[4] = {};
     TakeParts(
-        exchange, from, exchange.norm_words,
-        [](const uint4& word) {
-          return word.x != kNotPushed && word.y != kNotPushed && word.z != kNotPushed &&
-                 word.w != kNotPushed;
-        },
-        [&](const uint4& word, int32_t sender) {
-          from[sender * exchange.norm_words] =
-              make_uint4(kNotPushed, kNotPushed, kNotPushed, kNotPushed);
+        exchange, from, exchange.norm_words, HaveCome, [&](const uint4& word, int32_t sender) {
+          from[sender * exchange.norm_words] = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
           const auto* pairs = reinterpret_cast<const Real16x2*>(&word);
 #pragma unroll
           for (int32_t c = 0; c < 4; ++c) {
@@ -343,10 +332,7 @@ __global__ void __launch_bounds__(kEmbedWarps * 32)
                                column) = make_float4(x[0], x[1], x[2], x[3]);
   }
   StoreFixed(v, token, column, layout::GpuOrderedTokens(embed.tokens), embed.next.x, p.scales);
-#pragma unroll
-  for (int32_t offset = 16; offset > 0; offset /= 2) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-  }
+  squares = SumOfWarp(squares);
   if (lane != 0) return;
   embed.next.square_sums[token * slabs + slab] = squares;
   if (slab == 0) embed.scale_out[token] = 1;

@@ -323,9 +323,9 @@ struct FactorMaker {
       const float* parts = normed.square_sums + token * normed.parts + lane;
 #pragma unroll
       for (int32_t j = 0; j < kHeld; ++j) {
-        squares[i][j] = FloatIf(exists && lane + j * 32 < normed.parts, parts + j * 32);
+        squares[i][j] = LoadFloatIf(exists && lane + j * 32 < normed.parts, parts + j * 32);
       }
-      scale[i] = FloatIf(exists, normed.scale + token);
+      scale[i] = LoadFloatIf(exists, normed.scale + token);
     }
   }
   __device__ __forceinline__ void Make(const KernelParams& k, const Ring<S>& ring, int32_t warp,

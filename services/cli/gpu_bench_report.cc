@@ -24,8 +24,7 @@ using Rows = std::vector<std::vector<std::string>>;
 
 constexpr char kOneRank[] =
     "NOT a figure of several GPUs: sums take an echo of the rank itself; links between GPUs, "
-    "NCCL's "
-    "sums (more than\n64 tokens) and its gathers of logits are left out.\n";
+    "NCCL's sums (more than\n64 tokens) and its gathers of logits are left out.\n";
 
 std::string Share(const BenchFigure& figure) {
   return absl::StrFormat("%.1f %%", figure.value > 0 ? 100 * figure.spread / figure.value : 0);
