@@ -601,12 +601,28 @@ cudaError_t LaunchShapeOf(const W4DecodeParams& params, int32_t multiprocessors,
                       params);
 }
 
+// Whether up to four tokens take units of two slabs of two row tiles, as streamed ones do, although
+// their activations could stay in registers: as measured (NOTES.md, "Sums over GPUs").
+bool TakesTwoRowTiles(const W4DecodeParams& params, int32_t multiprocessors) {
+  if (params.output != DecodeOutput::kAddResidual) return false;
+  const int32_t slabs = layout::GpuSlabs(params.columns);
+  // A resident unit would be half empty.
+  if (slabs <= 2 * kWarps) return params.tokens > 2;
+  if (layout::GpuRowTiles(params.rows) <= 2 * multiprocessors) return false;
+  return slabs <= 4 * kWarps ? params.tokens <= 2 : params.tokens == 1 && slabs > 8 * kWarps;
+}
+
 // Where activations can stay in registers, else streamed.
 template <int32_t kGroup, int32_t kResidentTokens, int32_t kStreamedTokens>
 cudaError_t LaunchTokens(const W4DecodeParams& params, int32_t multiprocessors,
                          cudaStream_t stream) {
   using Resident = Shape<kGroup, kResidentTokens, 1>;
   const int32_t slabs = layout::GpuSlabs(params.columns);
+  if constexpr (kGroup == 128 && kStreamedTokens == 4) {
+    if (TakesTwoRowTiles(params, multiprocessors)) {
+      return LaunchShapeOf<Shape<kGroup, 4, 2>>(params, multiprocessors, stream);
+    }
+  }
   if (slabs <= kWarps * Resident::kRowSlabs) {
     return LaunchShapeOf<Resident>(params, multiprocessors, stream);
   }

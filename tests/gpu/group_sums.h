@@ -149,7 +149,7 @@ struct Sum {
         weights(c),
         x(Reals(Normal(static_cast<size_t>(c.tokens * std::max(8, c.columns)), SeedOf(rank)))),
         parts(Normal(c.in_norm() ? kParts * c.count() : 1, SeedOf(rank))),
-        alone(c.count()),
+        alone(std::vector<float>(c.count(), 0.0f)),
         residual(Normal(c.count(), 1)),
         norm_weight(std::vector<cuda::Real16>(static_cast<size_t>(c.rows), cuda::ToReal(1.5f))),
         scale(std::vector<float>(static_cast<size_t>(c.tokens), 3.0f)),
@@ -198,12 +198,13 @@ struct Sum {
     CUDA_OK(cuda::OrderedNorm(Norm(exchange),
                               {.stream = stream, .dependent = c.dependent, .element = c.element}));
   }
-  // This rank's part of the sum, as kernels that exchange nothing have it.
+  // This rank's part of the sum, as kernels that exchange nothing have it. Products of other
+  // outputs may add up in another order, so this one adds to zeros.
   [[nodiscard]] std::vector<float> Part() const {
     if (!c.in_norm()) {
       cuda::W4DecodeParams p = Product({});
-      p.output = cuda::DecodeOutput::kFloat;
-      p.y_float = alone.get();
+      p.residual_out = alone.get();
+      p.next.x = plain_x.get();
       CUDA_OK(cuda::W4Decode(p, kBlocks, nullptr));
       CUDA_OK(cudaDeviceSynchronize());
       return alone.Get();
