@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "kernels/cuda/attention_layout.h"
+#include "kernels/cuda/ceil_divide.h"
 
 namespace nibble::cuda {
 namespace {
@@ -27,8 +28,6 @@ Range Blocks(const AttentionTile& tile, int32_t window) {
   return {first / kKvBlockTokens,
           (tile.first_position + std::max(tile.tokens, 1) - 1) / kKvBlockTokens + 1};
 }
-
-int32_t CeilDivide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // How long the longest of the blocks works if no unit has more than `longest` KV blocks; or -1 if
 // that makes too many units.

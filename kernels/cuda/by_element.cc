@@ -43,18 +43,6 @@ NIBBLE_BY_ELEMENT(W4Wgmma,
                    const LaunchOptions& options),
                   (p, input, multiprocessors, options), options.element)
 
-// Alike for both.
-namespace f16 {
-int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors);
-bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors);
-}  // namespace f16
-int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors) {
-  return f16::W4WgmmaParts(params, multiprocessors);
-}
-bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors) {
-  return f16::W4WgmmaFixedSilu(params, multiprocessors);
-}
-
 #undef NIBBLE_OPERATION
 #undef NIBBLE_BY_ELEMENT
 

@@ -119,6 +119,9 @@ inline constexpr uint32_t kNotCome = 0xffffffffu;
 __device__ __forceinline__ bool HaveCome(const uint4& words) {
   return words.x != kNotCome && words.y != kNotCome && words.z != kNotCome && words.w != kNotCome;
 }
+__device__ __forceinline__ uint4 FourNotCome() {
+  return make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
+}
 __device__ __forceinline__ void PrefetchToL2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }

@@ -56,7 +56,7 @@ struct MeetingPair {
 #pragma unroll
     for (int32_t part = 0; part < kWgmmaPartsMax; ++part) {
       if (part >= parts) break;
-      *place(part) = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
+      *place(part) = FourNotCome();
       x.x += __uint_as_float(values[part].x);
       x.y += __uint_as_float(values[part].y);
       x.z += __uint_as_float(values[part].z);

@@ -164,17 +164,17 @@ struct NormRow {
                   ExchangeSet(exchange, exchange.norm_words, number) + Word(slab, chunk);
     Load(slab, chunk, x);
     float2 sum[4] = {};
-    TakeParts(
-        exchange, from, exchange.norm_words, HaveCome, [&](const uint4& word, int32_t sender) {
-          from[sender * exchange.norm_words] = make_uint4(kNotCome, kNotCome, kNotCome, kNotCome);
-          const auto* pairs = reinterpret_cast<const Real16x2*>(&word);
+    TakeParts(exchange, from, exchange.norm_words, HaveCome,
+              [&](const uint4& word, int32_t sender) {
+                from[sender * exchange.norm_words] = FourNotCome();
+                const auto* pairs = reinterpret_cast<const Real16x2*>(&word);
 #pragma unroll
-          for (int32_t c = 0; c < 4; ++c) {
-            const float2 pair = ToFloats(pairs[c]);
-            sum[c].x += pair.x;
-            sum[c].y += pair.y;
-          }
-        });
+                for (int32_t c = 0; c < 4; ++c) {
+                  const float2 pair = ToFloats(pairs[c]);
+                  sum[c].x += pair.x;
+                  sum[c].y += pair.y;
+                }
+              });
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
       x[c].x += sum[c].x;

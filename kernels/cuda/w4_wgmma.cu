@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/ceil_divide.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/w4_fixed.cuh"
+#include "kernels/cuda/w4_help.cuh"
 #include "kernels/cuda/w4_meeting.cuh"
 #include "kernels/cuda/w4_output.cuh"
 #include "kernels/cuda/w4_wgmma_prompt.cuh"
@@ -276,7 +278,7 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
   consumer->Clear();
   consumer->Pin();
   uint64_t* done = nullptr;
-  for (int32_t chunk = place.begin; chunk < place.end; ++chunk) {
+  const auto multiply = [&](int32_t chunk) {
     BarrierWait(ring->Full(ring->stage), ring->phase);
     const uint8_t* slab = ring->W() + row_tile * S::kRowTileBytes;
     const uint64_t b = UniformRows(ring->X());
@@ -295,7 +297,15 @@ __device__ __forceinline__ void MultiplyTile(const KernelParams& k, const Place&
     done = ring->Empty(ring->stage);
     if (S::kFloatScales && lane == 0) BarrierArrive(done);
     ring->Advance();
-    if (chunk == place.begin) behind_first();
+  };
+  int32_t chunk = place.begin;
+  if constexpr (S::kPeeled) {
+    multiply(chunk++);
+    behind_first();
+  }
+  for (; chunk < place.end; ++chunk) {
+    multiply(chunk);
+    if (!S::kPeeled && chunk == place.begin) behind_first();
   }
   WarpgroupWait<0>();
   consumer->Pin();
@@ -417,13 +427,29 @@ __device__ __forceinline__ void StoreFixedSilu(const KernelParams& k, int32_t ti
   }
 }
 
+// A helper leaves a tile's sums: true. Others add what it has left.
+template <typename S>
+__device__ __forceinline__ bool HelpWith(const KernelParams& k, const Place& place, int32_t tile,
+                                         int32_t thread, Consumer<S>* consumer) {
+  if constexpr (S::kHelped) {
+    if (k.help.blocks <= 0) return false;
+    const Help<S::kTokens, S::kConsumers * kGroupThreads> help(k.input.help, tile, thread);
+    if (place.helps) {
+      help.Leave(consumer->acc[0]);
+      return true;
+    }
+    help.Add(consumer->acc[0]);
+  }
+  return false;
+}
+
 template <typename S>
 __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, int32_t group) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x) % kGroupThreads;
   const int32_t lane = thread % 32;
   // Of the block's; the next part's: + 4.
   const int32_t row_tile = group * S::kParts * 4 + thread / 32;
-  const Place place(k);
+  const Place place(k, S::kHelped);
   const int32_t warp = group * 4 + thread / 32;
   if constexpr (S::kFactors) {
     // Norm weights were last read a step ago.
@@ -447,6 +473,7 @@ __device__ __forceinline__ void Consume(const KernelParams& k, uint8_t* shared, 
         if (factors && tile == place.tile) maker.Make(k, ring, warp, lane);
       }
     });
+    if (HelpWith<S>(k, place, tile, group * kGroupThreads + thread, &consumer)) continue;
     if constexpr (S::kFactors) {
       if (factors) {
         BarrierWait(ring.Factored(), 0);
@@ -540,17 +567,22 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
   const cudaError_t error = cudaFuncSetAttribute(
       W4WgmmaKernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (error != cudaSuccess) return error;
-  const auto parts_of = [](int32_t count, int32_t size) { return (count + size - 1) / size; };
   KernelParams k{.p = params, .input = input};
   k.ordered_tokens = layout::GpuOrderedTokens(params.tokens);
   k.token_tiles = k.ordered_tokens / S::kTokens;
-  k.tiles = parts_of(layout::GpuRowTiles(params.rows), S::kRowTiles) * k.token_tiles;
-  k.chunks = parts_of(layout::GpuSlabs(params.columns), S::kChunk);
+  k.tiles = CeilDivide(layout::GpuRowTiles(params.rows), S::kRowTiles) * k.token_tiles;
+  k.chunks = CeilDivide(layout::GpuSlabs(params.columns), S::kChunk);
   k.parts = input.meeting != nullptr ? input.meeting : input.parts;
   const bool parts = k.parts != nullptr;
   k.blocks = parts ? W4WgmmaParts(params, multiprocessors)
                    : BlocksOfTile<S>(k.tiles, k.chunks, multiprocessors);
-  const int32_t grid = k.blocks > 1 ? k.tiles * k.blocks : std::min(k.tiles, multiprocessors);
+  if (S::kHelped && k.blocks == 1 && input.help != nullptr) {
+    k.help = W4WgmmaHelp(params, multiprocessors);
+  }
+  const int32_t rounds = CeilDivide(k.tiles, multiprocessors);
+  const int32_t grid = k.help.blocks > 0 ? k.help.blocks + CeilDivide(k.tiles, rounds)
+                       : k.blocks > 1    ? k.tiles * k.blocks
+                                         : std::min(k.tiles, multiprocessors);
   return LaunchKernel(W4WgmmaKernel<S>,
                       {.grid = dim3(static_cast<uint32_t>(grid)),
                        .block = dim3(S::kThreads),
@@ -570,6 +602,7 @@ bool InputFits(const W4BatchParams& params, const WgmmaInput& input, int32_t mul
   if (next_fixed && !meets && !(fixed && W4WgmmaFixedSilu(params, multiprocessors))) return false;
   const bool few = meets || fixed || next_fixed || input.normed.square_sums != nullptr;
   if (few && (!kMeetings || params.tokens > kWgmmaMeetingTokens)) return false;
+  if ((fixed || next_fixed) && params.tokens > kWgmmaFixedTokens) return false;
   return input.parts == nullptr || params.tokens <= kWgmmaPartsTokens;
 }
 
@@ -591,24 +624,6 @@ cudaError_t LaunchGroup(const W4BatchParams& params, const Rest&... rest) {
 
 }  // namespace
 
-int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors) {
-  const int32_t rows_of_tile = RowTilesOf(params.group) * layout::kGpuTileRows;
-  const int32_t tiles = (params.rows + rows_of_tile - 1) / rows_of_tile;
-  const int32_t chunks = (layout::GpuSlabs(params.columns) + kPartSlabs - 1) / kPartSlabs;
-  const int32_t parts = std::clamp(multiprocessors / tiles, 1, std::min(chunks, kWgmmaPartsMax));
-  // No more than the longest needs.
-  const int32_t longest = (chunks + parts - 1) / parts;
-  return (chunks + longest - 1) / longest;
-}
-
-bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors) {
-  const int32_t rows_of_tile = RowTilesOf(params.group) * layout::kGpuTileRows;
-  const int32_t tiles = (params.rows + rows_of_tile - 1) / rows_of_tile;
-  return params.output == DecodeOutput::kSiluMul && params.group == 128 &&
-         params.rows % rows_of_tile == 0 && params.tokens <= kWgmmaMeetingTokens &&
-         2 * tiles > multiprocessors;
-}
-
 cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_t multiprocessors,
                     const LaunchOptions& options) {
   if (params.tokens < 1 || params.columns % 8 != 0) return cudaErrorInvalidValue;
@@ -626,8 +641,8 @@ cudaError_t W4Wgmma(const W4BatchParams& params, const WgmmaInput& input, int32_
     case 128:
       if constexpr (kMeetings) {
         if (input.fixed_scales != nullptr) {
-          return LaunchShapeOf<Shape<128, kWgmmaMeetingTokens, true>>(params, input,
-                                                                      multiprocessors, options);
+          return LaunchShapeOf<Shape<128, kWgmmaFixedTokens, true>>(params, input, multiprocessors,
+                                                                    options);
         }
       }
       return LaunchGroup<128>(params, input, multiprocessors, options);

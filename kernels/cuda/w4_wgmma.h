@@ -12,14 +12,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "kernels/cuda/element.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_order.h"
+#include "kernels/cuda/w4_wgmma_plan.h"
 
 namespace nibble::cuda {
-
-// Of so many tokens, of fp16, blocks may meet and inputs be normed ones or in fixed point.
-inline constexpr int32_t kWgmmaMeetingTokens = 16;
 
 struct WgmmaInput {
   const Real16* ordered = nullptr;  // what stands for params.x, which is not read
@@ -46,11 +46,10 @@ struct WgmmaInput {
   // has, [W4WgmmaParts][tokens, rows], for OrderedNorm or attention to add up. At most
   // kWgmmaPartsTokens tokens; not with kSiluMul.
   float* parts = nullptr;
+  // Not null: idle multiprocessors take a part of every tile (W4WgmmaHelp), through words of which
+  // all bits are set before and after. As with a meeting, all blocks must come to run.
+  float* help = nullptr;
 };
-
-// Whether whole blocks finish a slab of the next product each.
-[[nodiscard]] bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors);
-[[nodiscard]] int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors);
 
 // REQUIRES: a device of compute capability 9.0, columns a multiple of 8, 16-byte aligned pointers.
 // Graph-capturable.

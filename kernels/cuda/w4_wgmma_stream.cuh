@@ -28,15 +28,12 @@ struct KernelParams {
   int32_t chunks;  // of a tile, along k
   int32_t blocks;  // that share a tile: a cluster, or each leaves its part
   float* parts;    // of whichever kind, or nullptr
+  WgmmaHelp help;  // idle blocks that help, or none
 };
 
 __device__ __forceinline__ OrderedOutput NextInput(const KernelParams& k) {
   return {k.input.next_ordered, k.input.next_group, k.ordered_tokens};
 }
-
-// What W4WgmmaParts reckons with, whatever the tokens: of a block's tile, and of a part at least.
-constexpr int32_t RowTilesOf(int32_t group) { return group == 0 ? 8 : 16; }
-constexpr int32_t kPartSlabs = 2;
 
 template <int32_t kGroupT, int32_t kTokensT, bool kFixedT = false>
 struct Shape {
@@ -44,6 +41,8 @@ struct Shape {
   static constexpr int32_t kTokens = kTokensT;
   // What results of normed inputs are multiplied by.
   static constexpr bool kFactors = kMeetings && kTokens <= kWgmmaMeetingTokens;
+  // The first chunk stands before the loop over the others, which the factors would make longer.
+  static constexpr bool kPeeled = kFactors && kGroupT == 128 && kWgmmaFixedTokens < kTokens;
   static constexpr bool kFixed = kFixedT;                           // activations in fixed point
   static constexpr int32_t kMapGroup = kGroup == 0 ? 128 : kGroup;  // of GpuKIndex
   static constexpr int32_t kSlabBytes =
@@ -53,6 +52,8 @@ struct Shape {
   // fewer instructions where a row has few sums and a slab one scale. Registers for four warpgroups
   // then suffice.
   static constexpr bool kFloatScales = kGroup == 128 && kTokens <= 64;
+  // Idle multiprocessors may help.
+  static constexpr bool kHelped = kFloatScales && kTokens == kWgmmaHelpTokens;
   static constexpr int32_t kConsumers = kFloatScales ? 4 : 2;  // warpgroups
   static constexpr int32_t kConsumerWarps = kConsumers * 4;
   static constexpr int32_t kThreads = (1 + kConsumers) * kGroupThreads;
@@ -65,7 +66,7 @@ struct Shape {
   static constexpr int32_t kParts = kFloatScales || kGroup == 0 ? 1 : 2;  // of 64 rows, a warpgroup
   static constexpr int32_t kRowTiles = kConsumerWarps * kParts;           // of 16 rows, a block
   static constexpr int32_t kChunk = kTokens <= 64 && kGroup != 0 ? 2 : 1;  // slabs of a stage
-  static_assert(kRowTiles == RowTilesOf(kGroup) && kPartSlabs % kChunk == 0);
+  static_assert(kRowTiles == WgmmaRowTiles(kGroup) && kWgmmaChunkSlabs % kChunk == 0);
   static constexpr int32_t kSteps =
       kTokens <= 64 && kGroup != 0 ? 4 : 2;             // k-steps committed at a time
   static constexpr int32_t kHalfBytes = kTokens * 128;  // 64 k of the tile's tokens
@@ -84,7 +85,9 @@ struct Shape {
   // Stages of weights that are asked for at a time before the ring is full: many keep the first
   // activations waiting, few leave the memory idle until these have come (NOTES.md). The head's
   // weights are many more than its activations.
-  static constexpr int32_t kEarly = kGroup == 0 ? kStages : kFactors ? 6 / kChunk : 4 / kChunk;
+  static constexpr int32_t kEarly = kGroup == 0                                ? kStages
+                                    : kFactors && kTokens <= kWgmmaFixedTokens ? 6 / kChunk
+                                                                               : 4 / kChunk;
   // In fixed point, of a block with more than twice as many chunks as its ring has stages; the
   // others are asked for right behind the first activations.
   static constexpr int32_t kEarlyOfMany = 2;
@@ -102,9 +105,21 @@ struct Shape {
 struct Place {
   int32_t tile, stride;
   int32_t rank;  // in the cluster
+  bool helps;    // others with their tiles
   int32_t begin, end;
 
-  __device__ __forceinline__ explicit Place(const KernelParams& k) {
+  __device__ __forceinline__ Place(const KernelParams& k, bool helped) {
+    if (helped && k.help.blocks > 0) {
+      const auto block = static_cast<int32_t>(blockIdx.x);
+      helps = block < k.help.blocks;
+      tile = helps ? block : block - k.help.blocks;
+      stride = helps ? k.help.blocks : static_cast<int32_t>(gridDim.x) - k.help.blocks;
+      rank = 0;
+      begin = helps ? k.chunks - k.help.chunks : 0;
+      end = helps ? k.chunks : k.chunks - k.help.chunks;
+      return;
+    }
+    helps = false;
     rank = static_cast<int32_t>(blockIdx.x) % k.blocks;
     tile = static_cast<int32_t>(blockIdx.x) / k.blocks;
     stride = static_cast<int32_t>(gridDim.x) / k.blocks;
@@ -219,7 +234,7 @@ __device__ __forceinline__ void Produce(const KernelParams& k, uint8_t* shared, 
                                         int32_t lane) {
   constexpr int32_t kTurns = S::kStages < 4 ? S::kStages : 4;
   if (turn >= kTurns) return;
-  const Place place(k);
+  const Place place(k, S::kHelped);
   const Ring<S> ring{shared};
   Copies<S> copies(k, shared, lane);
   int32_t tile = place.tile;

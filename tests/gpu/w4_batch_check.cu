@@ -178,6 +178,36 @@ bool CheckParts(const Device& device, const W4BatchParams& params, const Real16*
                 std::vector<double>(whole.begin(), whole.end()), got, 1e-6);
 }
 
+// The same with the hands of multiprocessors that have no tiles, twice alike.
+bool CheckHelp(const Device& device, W4BatchParams params, const Real16* ordered,
+               const std::vector<Real16>& whole) {
+  const WgmmaHelp help = W4WgmmaHelp(params, device.multiprocessors);
+  if (params.output != DecodeOutput::kSiluMul || help.blocks == 0) return true;
+  DeviceArray<float> words(WgmmaHelpWords(params.rows));  // all bits are set
+  std::vector<Real16> results[2];
+  for (std::vector<Real16>& y : results) {
+    DeviceArray<Real16> y_half(whole.size());
+    params.y_half = y_half.get();
+    CUDA_OK(W4Wgmma(params, {.ordered = ordered, .help = words.get()}, device.multiprocessors,
+                    {.stream = device.stream, .element = Tested()}));
+    CUDA_OK(cudaDeviceSynchronize());
+    y = y_half.Get();
+  }
+  std::vector<double> want, got;
+  for (const Real16 value : whole) want.push_back(Double(value));
+  for (const Real16 value : results[0]) got.push_back(Double(value));
+  bool ok = std::memcmp(results[0].data(), results[1].data(), whole.size() * sizeof(Real16)) == 0;
+  for (const float word : words.Get()) {
+    constexpr uint32_t kAllSet = 0xffffffffu;
+    ok = ok && std::memcmp(&word, &kAllSet, sizeof(word)) == 0;
+  }
+  if (!ok) std::printf("FAIL help\n");
+  return Report("  the same with " + std::to_string(help.blocks) + " helpers for " +
+                    std::to_string(help.chunks) + " chunks",
+                want, got, Limit(1e-3)) &&
+         ok;
+}
+
 bool Check(const Case& c, const Device& device) {
   const bool silu = c.output == DecodeOutput::kSiluMul;
   const RandomMatrix matrix(c.rows, c.columns, c.group, silu);
@@ -209,7 +239,8 @@ bool Check(const Case& c, const Device& device) {
     floats[run] = c.output == DecodeOutput::kFloat ? y_float.Get() : residual.Get();
     halves[run] = y_half.Get();
     in_order = in_order && CheckOrderedOutput(device, params, ordered.get(), halves[run]) &&
-               CheckParts(device, params, ordered.get(), kOld, floats[run]);
+               CheckParts(device, params, ordered.get(), kOld, floats[run]) &&
+               CheckHelp(device, params, ordered.get(), halves[run]);
   }
   std::vector<double> got;
   const bool is_half = silu || c.output == DecodeOutput::kHalf;
@@ -246,6 +277,9 @@ bool CheckAll(const Device& device) {
                         Case{6144, 4096, 128, 32, kHalf, false},
                         Case{3328, 4096, 128, 33, kSiluMul, false},
                         Case{1000, 14336, 128, 48, kFloat, false},
+                        Case{28672, 4096, 128, 32, kSiluMul, false},
+                        Case{28600, 3968, 128, 29, kSiluMul, false},
+                        Case{57344, 4096, 128, 20, kSiluMul, false},
                         Case{4096, 4096, 128, 64, kAddResidual, true},
                         Case{4096, 14336, 128, 32, kAddResidual, false},
                         Case{1000, 256, 128, 20, kAddResidual, true},

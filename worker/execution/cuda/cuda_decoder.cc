@@ -106,6 +106,16 @@ absl::Status CudaDecoder::Allocate(int32_t table_size) {
   return hopper_ && options_.max_step_tokens > FewTokens() ? AllocateOrdered() : absl::OkStatus();
 }
 
+absl::StatusOr<float*> CudaDecoder::AllocateWords(int64_t count) {
+  ASSIGN_OR_RETURN(float* words, arena_.Allocate<float>(count));
+  if (!arena_.counting()) {
+    RETURN_IF_ERROR(CudaStatus(
+        cudaMemsetAsync(words, 0xff, static_cast<size_t>(count) * sizeof(float), stream_),
+        "preparing sums"));
+  }
+  return words;
+}
+
 absl::Status CudaDecoder::AllocateOrdered() {
   int32_t columns[2] = {model_.head().columns, 0};
   for (const DeviceLayer& layer : model_.layers()) {
@@ -123,22 +133,19 @@ absl::Status CudaDecoder::AllocateOrdered() {
   ASSIGN_OR_RETURN(parts_, arena_.Allocate<float>(cuda::kWgmmaPartsMax * tokens * rows));
   if (parallel()) return absl::OkStatus();
   const int32_t hidden = model_.spec().hidden_size;
-  constexpr int32_t kFew = cuda::kWgmmaMeetingTokens;
-  const int64_t words = int64_t{cuda::kWgmmaPartsMax} * kFew * hidden;
-  ASSIGN_OR_RETURN(meeting_, arena_.Allocate<float>(words));
-  if (!arena_.counting()) {
-    RETURN_IF_ERROR(CudaStatus(
-        cudaMemsetAsync(meeting_, 0xff, static_cast<size_t>(words) * sizeof(float), stream_),
-        "preparing sums"));
-  }
-  ASSIGN_OR_RETURN(left_.x, arena_.Allocate<cuda::Real16>(layout::GpuOrderedCount(kFew, hidden)));
+  constexpr int32_t kMeeting = cuda::kWgmmaMeetingTokens, kFixed = cuda::kWgmmaFixedTokens;
+  const int64_t meeting = int64_t{cuda::kWgmmaPartsMax} * kMeeting * hidden;
+  ASSIGN_OR_RETURN(meeting_, AllocateWords(meeting));
+  ASSIGN_OR_RETURN(help_, AllocateWords(cuda::WgmmaHelpWords(model_.layers()[0].gate_up.rows)));
+  ASSIGN_OR_RETURN(left_.x,
+                   arena_.Allocate<cuda::Real16>(layout::GpuOrderedCount(kMeeting, hidden)));
   ASSIGN_OR_RETURN(left_.fixed_scales,
-                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFew, hidden)));
-  ASSIGN_OR_RETURN(left_.square_sums, arena_.Allocate<float>(kFew * layout::GpuSlabs(hidden)));
+                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFixed, hidden)));
+  ASSIGN_OR_RETURN(left_.square_sums, arena_.Allocate<float>(kMeeting * layout::GpuSlabs(hidden)));
   ASSIGN_OR_RETURN(mlp_scales_,
-                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFew, columns[1])));
+                   arena_.Allocate<float>(layout::GpuFixedScaleCount(kFixed, columns[1])));
   if (!LayersTakeFixed()) return absl::OkStatus();
-  const int64_t scales = layout::GpuFixedScaleCount(kFew, model_.layers()[0].o.columns);
+  const int64_t scales = layout::GpuFixedScaleCount(kFixed, model_.layers()[0].o.columns);
   ASSIGN_OR_RETURN(attention_scales_, arena_.Allocate<float>(scales));
   return absl::OkStatus();
 }
@@ -154,7 +161,7 @@ bool CudaDecoder::LayersTakeFixed() const {
     return layer.qkv.group == 128 && layer.o.group == 128 && layer.down.group == 128 &&
            cuda::W4WgmmaFixedSilu({.rows = layer.gate_up.rows,
                                    .group = layer.gate_up.group,
-                                   .tokens = cuda::kWgmmaMeetingTokens,
+                                   .tokens = cuda::kWgmmaFixedTokens,
                                    .output = cuda::DecodeOutput::kSiluMul},
                                   multiprocessors_);
   });

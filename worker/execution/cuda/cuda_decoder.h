@@ -126,6 +126,8 @@ class CudaDecoder {
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
   [[nodiscard]] absl::Status AllocateOrdered();
+  // Words that say by themselves that they have come: all bits are set.
+  [[nodiscard]] absl::StatusOr<float*> AllocateWords(int64_t count);
   [[nodiscard]] absl::Status Multiply(const Product& product);
   // REQUIRES: at most 16 tokens.
   [[nodiscard]] absl::Status MultiplyFew(const Product& product);
@@ -176,7 +178,8 @@ class CudaDecoder {
   }
   // Every product of the layers takes fixed point.
   [[nodiscard]] bool IsFixed(const StepView& step) const {
-    return attention_scales_ != nullptr && Meets(step.tokens) && RotatesInAttention(step) &&
+    return attention_scales_ != nullptr && Meets(step.tokens) &&
+           step.tokens <= cuda::kWgmmaFixedTokens && RotatesInAttention(step) &&
            step.prompt_tile_count == 0;
   }
   [[nodiscard]] bool LayersTakeFixed() const;
@@ -235,6 +238,7 @@ class CudaDecoder {
   // Where products meet (w4_wgmma.h), and what they leave for the next one; it reads that after the
   // product's own activations, so memory is its own.
   float* meeting_ = nullptr;
+  float* help_ = nullptr;  // where idle multiprocessors help with gate-up (w4_wgmma.h)
   struct {
     cuda::Real16* x = nullptr;
     float* fixed_scales = nullptr;

@@ -66,6 +66,7 @@ absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
   mlp_fixed_ = input.fixed_scales != nullptr && product.next_ordered != nullptr &&
                product.next_group == 128 && cuda::W4WgmmaFixedSilu(params, multiprocessors_);
   if (mlp_fixed_) input.next_scales = mlp_scales_;
+  if (product.output == cuda::DecodeOutput::kSiluMul) input.help = help_;
   if (product.in_parts && product.next_norm != nullptr && Meets(product.tokens)) {
     Leave(product, &input);
   } else if (product.in_parts) {
@@ -90,7 +91,7 @@ void CudaDecoder::TakeLeft(cuda::WgmmaInput* input) {
 
 void CudaDecoder::Leave(const Product& product, cuda::WgmmaInput* input) {
   left_.valid = true;
-  left_.fixed = product.next_group == 128;
+  left_.fixed = product.next_group == 128 && product.tokens <= cuda::kWgmmaFixedTokens;
   input->meeting = meeting_;
   input->next_scales = left_.fixed ? left_.fixed_scales : nullptr;
   input->next = {.x = left_.x,
