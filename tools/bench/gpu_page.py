@@ -2,11 +2,11 @@
 """Tables and plots of docs/benchmarks/gpu.md out of the records of `nibble bench --device cuda`.
 
 usage: tools/bench/gpu_page.py [--check]
-       tools/bench/gpu_page.py --join RECORDS.json... > docs/benchmarks/h200-SHAPE.json
+       tools/bench/gpu_page.py --join RECORDS.json... > docs/benchmarks/GPU-SHAPE.json
 
-Between `<!-- table: NAME of SHAPE -->` and `<!-- end -->` the page holds what is made here; a NAME
-that no records stand for is left out. Of records of the same conditions the last counts. --check
-writes nothing and fails where page or plots are not what the records give.
+Between `<!-- table: NAME of GPU-SHAPE -->` and `<!-- end -->` the page holds what is made here; a
+NAME that no records stand for is left out. Of records of the same conditions the last counts.
+--check writes nothing and fails where page or plots are not what the records give.
 """
 
 import json
@@ -17,15 +17,17 @@ import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks"
 PAGE = FOLDER / "gpu.md"
-TARGETS = FOLDER / "h200-targets.json"
-PLOTTED = "mistral-7b"
+TARGETS = FOLDER / "gpu-targets.json"
+PLOTTED = "h200-mistral-7b"
 COLORS = ("#1b6ca8", "#c8553d", "#588157", "#7a5195")
 
 
 class Records:
-    def __init__(self, shape):
-        self.targets = json.loads(TARGETS.read_text())[shape]
-        self.all = json.loads((FOLDER / f"h200-{shape}.json").read_text())
+    """What was measured of a shape on a GPU: `name` is h200-mistral-7b, say."""
+
+    def __init__(self, name):
+        self.targets = json.loads(TARGETS.read_text())[name]
+        self.all = json.loads((FOLDER / f"{name}.json").read_text())
         self.headers = [record for record in self.all if record.get("record") == "header"]
         lines = False  # of the table of fused modules, which has models of its own for every line
         for record in self.all:
@@ -94,9 +96,11 @@ def figures(records):
                                                 for value in columns)]]
     for line in targets["rows"]:
         rows.append([line["name"], *(number(value) for value in line["values"])])
-    must = next(line["values"] for line in targets["rows"] if line["name"] == "aimed at")
-    rows.append(["of what is aimed at", *(f"{100 * value / aim:.0f} %" if value and aim else ""
-                                          for value, aim in zip(columns, must))])
+    for line in targets["rows"]:
+        if line["name"] == "aimed at":
+            shares = [f"{100 * value / aim:.0f} %" if value and aim else ""
+                      for value, aim in zip(columns, line["values"])]
+            rows.append(["of what is aimed at", *shares])
     return table(rows)
 
 
@@ -292,13 +296,13 @@ PICTURES = {"throughput": plot_throughput, "latency": plot_latency, "memory": pl
             "roofline": plot_roofline}
 
 
-def filled(text, shapes):
+def filled(text, measured):
     def fill(match):
-        name, shape = match[1], match[2]
-        if shape not in shapes:
-            shapes[shape] = Records(shape)
-        made = TABLES[name](shapes[shape])
-        start = f"<!-- table: {name} of {shape} -->"
+        name, of = match[1], match[2]
+        if of not in measured:
+            measured[of] = Records(of)
+        made = TABLES[name](measured[of])
+        start = f"<!-- table: {name} of {of} -->"
         return match[0] if made is None else f"{start}\n{made}\n<!-- end -->"
     return re.sub(r"<!-- table: ([a-z ]+) of ([a-z0-9.-]+) -->\n.*?<!-- end -->", fill, text,
                   flags=re.S)
@@ -310,12 +314,12 @@ def main():
                   for record in json.loads(pathlib.Path(path).read_text())]
         print("[\n" + ",\n".join(json.dumps(record) for record in joined) + "\n]")
         return 0
-    shapes = {PLOTTED: Records(PLOTTED)}
-    made = {PAGE: filled(PAGE.read_text(), shapes)}
+    measured = {PLOTTED: Records(PLOTTED)}
+    made = {PAGE: filled(PAGE.read_text(), measured)}
     for name, plot in PICTURES.items():
-        drawn = plot(shapes[PLOTTED])
+        drawn = plot(measured[PLOTTED])
         if drawn.lines:
-            made[FOLDER / f"h200-{PLOTTED}-{name}.svg"] = drawn.svg()
+            made[FOLDER / f"{PLOTTED}-{name}.svg"] = drawn.svg()
     stale = [path for path, text in made.items()
              if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:

@@ -2,7 +2,7 @@
 # tools/bench/gpu_records.sh NIBBLE FOLDER
 # On a machine with a GPU: runs what docs/benchmarks/gpu.md shows with the program NIBBLE (of `make
 # bundle`) and leaves the records of each run in FOLDER. Then, in the repository, for each SHAPE:
-#   tools/bench/gpu_page.py --join FOLDER/SHAPE-*.json > docs/benchmarks/h200-SHAPE.json
+#   tools/bench/gpu_page.py --join FOLDER/SHAPE-*.json > docs/benchmarks/GPU-SHAPE.json
 # and at last tools/bench/gpu_page.py, which makes the page.
 set -euo pipefail
 nibble=$1
