@@ -56,7 +56,8 @@ class PrivacyTest(harness.ServedTestCase):
 
         yield "stream", await_end(stream(good))
         yield "unary", unary(stub.Generate, good)
-        yield "chat", unary(stub.Chat, pb.ChatRequest(messages=[user], stopping=stopping))
+        yield "chat", unary(stub.Chat, pb.ChatRequest(messages=[user], stopping=stopping,
+                                                       sampling=pb.SamplingParams(temperature=0)))
         yield "bad role", unary(stub.Chat, pb.ChatRequest(
             messages=[pb.ChatMessage(role=PROMPT_MARK, content=text)]))
         yield "bad tools", unary(stub.Chat, pb.ChatRequest(
