@@ -1,8 +1,8 @@
 // Which of a kernel's two forms runs: that of the element type which the caller names.
-#include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_portable.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/nccl_results.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_decode.h"
 #include "kernels/cuda/w4_order.h"

@@ -1,12 +1,12 @@
-// The small operations of elementwise.h and all_reduce.h whose numbers are the same whatever the
+// The small operations of elementwise.h and nccl_results.h whose numbers are the same whatever the
 // element type of a step.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/elementwise_launch.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/nccl_results.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {

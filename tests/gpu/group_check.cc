@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/check.h"
-#include "kernels/cuda/all_reduce.h"
+#include "kernels/cuda/nccl_results.h"
 #include "tests/gpu/comparison.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/graph_timer.h"

@@ -2,7 +2,7 @@
 // are summed, and the shares of the vocabulary joined.
 #include <algorithm>
 
-#include "kernels/cuda/all_reduce.h"
+#include "kernels/cuda/nccl_results.h"
 #include "worker/execution/cuda/cuda_decoder.h"
 
 namespace nibble::execution {

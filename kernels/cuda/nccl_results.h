@@ -1,4 +1,4 @@
-// What surrounds sums and gathers over a group's ranks that NCCL takes.
+// Kernels that take what NCCL leaves: sums over a group's ranks, and what it gathered.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,4 +1,4 @@
-#include "kernels/cuda/all_reduce.h"
+#include "kernels/cuda/nccl_results.h"
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
