@@ -40,7 +40,6 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel
     RETURN_IF_ERROR(CudaStatus(
         cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
         "asking for the number of multiprocessors"));
-    if (options.multiprocessors > 0) decoder->multiprocessors_ = options.multiprocessors;
   }
   decoder->hopper_ = OnHopper();
   if (!decoder->arena_.counting()) {

@@ -31,7 +31,6 @@ struct DecoderOptions {
   int32_t kv_blocks = 0;    // without the one that serves padding
   int32_t sample_rows = 0;  // rows whose logits are held at a time
   bool fusion = true;
-  int32_t multiprocessors = 0;  // that kernels are planned for; 0: all of the GPU's
   // Several ranks: every rank's share of the vocabulary, and this rank's group (borrowed).
   std::vector<weights::Range> vocab_shares = {};
   GpuGroup* group = nullptr;
@@ -90,7 +89,7 @@ class CudaDecoder {
   void set_timer(LaunchTimer* timer) { timer_ = timer; }
 
   // What this rank gives to the others in a step: partial results and logits.
-  [[nodiscard]] int64_t ExchangedBytes(const StepView& step) const;
+  [[nodiscard]] int64_t ExchangedBytes(int32_t tokens, int32_t rows) const;
 
   [[nodiscard]] const float* logits() const { return logits_; }
   [[nodiscard]] int64_t kv_bytes() const { return kv_arena_.bytes(); }
@@ -188,7 +187,7 @@ class CudaDecoder {
   // Of a prompt's tokens only those whose logits are asked for go on behind the last attention, by
   // the decode kernel.
   [[nodiscard]] bool KeepsRows(const StepView& step) const {
-    return hopper_ && options_.fusion && SumsInKernels() && !step.every_token_sampled &&
+    return hopper_ && options_.fusion && !parallel() && !step.every_token_sampled &&
            step.tokens > cuda::kWgmmaMeetingTokens && step.rows <= FewTokens();
   }
   // The norm before the head is of every token, in order and at once.

@@ -129,7 +129,6 @@ DecoderOptions CudaExecutor::State::OptionsOfDecoder(DeviceArena::Mode mode) con
           .kv_blocks = limits.kv_blocks,
           .sample_rows = sample_rows,
           .fusion = options.fusion,
-          .multiprocessors = options.multiprocessors,
           .vocab_shares = options.vocab_shares,
           .group = group.get(),
           .mode = mode};
@@ -272,7 +271,7 @@ absl::Status CudaExecutor::State::Compute(StepRecord* record) {
   RETURN_IF_ERROR(CudaStatus(cudaEventRecord(record->begun, stream), "recording an event"));
   RETURN_IF_ERROR(BringInputs(*record, view));
   if (group != nullptr && options.on_exchanged_bytes) {
-    options.on_exchanged_bytes(decoder->ExchangedBytes(view));
+    options.on_exchanged_bytes(decoder->ExchangedBytes(view.tokens, view.rows));
   }
   if (record->padded > 0) return graphs->Launch(record->padded);
   if (view.tokens == 0) return absl::OkStatus();

@@ -18,15 +18,11 @@ int32_t LargestShare(const std::vector<weights::Range>& shares) {
 
 }  // namespace
 
-int64_t CudaDecoder::ExchangedBytes(const StepView& step) const {
+int64_t CudaDecoder::ExchangedBytes(int32_t tokens, int32_t rows) const {
   const model::ModelSpec& spec = model_.spec();
-  const auto layer_bytes = [&](int32_t tokens) {
-    const int64_t value_bytes = LeavesParts(tokens) || tokens > kFloatTokens ? 2 : 4;
-    return int64_t{2} * tokens * spec.hidden_size * value_bytes;
-  };
-  return (spec.layer_count - 1) * layer_bytes(step.tokens) +
-         layer_bytes(KeepsRows(step) ? step.rows : step.tokens) +
-         int64_t{step.rows} * model_.share().vocab.count() * 4;
+  const int64_t value_bytes = LeavesParts(tokens) || tokens > kFloatTokens ? 2 : 4;
+  return int64_t{2} * spec.layer_count * tokens * spec.hidden_size * value_bytes +
+         int64_t{rows} * model_.share().vocab.count() * 4;
 }
 
 absl::Status CudaDecoder::AllocateForGroup() {

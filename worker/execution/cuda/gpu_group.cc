@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "base/status.h"
 #include "kernels/cuda/w4_order.h"
 
@@ -78,26 +77,7 @@ absl::StatusOr<std::unique_ptr<GpuGroup>> GpuGroup::Echo(int32_t rank, int32_t r
     exchange.norms[peer] = exchange.norms[rank] + (peer - rank) * exchange.norm_words;
   }
   group->exchange_ = exchange;
-  group->echo_ = true;
   return group;
-}
-
-absl::StatusOr<std::vector<std::unique_ptr<GpuGroup>>> GpuGroup::ShareGpu(int32_t ranks,
-                                                                          int32_t exchange_columns,
-                                                                          Duration patience) {
-  CHECK(ranks >= 1 && ranks <= cuda::kPeersMax);
-  std::vector<std::unique_ptr<GpuGroup>> groups;
-  for (int32_t rank = 0; rank < ranks; ++rank) {
-    groups.push_back(std::unique_ptr<GpuGroup>(new GpuGroup(rank, ranks, patience)));
-    ASSIGN_OR_RETURN(groups.back()->exchange_, groups.back()->MakeExchange(exchange_columns));
-  }
-  for (const auto& group : groups) {
-    for (size_t peer = 0; peer < groups.size(); ++peer) {
-      group->exchange_->products[peer] = groups[peer]->exchange_->products[peer];
-      group->exchange_->norms[peer] = groups[peer]->exchange_->norms[peer];
-    }
-  }
-  return groups;
 }
 
 GpuGroup::~GpuGroup() {
@@ -210,8 +190,7 @@ absl::Status GpuGroup::OpenPeers(const GpuGroupOptions& options) {
 }
 
 absl::Status GpuGroup::AllReduce(void* data, int64_t count, NcclType type, cudaStream_t stream) {
-  if (echo_) return absl::OkStatus();
-  if (communicator_ == nullptr) return absl::UnimplementedError("a sum by NCCL on one GPU");
+  if (communicator_ == nullptr) return absl::OkStatus();
   return Finish(nccl_->all_reduce(data, data, static_cast<size_t>(count), type, kNcclSum,
                                   communicator_, stream),
                 "summing");

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -41,11 +40,6 @@ class GpuGroup {
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<GpuGroup>> Echo(int32_t rank, int32_t ranks,
                                                                       int32_t exchange_columns,
                                                                       Duration patience);
-  // All ranks on the calling thread's GPU, to check them where there is one; their kernels must
-  // find room side by side. Without NCCL: its sums are UNIMPLEMENTED, a gather copies this rank's
-  // own part.
-  [[nodiscard]] static absl::StatusOr<std::vector<std::unique_ptr<GpuGroup>>> ShareGpu(
-      int32_t ranks, int32_t exchange_columns, Duration patience);
   ~GpuGroup();
   GpuGroup(const GpuGroup&) = delete;
   GpuGroup& operator=(const GpuGroup&) = delete;
@@ -89,8 +83,7 @@ class GpuGroup {
   const int32_t ranks_;
   const Duration patience_;
   std::unique_ptr<NcclLibrary> nccl_;
-  NcclCommunicator* communicator_ = nullptr;  // nullptr: Echo, ShareGpu
-  bool echo_ = false;
+  NcclCommunicator* communicator_ = nullptr;  // nullptr: an echo
   DeviceArena arena_;
   PinnedMemory words_;  // the abort word, then the fault
   std::optional<cuda::PeerExchange> exchange_;
