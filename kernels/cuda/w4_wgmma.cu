@@ -579,8 +579,7 @@ cudaError_t LaunchShapeOf(const W4BatchParams& params, const WgmmaInput& input,
   if (S::kHelped && k.blocks == 1 && input.help != nullptr) {
     k.help = W4WgmmaHelp(params, multiprocessors);
   }
-  const int32_t rounds = CeilDivide(k.tiles, multiprocessors);
-  const int32_t grid = k.help.blocks > 0 ? k.help.blocks + CeilDivide(k.tiles, rounds)
+  const int32_t grid = k.help.blocks > 0 ? multiprocessors
                        : k.blocks > 1    ? k.tiles * k.blocks
                                          : std::min(k.tiles, multiprocessors);
   return LaunchKernel(W4WgmmaKernel<S>,

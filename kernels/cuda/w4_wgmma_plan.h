@@ -22,8 +22,9 @@ inline constexpr int32_t kWgmmaChunkSlabs = 2;
 // By how many blocks a tile is shared along k where these leave parts or meet.
 [[nodiscard]] int32_t W4WgmmaParts(const W4BatchParams& params, int32_t multiprocessors);
 
-// Where whole tiles of more than 16 and up to 32 tokens would leave multiprocessors idle: so many
-// more blocks, which take so many chunks of two slabs of every tile.
+// Where whole tiles of more than 16 and up to 32 tokens would leave multiprocessors idle: a block
+// for each of these, which take so many chunks of two slabs of every tile. The other
+// multiprocessors have a block with tiles each.
 struct WgmmaHelp {
   int32_t blocks = 0;  // 0: none
   int32_t chunks = 0;
