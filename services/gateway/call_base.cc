@@ -63,8 +63,13 @@ absl::Status CallBase::Enter() {
   return absl::OkStatus();
 }
 
-void CallBase::Leave() {
+void CallBase::GiveBackPlaces() {
   if (has_places_) caller_->Leave();
+  has_places_ = false;
+}
+
+void CallBase::Leave() {
+  GiveBackPlaces();
   if (entered_) core_->calls.Leave(this);
 }
 
@@ -73,6 +78,8 @@ void CallBase::AddTrailer(const char* key, const std::string& value) {
 }
 
 grpc::Status CallBase::Close(const absl::Status& status) {
+  // Before the client hears of the end: it may begin its next call at once.
+  GiveBackPlaces();
   const RpcMetrics& metrics = core_->metrics.rpcs[static_cast<size_t>(rpc_)];
   const auto code = static_cast<size_t>(status.code());
   metrics.handled[code < kStatusCodes ? code : static_cast<size_t>(absl::StatusCode::kUnknown)]

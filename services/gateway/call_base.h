@@ -31,9 +31,9 @@ class CallBase : public LiveCall {
   // calls or of metadata, DEADLINE_EXCEEDED when no time is left: the call is then finished without
   // any work.
   [[nodiscard]] absl::Status Enter();
-  // Gives the place back; from OnDone, before the reactor goes.
+  // Gives back what is still held; from OnDone, before the reactor goes.
   void Leave();
-  // Trailers and counts; the result goes to Finish. Once.
+  // Gives back the caller's places, adds trailers, counts; the result goes to Finish. Once.
   [[nodiscard]] grpc::Status Close(const absl::Status& status);
   [[nodiscard]] grpc::Status Close(const GenerationEnd& end);
 
@@ -56,6 +56,7 @@ class CallBase : public LiveCall {
   void Reset(const absl::Status& status);
 
  private:
+  void GiveBackPlaces();
   void AddTrailer(const char* key, const std::string& value);
 
   Core* const core_;

@@ -208,6 +208,20 @@ TEST_F(KeysTest, RequestsInFlightAreBoundedByKey) {
   EXPECT_TRUE(Ask(kKey).status.ok());  // given back
 }
 
+// Whoever has seen a call's end may begin the next: its place is back by then.
+TEST_F(KeysTest, OnePlaceIsEnoughForCallsOneAfterTheOther) {
+  StartWithKeys(", max_requests = 1");
+  for (int i = 0; i < 200; ++i) {
+    const Transcript answer = Ask(kKey);
+    ASSERT_TRUE(answer.status.ok()) << i << ": " << answer.status;
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", absl::StrCat("Bearer ", kKey));
+    pb::ListModelsResponse models;
+    const grpc::Status listed = model_stub_->ListModels(&context, {}, &models);
+    ASSERT_TRUE(listed.ok()) << i << ": " << listed.error_message();
+  }
+}
+
 TEST_F(KeysTest, TokensAreChargedToTheTenant) {
   StartWithKeys("", "[tenants]\nalice = { tokens_per_minute = 6 }\n");
   EXPECT_TRUE(Ask(kKey, 3).status.ok());  // 2 and 3: one is left
