@@ -36,9 +36,6 @@ NIBBLE_OPERATION(OrderActivations, OrderParams)
 NIBBLE_OPERATION(FixedEmbed, FixedEmbedParams)
 NIBBLE_OPERATION(OrderedNorm, OrderedNormParams)
 NIBBLE_OPERATION(AddPartial, AddPartialParams)
-NIBBLE_BY_ELEMENT(SliceNorm,
-                  (const SliceNormParams& p, int32_t blocks, const LaunchOptions& options),
-                  (p, blocks, options), options.element)
 NIBBLE_BY_ELEMENT(W4Decode, (const W4DecodeParams& p, int32_t multiprocessors, cudaStream_t stream),
                   (p, multiprocessors, stream), p.element)
 NIBBLE_BY_ELEMENT(W4Wgmma,

@@ -60,7 +60,6 @@ struct KeepRowsParams {
   int32_t hidden = 0;               // a multiple of 4
   int32_t columns = 0;              // a multiple of 8
   const float* residual = nullptr;  // [any, hidden]
-  bool residual_kept = false;       // it is [count, hidden] already
   const Real16* x = nullptr;        // [any, columns]
   float epsilon = 0;
   float* residual_out = nullptr;     // [count, hidden]

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto* x = reinterpret_cast<const uint4*>(p.x + from * p.columns);
   auto* x_out = reinterpret_cast<uint4*>(p.x_out + to * p.columns);
   for (int32_t i = threadIdx.x; i < p.columns / 8; i += kThreads) x_out[i] = x[i];
-  const auto* row = reinterpret_cast<const float4*>(p.residual + (p.residual_kept ? to : from) * p.hidden);
+  const auto* row = reinterpret_cast<const float4*>(p.residual + from * p.hidden);
   auto* row_out = reinterpret_cast<float4*>(p.residual_out + to * p.hidden);
   float squares = 0;
   for (int32_t i = threadIdx.x; i < p.hidden / 4; i += kThreads) {

@@ -63,25 +63,6 @@ __device__ inline bool MustLeave(const PeerExchange& exchange, uint64_t* begin) 
   return true;
 }
 
-// Says to whoever waits for `flag` that sum `number` has come so far, and all that this thread has
-// seen stored before.
-__device__ __forceinline__ void Signal(uint32_t* flag, uint32_t number) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(number) : "memory");
-}
-__device__ __forceinline__ void AwaitSignal(const PeerExchange& exchange, const uint32_t* flag,
-                                            uint32_t number) {
-  uint64_t since = 0;
-#pragma unroll 1
-  for (int32_t polls = 1;; ++polls) {
-    uint32_t seen;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    if (static_cast<int32_t>(seen - number) >= 0) return;
-    if (__builtin_expect(polls % kPollsBetweenChecks == 0, 0) && MustLeave(exchange, &since)) {
-      return;
-    }
-  }
-}
-
 // Calls add(word) with every rank's word from `first` on, `stride` words apart, in rank order, once
 // come(word) says that it is there: four of them at a time. Once the wait was left words may be
 // anything.

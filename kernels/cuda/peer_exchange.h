@@ -12,14 +12,11 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/element.h"
-
 namespace nibble::cuda {
 
 inline constexpr int32_t kPeersMax = 8;
 inline constexpr int32_t kExchangeBlocksMax = 1024;       // of a launch
 inline constexpr int32_t kExchangeHiddenMax = 16 * 1024;  // of norms
-inline constexpr int32_t kKeptRowsMax = 8;
 
 // Why a loop that waits for a peer was left. In mapped host memory, written once.
 enum class ExchangeFault : uint32_t { kNone = 0, kAborted = 1, kTimeout = 2 };
@@ -41,29 +38,6 @@ struct PeerExchange {
   uint32_t* failed = nullptr;                     // device memory: not 0 once a wait was left
   uint64_t limit_ns = 0;                          // of one wait
 };
-
-// How ranks share out the sums of a prompt's step: each takes those of a slice of its tokens, and
-// gives all ranks the normed rows. Products store each slice of their results straight to the rank
-// that owns it; flags say of a whole kernel's stores that they have come. One set is enough: what a
-// rank's next sum stores over was read before the flags for which that rank has waited.
-struct PeerSlices {
-  int32_t max_tokens = 0;  // of a step; 0: sums are not shared out
-  // Of every rank, as mapped here: [sender][SliceTokens(max_tokens)][hidden], GpuOrderedCount,
-  // [kKeptRowsMax][hidden] of the residual stream, and [2][kPeersMax] numbers of sums, zero at
-  // first: those that a sender's product, then its norm, has ended.
-  Real16* parts[kPeersMax] = {};
-  Real16* normed[kPeersMax] = {};
-  float* kept[kPeersMax] = {};
-  uint32_t* flags[kPeersMax] = {};
-  uint32_t* ended = nullptr;  // blocks of this rank's norm; zero before and after it
-};
-
-// Of a step's tokens, as a product stores them: whole passes of a tile. The last ranks' slices may
-// hold fewer, or none.
-[[nodiscard]] constexpr int32_t SliceTokens(int32_t tokens, int32_t ranks) {
-  constexpr int32_t kPass = 32;
-  return (tokens + ranks * kPass - 1) / (ranks * kPass) * kPass;
-}
 
 // Words of one sender and set: two rows of a tile's sixteen, four bytes of data and four of the
 // sum's number each; eight 16-bit numbers, in whole slabs of columns.

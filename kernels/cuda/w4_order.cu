@@ -1,7 +1,5 @@
 #include "kernels/cuda/w4_order.h"
 
-#include <algorithm>
-
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/peer_exchange.cuh"
@@ -195,47 +193,18 @@ struct NormRow {
     }
     if constexpr (kAdds != Adds::kNothing) Keep(slab, chunk, x);
   }
-  // Onto x what ranks have left of a slice's row, `stride` numbers apart.
-  __device__ __forceinline__ void AddSlices(const Real16* from, int64_t stride, int32_t slab,
-                                            int32_t chunk, float2 (&x)[4]) const {
-    float2 sum[4] = {};
-#pragma unroll 2
-    for (int32_t sender = 0; sender < p.exchange.ranks; ++sender, from += stride) {
-#pragma unroll
-      for (int32_t c = 0; c < 4; ++c) {
-        const int32_t k = Column(slab, chunk, c);
-        const Real16x2 pair = {k < p.hidden ? __ldcg(reinterpret_cast<const uint32_t*>(from + k))
-                                            : 0};
-        sum[c].x += ToFloats(pair).x;
-        sum[c].y += ToFloats(pair).y;
-      }
-    }
-#pragma unroll
-    for (int32_t c = 0; c < 4; ++c) {
-      x[c].x += sum[c].x;
-      x[c].y += sum[c].y;
-    }
-  }
   __device__ __forceinline__ void Store(int32_t slab, int32_t chunk, const float2 (&x)[4],
                                         const Real16x2 (&w)[4], float inverse) const {
-    *Place(p.ordered, slab, chunk) = Normed(x, w, inverse);
-  }
-  [[nodiscard]] __device__ __forceinline__ uint4 Normed(const float2 (&x)[4],
-                                                        const Real16x2 (&w)[4],
-                                                        float inverse) const {
     Real16x2 values[4];
 #pragma unroll
     for (int32_t c = 0; c < 4; ++c) {
       const float2 weight = ToFloats(w[c]);
       values[c] = ToReals(x[c].x * inverse * weight.x, x[c].y * inverse * weight.y);
     }
-    return *reinterpret_cast<const uint4*>(values);
-  }
-  [[nodiscard]] __device__ __forceinline__ uint4* Place(Real16* ordered, int32_t slab,
-                                                        int32_t chunk) const {
     const int64_t row =
         (static_cast<int64_t>(slab) * 2 + chunk / 8) * layout::GpuOrderedTokens(p.tokens) + token;
-    return reinterpret_cast<uint4*>(ordered) + row * 8 + (chunk % 8 ^ token % 8);
+    reinterpret_cast<uint4*>(p.ordered)[row * 8 + (chunk % 8 ^ token % 8)] =
+        *reinterpret_cast<const uint4*>(values);
   }
 
  private:
@@ -328,105 +297,6 @@ cudaError_t LaunchNorm(const OrderedNormParams& params, const LaunchOptions& opt
                       params);
 }
 
-constexpr int32_t kSliceThreads = 512;
-constexpr int32_t kSliceSlabsAtOnce = kSliceThreads / kChunks;
-
-struct SliceKernelParams {
-  SliceNormParams p;
-  int32_t first, count;  // tokens of this rank
-  int64_t part_stride;   // from one sender's parts to the next one's
-};
-
-// One row. `weights` are those of this thread's chunks.
-__device__ __forceinline__ void NormSliceRow(const SliceKernelParams& k, int32_t in_slice,
-                                             const Real16x2 (&weights)[kHeld][4]) {
-  const OrderedNormParams& p = k.p.norm;
-  const PeerExchange& exchange = p.exchange;
-  NormRow row(p, k.first + in_slice);
-  row.Find();
-  const Real16* parts = k.p.slices.parts[exchange.rank] + static_cast<int64_t>(in_slice) * p.hidden;
-  const int32_t chunk = static_cast<int32_t>(threadIdx.x) % kChunks;
-  const int32_t first = static_cast<int32_t>(threadIdx.x) / kChunks;
-  const int32_t slabs = layout::GpuSlabs(p.hidden);
-  float2 held[kHeld][4];
-  float squares = 0;
-#pragma unroll
-  for (int32_t i = 0; i < kHeld; ++i) {
-    const int32_t slab = first + i * kSliceSlabsAtOnce;
-    if (slab >= slabs) continue;
-    row.Load(slab, chunk, held[i]);
-    row.AddSlices(parts, k.part_stride, slab, chunk, held[i]);
-    row.Keep(slab, chunk, held[i]);
-    squares += SquareSum(held[i]);
-  }
-  const float inverse =
-      rsqrtf(BlockSum<kSliceThreads>(squares) / static_cast<float>(p.hidden) + p.epsilon);
-#pragma unroll 1
-  for (int32_t rank = 0; rank < exchange.ranks; ++rank) {
-#pragma unroll
-    for (int32_t i = 0; i < kHeld; ++i) {
-      const int32_t slab = first + i * kSliceSlabsAtOnce;
-      if (slab >= slabs) continue;
-      *row.Place(k.p.slices.normed[rank], slab, chunk) = row.Normed(held[i], weights[i], inverse);
-    }
-  }
-#pragma unroll 1
-  for (int32_t kept = 0; kept < k.p.kept_count; ++kept) {
-    if (k.p.kept_rows[kept] != row.token) continue;
-#pragma unroll 1
-    for (int32_t rank = 0; rank < exchange.ranks; ++rank) {
-      NormRow there = row;
-      there.residual = k.p.slices.kept[rank] + static_cast<int64_t>(kept) * p.hidden;
-#pragma unroll
-      for (int32_t i = 0; i < kHeld; ++i) {
-        const int32_t slab = first + i * kSliceSlabsAtOnce;
-        if (slab < slabs) there.Keep(slab, chunk, held[i]);
-      }
-    }
-  }
-}
-
-// A block: rows of this rank's slice. Products' stores have come once their senders' flags have;
-// the last block says so of this rank's rows, and waits for the others'.
-__global__ void __launch_bounds__(kSliceThreads)
-    SliceNormKernel(const __grid_constant__ SliceKernelParams k) {
-  LetNextKernelStart();
-  const OrderedNormParams& p = k.p.norm;
-  const PeerExchange& exchange = p.exchange;
-  const PeerSlices& slices = k.p.slices;
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  Real16x2 weights[kHeld][4];
-  NormRow any(p, 0);
-#pragma unroll
-  for (int32_t i = 0; i < kHeld; ++i) {
-    const int32_t slab = thread / kChunks + i * kSliceSlabsAtOnce;
-    if (slab < layout::GpuSlabs(p.hidden)) any.LoadWeights(slab, thread % kChunks, weights[i]);
-  }
-  WaitForPreviousKernel();
-  if (thread < exchange.ranks) {
-    if (blockIdx.x == 0) Signal(slices.flags[thread] + exchange.rank, k.p.number);
-    AwaitSignal(exchange, slices.flags[exchange.rank] + thread, k.p.number);
-  }
-  __syncthreads();
-  for (auto row = static_cast<int32_t>(blockIdx.x); row < k.count;
-       row += static_cast<int32_t>(gridDim.x)) {
-    NormSliceRow(k, row, weights);
-    __syncthreads();  // BlockSum's memory
-  }
-  if (thread != 0) return;
-  // What the whole block has stored goes before its count, and all blocks' before the flags.
-  __threadfence_system();
-  if (atomicAdd(slices.ended, 1) != gridDim.x - 1) return;
-  __threadfence_system();
-  *slices.ended = 0;
-  for (int32_t rank = 0; rank < exchange.ranks; ++rank) {
-    Signal(slices.flags[rank] + kPeersMax + exchange.rank, k.p.number);
-  }
-  for (int32_t rank = 0; rank < exchange.ranks; ++rank) {
-    AwaitSignal(exchange, slices.flags[exchange.rank] + kPeersMax + rank, k.p.number);
-  }
-}
-
 constexpr int32_t kEmbedWarps = 8;
 
 // A warp: a slab of a token, of which a lane has four numbers.
@@ -496,27 +366,6 @@ cudaError_t OrderActivations(const OrderParams& params, const LaunchOptions& opt
                        .stream = options.stream,
                        .dependent = options.dependent},
                       params);
-}
-
-cudaError_t SliceNorm(const SliceNormParams& params, int32_t blocks, const LaunchOptions& options) {
-  const OrderedNormParams& norm = params.norm;
-  const PeerExchange& exchange = norm.exchange;
-  if (norm.tokens < 1 || norm.tokens > params.slices.max_tokens || norm.hidden % 8 != 0 ||
-      norm.hidden > kExchangeHiddenMax || norm.rows != nullptr || norm.parts != nullptr ||
-      norm.partial != nullptr || exchange.ranks < 1 || exchange.ranks > kPeersMax ||
-      params.kept_count > kKeptRowsMax || blocks < 1) {
-    return cudaErrorInvalidValue;
-  }
-  const int32_t slice = SliceTokens(norm.tokens, exchange.ranks);
-  SliceKernelParams k{.p = params, .first = std::min(exchange.rank * slice, norm.tokens)};
-  k.count = std::min(slice, norm.tokens - k.first);
-  k.part_stride = int64_t{SliceTokens(params.slices.max_tokens, exchange.ranks)} * norm.hidden;
-  return LaunchKernel(SliceNormKernel,
-                      {.grid = dim3(static_cast<uint32_t>(std::clamp(k.count, 1, blocks))),
-                       .block = dim3(kSliceThreads),
-                       .stream = options.stream,
-                       .dependent = options.dependent},
-                      k);
 }
 
 cudaError_t OrderedNorm(const OrderedNormParams& params, const LaunchOptions& options) {

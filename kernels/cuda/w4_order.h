@@ -60,19 +60,4 @@ struct OrderedNormParams {
 [[nodiscard]] cudaError_t OrderedNorm(const OrderedNormParams& params,
                                       const LaunchOptions& options);
 
-// The same of a prompt whose ranks share out its sums (PeerSlices): adds all ranks' parts of this
-// rank's slice to its rows of the residual stream, in rank order, and leaves their norms to every
-// rank. Ends when all ranks' rows have come here.
-struct SliceNormParams {
-  OrderedNormParams norm;  // without rows, parts, partial, ordered, inverse_rms_out
-  PeerSlices slices;
-  uint32_t number = 0;  // of the sum: one more than of the one before, alike on all ranks
-  // Of these tokens the residual stream goes to every rank, too: to slices.kept, in this order.
-  const int32_t* kept_rows = nullptr;
-  int32_t kept_count = 0;  // at most kKeptRowsMax
-};
-// Of so many blocks at most.
-[[nodiscard]] cudaError_t SliceNorm(const SliceNormParams& params, int32_t blocks,
-                                    const LaunchOptions& options);
-
 }  // namespace nibble::cuda

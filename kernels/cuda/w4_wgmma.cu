@@ -602,7 +602,6 @@ bool InputFits(const W4BatchParams& params, const WgmmaInput& input, int32_t mul
   const bool few = meets || fixed || next_fixed || input.normed.square_sums != nullptr;
   if (few && (!kMeetings || params.tokens > kWgmmaMeetingTokens)) return false;
   if ((fixed || next_fixed) && params.tokens > kWgmmaFixedTokens) return false;
-  if (input.slice_tokens != 0 && !PromptTilesFit(params, multiprocessors)) return false;
   return input.parts == nullptr || params.tokens <= kWgmmaPartsTokens;
 }
 

@@ -15,7 +15,6 @@
 #include <cstdint>
 
 #include "kernels/cuda/element.h"
-#include "kernels/cuda/peer_exchange.h"
 #include "kernels/cuda/w4_batch.h"
 #include "kernels/cuda/w4_order.h"
 #include "kernels/cuda/w4_wgmma_plan.h"
@@ -47,11 +46,6 @@ struct WgmmaInput {
   // has, [W4WgmmaParts][tokens, rows], for OrderedNorm or attention to add up. At most
   // kWgmmaPartsTokens tokens; not with kSiluMul.
   float* parts = nullptr;
-  // Of a prompt (PromptTilesFit) with kHalf, in the place of y_half: of every `slice_tokens`
-  // tokens, a multiple of 32, results lie [slice_tokens, rows] in a memory of their own. rows is a
-  // multiple of 8.
-  Real16* slices[kPeersMax] = {};
-  int32_t slice_tokens = 0;  // 0: y_half takes all
   // Not null: idle multiprocessors take a part of every tile (W4WgmmaHelp), through words of which
   // all bits are set before and after. As with a meeting, all blocks must come to run.
   float* help = nullptr;

@@ -49,14 +49,6 @@ int64_t WgmmaHelpWords(int32_t rows) {
   return int64_t{CeilDivide(rows, RowsOfTile(kGroup))} * RowsOfTile(kGroup) * kWgmmaHelpTokens;
 }
 
-bool PromptTilesFit(const W4BatchParams& params, int32_t multiprocessors) {
-  const int32_t tokens = layout::GpuOrderedTokens(params.tokens);
-  if (params.group == 0 || tokens % kPromptTokens != 0 || multiprocessors < 2) return false;
-  const int32_t tiles = CeilDivide(params.rows, kPromptRows) * (tokens / kPromptTokens);
-  const int32_t clusters = multiprocessors / 2;
-  return 10 * int64_t{tiles} >= 7 * int64_t{CeilDivide(tiles, clusters)} * clusters;
-}
-
 bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors) {
   return params.output == DecodeOutput::kSiluMul && params.group == 128 &&
          params.rows % RowsOfTile(params.group) == 0 && params.tokens <= kWgmmaFixedTokens &&

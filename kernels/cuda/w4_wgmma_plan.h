@@ -33,12 +33,6 @@ struct WgmmaHelp {
 // Of WgmmaInput::help, whatever the device.
 [[nodiscard]] int64_t WgmmaHelpWords(int32_t rows);
 
-// Tiles of prompts (w4_wgmma_prompt.cu), and whether such tiles leave few multiprocessors without
-// work, and tokens are padded to whole ones.
-inline constexpr int32_t kPromptTokens = 256;
-inline constexpr int32_t kPromptRows = 256;  // of a cluster of two blocks
-[[nodiscard]] bool PromptTilesFit(const W4BatchParams& params, int32_t multiprocessors);
-
 // Whether whole blocks finish a slab of the next product each.
 [[nodiscard]] bool W4WgmmaFixedSilu(const W4BatchParams& params, int32_t multiprocessors);
 

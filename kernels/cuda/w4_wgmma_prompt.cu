@@ -323,20 +323,17 @@ struct Consumer {
     }
   }
 
-  // [tokens, rows] of fp16, 32 tokens at a time, which lie in one slice: of each 128 bytes, in
-  // chunks swizzled by the token.
+  // [tokens, rows] of fp16, 32 tokens at a time: of each 128 bytes, in chunks swizzled by the
+  // token.
   __device__ __forceinline__ void StoreHalfRows(int32_t row_tile, int32_t first_token) const {
     const int32_t thread = warp * 32 + lane;
     const float2 bias = RowBiases(k.p, row_tile * 16 + lane / 4);
     uint8_t* staged = Staged();
     const int32_t row = (row_tile - warp) * 16 + thread % 8 * 8;
     const int32_t swizzled = (thread % 8 ^ thread / 8 % 8) * 16;
+    Real16* to = k.p.y_half + static_cast<int64_t>(first_token + thread / 8) * k.p.rows + row;
 #pragma unroll
     for (int32_t pass = 0; pass < kTokens / 32; ++pass) {
-      const int32_t slice = (first_token + pass * 32) / k.input.slice_tokens;
-      const int32_t in_slice = first_token + pass * 32 - slice * k.input.slice_tokens;
-      Real16* to = k.input.slices[min(slice, kPeersMax - 1)] +
-                   static_cast<int64_t>(in_slice + thread / 8) * k.p.rows + row;
       Meet();
 #pragma unroll
       for (int32_t eight = 0; eight < 4; ++eight) {
@@ -350,9 +347,10 @@ struct Consumer {
       Meet();
 #pragma unroll
       for (int32_t i = 0; i < 2; ++i) {
+        const int32_t in_tile = pass * 32 + i * 16;
         const uint4 chunk = LoadShared128(staged + (i * 16 + thread / 8) * 128 + swizzled);
-        if (first_token + pass * 32 + i * 16 + thread / 8 < k.p.tokens && row < k.p.rows) {
-          *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 16 * k.p.rows) = chunk;
+        if (first_token + in_tile + thread / 8 < k.p.tokens && row < k.p.rows) {
+          *reinterpret_cast<uint4*>(to + static_cast<int64_t>(in_tile) * k.p.rows) = chunk;
         }
       }
     }
@@ -484,13 +482,6 @@ cudaError_t Launch(const W4BatchParams& params, const WgmmaInput& input, int32_t
   k.tiles = Tiles<S>(params);
   k.slabs = layout::GpuSlabs(params.columns);
   k.staged = params.rows % 8 == 0;
-  if (input.slice_tokens == 0) {  // one slice takes all
-    k.input.slices[0] = params.y_half;
-    k.input.slice_tokens = k.ordered_tokens;
-  } else if (params.output != DecodeOutput::kHalf || !k.staged || input.slice_tokens % 32 != 0 ||
-             int64_t{input.slice_tokens} * kPeersMax < params.tokens) {
-    return cudaErrorInvalidValue;
-  }
   return LaunchKernel(W4PromptKernel<S>, ShapeOf<S>(std::min(k.tiles, clusters), options), k);
 }
 

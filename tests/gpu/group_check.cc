@@ -154,17 +154,15 @@ bool RunRank(int32_t rank, collectives::ShmRegion* region) {
   cudaStream_t stream = nullptr;
   CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   bool ok = true;
-  const auto group = Must(GpuGroup::Join({.host = host.get(),
-                                          .exchange = {.columns = kColumnsMax},
-                                          .patience = std::chrono::seconds(30)}));
+  const auto group = Must(GpuGroup::Join(
+      {.host = host.get(), .exchange_columns = kColumnsMax, .patience = std::chrono::seconds(30)}));
   CHECK_MSG(group->exchange() != nullptr, "the GPUs cannot write to each other's memory");
   for (const SumCase& c : SumCases(1)) ok = CheckSum(*group, c, stream) && ok;
   ok = CheckLarge(group.get(), stream) && ok;
   Time(group.get(), stream);
   ok = CheckLostPeer(group.get(), stream, true) && ok;
-  const auto impatient = Must(GpuGroup::Join({.host = host.get(),
-                                              .exchange = {.columns = kColumnsMax},
-                                              .patience = std::chrono::seconds(2)}));
+  const auto impatient = Must(GpuGroup::Join(
+      {.host = host.get(), .exchange_columns = kColumnsMax, .patience = std::chrono::seconds(2)}));
   ok = CheckLostPeer(impatient.get(), stream, false) && ok;
   return ok;
 }

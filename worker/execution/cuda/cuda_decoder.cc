@@ -40,7 +40,6 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const CudaModel
     RETURN_IF_ERROR(CudaStatus(
         cudaDeviceGetAttribute(&decoder->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
         "asking for the number of multiprocessors"));
-    if (options.multiprocessors > 0) decoder->multiprocessors_ = options.multiprocessors;
   }
   decoder->hopper_ = OnHopper();
   if (!decoder->arena_.counting()) {
@@ -254,7 +253,6 @@ absl::Status CudaDecoder::Forward(const StepView& step) {
   mlp_fixed_ = false;
   partial_waits_ = false;
   is_fixed_ = IsFixed(step);
-  shared_ = {.on = SharesOut(step), .kept_rows = step.row_tokens, .kept_count = step.rows};
   RETURN_IF_ERROR(Embed(step));
   for (int32_t layer = 0; layer < model_.spec().layer_count; ++layer) {
     RETURN_IF_ERROR(Layer(step, layer));
@@ -270,7 +268,7 @@ absl::Status CudaDecoder::Layer(const StepView& step, int32_t index) {
                             .matrix = &layer.qkv,
                             .tokens = step.tokens,
                             .x = normed_,
-                            .ordered = OrderedNormed(step.tokens),
+                            .ordered = OrderedInput(step.tokens),
                             .normed_input = in_products,
                             .in_fragments = in_products,
                             .y_half = qkv_,
@@ -373,7 +371,7 @@ absl::Status CudaDecoder::Mlp(const StepView& step, int32_t index) {
                   .matrix = &layer.gate_up,
                   .tokens = step.tokens,
                   .x = normed_,
-                  .ordered = OrderedNormed(step.tokens),
+                  .ordered = OrderedInput(step.tokens),
                   .normed_input = in_products,
                   .in_fragments = in_products,
                   .output = cuda::DecodeOutput::kSiluMul,
@@ -432,7 +430,6 @@ absl::Status CudaDecoder::AddToResidual(const Product& product) {
 absl::Status CudaDecoder::Norm(const cuda::Real16* weight, const int32_t* rows, int32_t count,
                                const DeviceMatrix& next) {
   if (left_.valid) return absl::OkStatus();
-  if (shared_.waits) return NormOfSlices(weight, count, next);
   if (cuda::Real16* ordered = OrderedInput(count); ordered != nullptr) {
     scale_ = 0;
     cuda::LaunchOptions launch = Launch();

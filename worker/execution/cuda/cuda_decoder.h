@@ -31,7 +31,6 @@ struct DecoderOptions {
   int32_t kv_blocks = 0;    // without the one that serves padding
   int32_t sample_rows = 0;  // rows whose logits are held at a time
   bool fusion = true;
-  int32_t multiprocessors = 0;  // that kernels are planned for; 0: all of the GPU's
   // Several ranks: every rank's share of the vocabulary, and this rank's group (borrowed).
   std::vector<weights::Range> vocab_shares = {};
   GpuGroup* group = nullptr;
@@ -90,7 +89,7 @@ class CudaDecoder {
   void set_timer(LaunchTimer* timer) { timer_ = timer; }
 
   // What this rank gives to the others in a step: partial results and logits.
-  [[nodiscard]] int64_t ExchangedBytes(const StepView& step) const;
+  [[nodiscard]] int64_t ExchangedBytes(int32_t tokens, int32_t rows) const;
 
   [[nodiscard]] const float* logits() const { return logits_; }
   [[nodiscard]] int64_t kv_bytes() const { return kv_arena_.bytes(); }
@@ -123,7 +122,6 @@ class CudaDecoder {
     // LeavesParts: the kernel that follows adds up what blocks leave; or Meets.
     bool in_parts = false;
     bool norm_follows = true;  // with kAddResidual: of every token, in this step
-    bool in_slices = false;    // with kHalf: every rank's tokens go to that rank (PeerSlices)
   };
 
   [[nodiscard]] absl::Status Allocate(int32_t table_size);
@@ -155,21 +153,11 @@ class CudaDecoder {
   [[nodiscard]] bool parallel() const { return options_.vocab_shares.size() > 1; }
   [[nodiscard]] absl::Status AllocateForGroup();
   [[nodiscard]] absl::Status AddOverRanks(const Product& product);
-  // Its sums up to the last layer are shared out: each rank takes those of a slice of the tokens.
-  [[nodiscard]] bool SharesOut(const StepView& step) const;
-  // What a rank owns of the others' results goes to it as slices; the norm adds them.
-  [[nodiscard]] absl::Status ShareOut(const Product& product);
-  void ToSlices(int32_t tokens, cuda::WgmmaInput* input) const;
-  [[nodiscard]] absl::Status NormOfSlices(const cuda::Real16* weight, int32_t tokens,
-                                          const DeviceMatrix& next);
   [[nodiscard]] absl::Status JoinLogits(int32_t rows);
   [[nodiscard]] cuda::KvLayer Cache(int32_t layer) const;
   // How ranks take sums inside kernels, or nullptr where NCCL does.
   [[nodiscard]] const cuda::PeerExchange* Exchange() const {
     return parallel() && options_.group != nullptr ? options_.group->exchange() : nullptr;
-  }
-  [[nodiscard]] const cuda::PeerSlices* Slices() const {
-    return parallel() && options_.group != nullptr ? options_.group->slices() : nullptr;
   }
   [[nodiscard]] bool SumsInKernels() const { return !parallel() || Exchange() != nullptr; }
   // Up to how many tokens the decode kernel is faster than w4_wgmma.h.
@@ -178,10 +166,6 @@ class CudaDecoder {
   [[nodiscard]] bool NormsInProducts(int32_t tokens) const;
   // Where a norm of so many tokens leaves its results in order; nullptr: in normed_.
   [[nodiscard]] cuda::Real16* OrderedInput(int32_t tokens) const;
-  // Where the last norm has left its results, if in order.
-  [[nodiscard]] cuda::Real16* OrderedNormed(int32_t tokens) const {
-    return shared_.normed ? Slices()->normed[Exchange()->rank] : OrderedInput(tokens);
-  }
   // SiLU leaves its results in order, too, where they fill whole slabs: of more than a few tokens.
   [[nodiscard]] bool OrderedMlp() const;
   // Attention and norms of so many tokens add up themselves what qkv, o and down leave, norms over
@@ -203,7 +187,7 @@ class CudaDecoder {
   // Of a prompt's tokens only those whose logits are asked for go on behind the last attention, by
   // the decode kernel.
   [[nodiscard]] bool KeepsRows(const StepView& step) const {
-    return hopper_ && options_.fusion && SumsInKernels() && !step.every_token_sampled &&
+    return hopper_ && options_.fusion && !parallel() && !step.every_token_sampled &&
            step.tokens > cuda::kWgmmaMeetingTokens && step.rows <= FewTokens();
   }
   // The norm before the head is of every token, in order and at once.
@@ -273,16 +257,8 @@ class CudaDecoder {
   float* projected_ = nullptr;       // without fusion
   cuda::Real16* mlp_ = nullptr;
   float* logits_ = nullptr;
-  float* partial_ = nullptr;    // several ranks: of o and down, fp32 or fp16
-  bool partial_waits_ = false;  // in fp16, for the norm that follows to add
-  struct {
-    bool on = false;                     // the step's sums are
-    bool waits = false;                  // for the norm that follows
-    bool normed = false;                 // the last norm took slices
-    const int32_t* kept_rows = nullptr;  // that the last layer goes on with
-    int32_t kept_count = 0;
-  } shared_;                          // out between ranks
-  uint32_t slice_sums_ = 0;           // since the beginning, alike on all ranks
+  float* partial_ = nullptr;          // several ranks: of o and down, fp32 or fp16
+  bool partial_waits_ = false;        // in fp16, for the norm that follows to add
   float* own_logits_ = nullptr;       // several ranks: [rows, vocab share]
   float* gathered_logits_ = nullptr;  // several ranks: the ranks' own_logits_, padded
   float* attention_scratch_ = nullptr;

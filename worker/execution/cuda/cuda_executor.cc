@@ -129,7 +129,6 @@ DecoderOptions CudaExecutor::State::OptionsOfDecoder(DeviceArena::Mode mode) con
           .kv_blocks = limits.kv_blocks,
           .sample_rows = sample_rows,
           .fusion = options.fusion,
-          .multiprocessors = options.multiprocessors,
           .vocab_shares = options.vocab_shares,
           .group = group.get(),
           .mode = mode};
@@ -146,12 +145,6 @@ absl::Status CudaExecutor::State::AllocateIn(DeviceArena* target) {
   return absl::OkStatus();
 }
 
-ExchangeShape CudaExecutor::ExchangeOf(int32_t hidden, const CudaExecutorOptions& options) {
-  const bool prompts = options.fusion && options.max_step_tokens > cuda::kWgmmaPartsTokens &&
-                       hidden <= cuda::kExchangeHiddenMax;
-  return {.columns = hidden, .step_tokens = prompts ? options.max_step_tokens : 0};
-}
-
 absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
   constexpr auto kCount = DeviceArena::Mode::kCount;
   ASSIGN_OR_RETURN(const auto planned,
@@ -159,10 +152,9 @@ absl::StatusOr<DeviceMemoryUse> CudaExecutor::State::Plan() {
   DeviceArena counted(kCount);
   RETURN_IF_ERROR(AllocateIn(&counted));
   const auto ranks = static_cast<int32_t>(options.vocab_shares.size());
-  const int64_t exchange =
-      ranks > 1 && options.one_machine
-          ? GpuGroup::ExchangeBytes(ranks, ExchangeOf(model->spec().hidden_size, options))
-          : 0;
+  const int64_t exchange = ranks > 1 && options.one_machine
+                               ? GpuGroup::ExchangeBytes(ranks, model->spec().hidden_size)
+                               : 0;
   return DeviceMemoryUse{.weights = model->bytes(),
                          .kv_cache = planned->kv_bytes(),
                          .activations = planned->activation_bytes(),
@@ -279,7 +271,7 @@ absl::Status CudaExecutor::State::Compute(StepRecord* record) {
   RETURN_IF_ERROR(CudaStatus(cudaEventRecord(record->begun, stream), "recording an event"));
   RETURN_IF_ERROR(BringInputs(*record, view));
   if (group != nullptr && options.on_exchanged_bytes) {
-    options.on_exchanged_bytes(decoder->ExchangedBytes(view));
+    options.on_exchanged_bytes(decoder->ExchangedBytes(view.tokens, view.rows));
   }
   if (record->padded > 0) return graphs->Launch(record->padded);
   if (view.tokens == 0) return absl::OkStatus();

@@ -18,11 +18,10 @@ namespace nibble::execution {
 struct CudaExecutorOptions {
   int32_t max_slots = 64;
   int32_t max_step_tokens = 2048;
-  int32_t kv_blocks = 0;        // at least one sequence of the model's max_context
-  bool fusion = true;           // false: a kernel per operation, no graphs
-  bool graphs = true;           // with fusion: decode steps as graphs
-  bool one_machine = true;      // all ranks are on it: they may write into each other's memory
-  int32_t multiprocessors = 0;  // that kernels are planned for; 0: all of the GPU's
+  int32_t kv_blocks = 0;    // at least one sequence of the model's max_context
+  bool fusion = true;       // false: a kernel per operation, no graphs
+  bool graphs = true;       // with fusion: decode steps as graphs
+  bool one_machine = true;  // all ranks are on it: they may write into each other's memory
   // Of every rank, where several hold parts of the model.
   std::vector<weights::Range> vocab_shares = {};
   std::function<void(int64_t bytes)> on_exchanged_bytes = {};  // of each step; may be empty
@@ -48,8 +47,6 @@ class CudaExecutor final : public step::Executor {
       std::unique_ptr<GpuGroup> group = nullptr);
   ~CudaExecutor() override;
 
-  // Of a group for such executors.
-  [[nodiscard]] static ExchangeShape ExchangeOf(int32_t hidden, const CudaExecutorOptions& options);
   // What Create will allocate, for a model of CudaModel::Plan; needs no device.
   [[nodiscard]] static absl::StatusOr<DeviceMemoryUse> Plan(std::unique_ptr<CudaModel> planned,
                                                             const CudaExecutorOptions& options);

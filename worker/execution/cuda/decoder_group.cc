@@ -1,7 +1,6 @@
 // What the decoder does where several ranks hold parts of the model: partial results of o and down
 // are summed, and the shares of the vocabulary joined.
 #include <algorithm>
-#include <array>
 
 #include "kernels/cuda/nccl_results.h"
 #include "worker/execution/cuda/cuda_decoder.h"
@@ -19,15 +18,11 @@ int32_t LargestShare(const std::vector<weights::Range>& shares) {
 
 }  // namespace
 
-int64_t CudaDecoder::ExchangedBytes(const StepView& step) const {
+int64_t CudaDecoder::ExchangedBytes(int32_t tokens, int32_t rows) const {
   const model::ModelSpec& spec = model_.spec();
-  const auto layer_bytes = [&](int32_t tokens) {
-    const int64_t value_bytes = LeavesParts(tokens) || tokens > kFloatTokens ? 2 : 4;
-    return int64_t{2} * tokens * spec.hidden_size * value_bytes;
-  };
-  return (spec.layer_count - 1) * layer_bytes(step.tokens) +
-         layer_bytes(KeepsRows(step) ? step.rows : step.tokens) +
-         int64_t{step.rows} * model_.share().vocab.count() * 4;
+  const int64_t value_bytes = LeavesParts(tokens) || tokens > kFloatTokens ? 2 : 4;
+  return int64_t{2} * spec.layer_count * tokens * spec.hidden_size * value_bytes +
+         int64_t{rows} * model_.share().vocab.count() * 4;
 }
 
 absl::Status CudaDecoder::AllocateForGroup() {
@@ -43,62 +38,7 @@ absl::Status CudaDecoder::AllocateForGroup() {
   return absl::OkStatus();
 }
 
-bool CudaDecoder::SharesOut(const StepView& step) const {
-  const cuda::PeerSlices* slices = Slices();
-  if (slices == nullptr || !KeepsRows(step) || step.tokens > slices->max_tokens) return false;
-  const DeviceLayer& layer = model_.layers()[0];
-  return std::ranges::all_of(std::array{&layer.o, &layer.down}, [&](const DeviceMatrix* matrix) {
-    return matrix->rows % 8 == 0 &&
-           cuda::PromptTilesFit(
-               {.rows = matrix->rows, .group = matrix->group, .tokens = step.tokens},
-               multiprocessors_);
-  });
-}
-
-absl::Status CudaDecoder::ShareOut(const Product& product) {
-  Product part = product;
-  part.output = cuda::DecodeOutput::kHalf;
-  part.in_slices = true;
-  shared_.waits = true;
-  return Multiply(part);
-}
-
-void CudaDecoder::ToSlices(int32_t tokens, cuda::WgmmaInput* input) const {
-  const cuda::PeerSlices& slices = *Slices();
-  const cuda::PeerExchange& exchange = *Exchange();
-  const int64_t part =
-      int64_t{cuda::SliceTokens(slices.max_tokens, exchange.ranks)} * model_.spec().hidden_size;
-  input->slice_tokens = cuda::SliceTokens(tokens, exchange.ranks);
-  for (int32_t owner = 0; owner < exchange.ranks; ++owner) {
-    input->slices[owner] = slices.parts[owner] + exchange.rank * part;
-  }
-}
-
-absl::Status CudaDecoder::NormOfSlices(const cuda::Real16* weight, int32_t tokens,
-                                       const DeviceMatrix& next) {
-  constexpr int32_t kBlocksOfMultiprocessor = 2;
-  const bool is_last = &next == &model_.layers().back().qkv;
-  shared_.waits = false;
-  shared_.normed = true;
-  scale_ = 0;
-  RETURN_IF_ERROR(CudaStatus(cuda::SliceNorm({.norm = {.residual = residual_,
-                                                       .weight = weight,
-                                                       .tokens = tokens,
-                                                       .hidden = model_.spec().hidden_size,
-                                                       .epsilon = model_.spec().norm_epsilon,
-                                                       .group = next.group,
-                                                       .exchange = *Exchange()},
-                                              .slices = *Slices(),
-                                              .number = ++slice_sums_,
-                                              .kept_rows = is_last ? shared_.kept_rows : nullptr,
-                                              .kept_count = is_last ? shared_.kept_count : 0},
-                                             kBlocksOfMultiprocessor * multiprocessors_, Launch()),
-                             "sum over ranks and norm"));
-  return Timed("sum over ranks and norm");
-}
-
 absl::Status CudaDecoder::AddOverRanks(const Product& product) {
-  if (shared_.on) return ShareOut(product);
   const int32_t hidden = product.matrix->rows;
   const int64_t count = int64_t{product.tokens} * hidden;
   const bool short_sums = product.tokens > kFloatTokens;

@@ -61,7 +61,6 @@ absl::Status CudaDecoder::MultiplyOrdered(const Product& product,
                          .fixed_scales = product.ordered_scales,
                          .next_ordered = product.next_ordered,
                          .next_group = product.next_group};
-  if (product.in_slices) ToSlices(product.tokens, &input);
   TakeLeft(&input);
   if (mlp_fixed_) input.fixed_scales = mlp_scales_;
   mlp_fixed_ = input.fixed_scales != nullptr && product.next_ordered != nullptr &&

@@ -16,15 +16,11 @@ absl::Status CudaDecoder::LastLayerOfRows(const StepView& step) {
   RETURN_IF_ERROR(Attend(step, index));
   const DeviceLayer& layer = model_.layers().back();
   scale_ = 0;
-  const bool is_kept = shared_.normed;
-  const float* residual = is_kept ? Slices()->kept[Exchange()->rank] : residual_;
-  shared_ = {};
   RETURN_IF_ERROR(CudaStatus(cuda::KeepRows({.rows = step.row_tokens,
                                              .count = step.rows,
                                              .hidden = model_.spec().hidden_size,
                                              .columns = layer.o.columns,
-                                             .residual = residual,
-                                             .residual_kept = is_kept,
+                                             .residual = residual_,
                                              .x = attention_,
                                              .epsilon = model_.spec().norm_epsilon,
                                              .residual_out = kept_residual_,

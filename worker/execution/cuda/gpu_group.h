@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -19,15 +18,9 @@
 
 namespace nibble::execution {
 
-// Of the memory that ranks of one machine write to each other; every rank says the same.
-struct ExchangeShape {
-  int32_t columns = 0;      // of sums taken inside kernels; 0: none are
-  int32_t step_tokens = 0;  // at most, whose sums ranks share out (PeerSlices); 0: none are
-};
-
 struct GpuGroupOptions {
   collectives::Communicator* host = nullptr;  // of the same ranks; borrowed while joining
-  ExchangeShape exchange = {};
+  int32_t exchange_columns = 0;               // of sums taken inside kernels; 0: none are
   bool one_machine = true;  // where not, NCCL carries small sums, too; every rank says the same
   Duration patience = {};   // for peers: while joining, and in a device's wait
 };
@@ -45,13 +38,8 @@ class GpuGroup {
   // it as that peer's part. Nothing that is computed is the model's. Sums by NCCL are left out,
   // data stays as it is; a gather copies this rank's own part.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<GpuGroup>> Echo(int32_t rank, int32_t ranks,
-                                                                      const ExchangeShape& shape,
+                                                                      int32_t exchange_columns,
                                                                       Duration patience);
-  // All ranks on the calling thread's GPU, to check them where there is one; their kernels must
-  // find room side by side. Without NCCL: its sums are UNIMPLEMENTED, a gather copies this rank's
-  // own part.
-  [[nodiscard]] static absl::StatusOr<std::vector<std::unique_ptr<GpuGroup>>> ShareGpu(
-      int32_t ranks, const ExchangeShape& shape, Duration patience);
   ~GpuGroup();
   GpuGroup(const GpuGroup&) = delete;
   GpuGroup& operator=(const GpuGroup&) = delete;
@@ -70,12 +58,8 @@ class GpuGroup {
   [[nodiscard]] const cuda::PeerExchange* exchange() const {
     return exchange_.has_value() ? &*exchange_ : nullptr;
   }
-  // nullptr where there is no exchange, or sums are not shared out.
-  [[nodiscard]] const cuda::PeerSlices* slices() const {
-    return exchange_.has_value() && slices_.max_tokens > 0 ? &slices_ : nullptr;
-  }
-  // What Join allocates for both on each rank.
-  [[nodiscard]] static int64_t ExchangeBytes(int32_t ranks, const ExchangeShape& shape);
+  // What Join allocates for it on each rank.
+  [[nodiscard]] static int64_t ExchangeBytes(int32_t ranks, int32_t exchange_columns);
   [[nodiscard]] int64_t bytes() const { return arena_.bytes(); }
 
   // ABORTED or INTERNAL once a peer is lost: NCCL's asynchronous errors and waits left on devices.
@@ -88,10 +72,8 @@ class GpuGroup {
       : rank_(rank), ranks_(ranks), patience_(patience) {}
 
   [[nodiscard]] absl::Status StartNccl(collectives::Communicator* host);
-  // This rank's own words and numbers. Returns where they begin.
-  [[nodiscard]] absl::StatusOr<uint4*> MakeExchange(const ExchangeShape& shape);
-  // What lies behind the beginning of a rank's memory, as mapped here.
-  void Place(const ExchangeShape& shape, int32_t rank, uint4* begin);
+  // This rank's own words and numbers.
+  [[nodiscard]] absl::StatusOr<cuda::PeerExchange> MakeExchange(int32_t columns);
   [[nodiscard]] absl::Status OpenPeers(const GpuGroupOptions& options);
   [[nodiscard]] absl::StatusOr<bool> AllCanReachEachOther(collectives::Communicator* host) const;
   // Until NCCL has done what it was called for.
@@ -101,12 +83,10 @@ class GpuGroup {
   const int32_t ranks_;
   const Duration patience_;
   std::unique_ptr<NcclLibrary> nccl_;
-  NcclCommunicator* communicator_ = nullptr;  // nullptr: Echo, ShareGpu
-  bool echo_ = false;
+  NcclCommunicator* communicator_ = nullptr;  // nullptr: an echo
   DeviceArena arena_;
   PinnedMemory words_;  // the abort word, then the fault
   std::optional<cuda::PeerExchange> exchange_;
-  cuda::PeerSlices slices_;
 };
 
 }  // namespace nibble::execution

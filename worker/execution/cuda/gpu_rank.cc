@@ -257,19 +257,18 @@ absl::StatusOr<GpuExecutor> CreateGpuExecutor(const GpuInfo& gpu, const GpuModel
   std::vector<weights::RankShare> shares;
   for (const weights::RankMemoryPlan& each : plan.ranks) shares.push_back(each.share);
   std::unique_ptr<GpuGroup> group;
-  CudaExecutorOptions executor_options =
-      OptionsOf(plan, options.fusion, options.one_machine, shares);
-  const ExchangeShape exchange =
-      CudaExecutor::ExchangeOf(source.shape().hidden_size, executor_options);
+  const int32_t exchange_columns = source.shape().hidden_size;
   if (shares.size() > 1 && options.echo) {
     ASSIGN_OR_RETURN(group, GpuGroup::Echo(options.rank, static_cast<int32_t>(shares.size()),
-                                           exchange, options.peer_patience));
+                                           exchange_columns, options.peer_patience));
   } else if (shares.size() > 1) {
     ASSIGN_OR_RETURN(group, GpuGroup::Join({.host = options.communicator,
-                                            .exchange = exchange,
+                                            .exchange_columns = exchange_columns,
                                             .one_machine = options.one_machine,
                                             .patience = options.peer_patience}));
   }
+  CudaExecutorOptions executor_options =
+      OptionsOf(plan, options.fusion, options.one_machine, shares);
   executor_options.on_exchanged_bytes = options.on_exchanged_bytes;
   ASSIGN_OR_RETURN(auto executor,
                    CudaExecutor::Create(std::move(model), executor_options, std::move(group)));
