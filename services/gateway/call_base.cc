@@ -63,13 +63,7 @@ absl::Status CallBase::Enter() {
   return absl::OkStatus();
 }
 
-void CallBase::GiveBackPlaces() {
-  if (has_places_) caller_->Leave();
-  has_places_ = false;
-}
-
 void CallBase::Leave() {
-  GiveBackPlaces();
   if (entered_) core_->calls.Leave(this);
 }
 
@@ -79,7 +73,7 @@ void CallBase::AddTrailer(const char* key, const std::string& value) {
 
 grpc::Status CallBase::Close(const absl::Status& status) {
   // Before the client hears of the end: it may begin its next call at once.
-  GiveBackPlaces();
+  if (has_places_) caller_->Leave();
   const RpcMetrics& metrics = core_->metrics.rpcs[static_cast<size_t>(rpc_)];
   const auto code = static_cast<size_t>(status.code());
   metrics.handled[code < kStatusCodes ? code : static_cast<size_t>(absl::StatusCode::kUnknown)]

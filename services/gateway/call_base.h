@@ -31,7 +31,7 @@ class CallBase : public LiveCall {
   // calls or of metadata, DEADLINE_EXCEEDED when no time is left: the call is then finished without
   // any work.
   [[nodiscard]] absl::Status Enter();
-  // Gives back what is still held; from OnDone, before the reactor goes.
+  // Gives back the place among the calls in flight; from OnDone, which comes behind Close.
   void Leave();
   // Gives back the caller's places, adds trailers, counts; the result goes to Finish. Once.
   [[nodiscard]] grpc::Status Close(const absl::Status& status);
@@ -56,7 +56,6 @@ class CallBase : public LiveCall {
   void Reset(const absl::Status& status);
 
  private:
-  void GiveBackPlaces();
   void AddTrailer(const char* key, const std::string& value);
 
   Core* const core_;
